@@ -1,0 +1,210 @@
+"""The project's tasks: ``python -m nox -l`` lists them.
+
+Plain ``nox`` runs what a change must pass. Everything installs from the package
+index, PostgreSQL included.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+nox.needs_version = ">=2025.5.1"
+nox.options.sessions = ["lint", "typing", "tests", "docs"]
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.download_python = "never"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_venv = "yes"
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+OLDEST = PYTHONS[0]
+
+
+def install(session: nox.Session, *groups: str, package: bool = True) -> None:
+    """Install the tools of *groups*, and the package with all its extras."""
+    tools = nox.project.dependency_groups(PROJECT, *groups)
+    session.install(*tools, *(["-e", ".[all]"] if package else []))
+
+
+def run_pytest(session: nox.Session, *arguments: str, **env: str) -> None:
+    """Run pytest, on two processes unless the arguments say otherwise."""
+    # Not python -m pytest: it would put the working folder on the import path.
+    session.run("pytest", "-n", "2", *arguments, env=env)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting and the order of the modules."""
+    install(session, "lint", package=False)
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types with mypy, wrong uses that it must refuse included."""
+    install(session, "typing")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def pyright(session: nox.Session) -> None:
+    """Check the types of the public names with pyright; it fetches itself with npm."""
+    install(session, "pyright")
+    session.run("pyright", *session.posargs)
+    # It exits with 1 as long as a single type is ambiguous: a measure, not a gate.
+    verify = ["pyright", "--ignoreexternal", "--verifytypes", "sa_wfstate"]
+    session.run(*verify, success_codes=[0, 1])
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests; arguments after ``--`` go to pytest."""
+    install(session, "test")
+    run_pytest(session, *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("sqlalchemy", ["2.0", "2.1"])
+def matrix(session: nox.Session, sqlalchemy: str) -> None:
+    """Run the tests on every Python and SQLAlchemy."""
+    install(session, "test")
+    lowest = "2.0.40" if sqlalchemy == "2.0" else f"{sqlalchemy}.0"
+    session.install(f"sqlalchemy[asyncio]~={lowest}")
+    run_pytest(session, *session.posargs)
+
+
+@nox.session(python=OLDEST)
+def tests_min(session: nox.Session) -> None:
+    """Run the tests on the lowest versions that the package says it supports."""
+    package = PROJECT["project"]
+    needs = [package["dependencies"], *package["optional-dependencies"].values()]
+    lowest = {n.replace(">=", "==") for n in chain.from_iterable(needs) if ">=" in n}
+    session.install(*nox.project.dependency_groups(PROJECT, "test"), *sorted(lowest))
+    session.install("-e", ".[all]")
+    run_pytest(session, *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Measure which lines and branches the tests reach."""
+    install(session, "coverage")
+    session.run("coverage", "erase")
+    script = Path(session.bin, "pytest")
+    session.run("coverage", "run", str(script), "-n", "2", *session.posargs)
+    session.run("coverage", "combine")
+    session.run("coverage", "report")
+
+
+@nox.session
+def postgres(session: nox.Session) -> None:
+    """Run the tests on another PostgreSQL.
+
+    Either on the server at the URL ``SA_WFSTATE_TEST_URL``, or on a temporary one
+    made with the programs in the folder ``SA_WFSTATE_PG_BIN``, such as
+    ``/usr/lib/postgresql/15/bin``.
+    """
+    if not os.environ.keys() & {"SA_WFSTATE_TEST_URL", "SA_WFSTATE_PG_BIN"}:
+        session.error("set SA_WFSTATE_TEST_URL or SA_WFSTATE_PG_BIN")
+    install(session, "test")
+    if "SA_WFSTATE_TEST_URL" in os.environ:
+        run_pytest(session, *session.posargs)
+        return
+    with server_from(Path(os.environ["SA_WFSTATE_PG_BIN"])) as url:
+        run_pytest(session, *session.posargs, SA_WFSTATE_TEST_URL=url)
+
+
+@contextmanager
+def server_from(programs: Path) -> Iterator[str]:
+    """Start a temporary server with the given initdb and pg_ctl."""
+    home = Path(tempfile.mkdtemp(prefix="wfs-"))
+    data, log = home / "data", home / "log"
+    # The server refuses to run as root; a system package brings this user along.
+    user = "postgres" if os.geteuid() == 0 else None
+    if user:
+        os.chown(home, pwd.getpwnam(user).pw_uid, -1)
+
+    def run(program: str, *arguments: str) -> None:
+        command = [programs / program, "-D", data, *arguments]
+        subprocess.run(command, check=True, user=user, stdout=subprocess.DEVNULL)
+
+    try:
+        run("initdb", "--auth=trust", "--encoding=UTF8", "--username=postgres")
+        options = f"-c listen_addresses= -k {home} -c fsync=off -c max_connections=200"
+        options += " -c max_prepared_transactions=20"
+        run("pg_ctl", "-w", "-l", str(log), "-o", options, "start")
+        try:
+            yield f"postgresql://postgres@/postgres?host={home}"
+        finally:
+            run("pg_ctl", "-w", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation, and run every snippet in it."""
+    install(session, "docs")
+    session.run("sphinx-build", "-q", "-W", "-n", "docs", "docs/_build/html")
+    session.run("pytest", "README.md", "docs", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Drive workflows from several workers; arguments after ``--`` go to the demo."""
+    install(session, "demo")
+    session.run("python", "docs/examples/demo", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the measurements in docs/bench, or those that are named after ``--``."""
+    install(session, "bench")
+    folder = Path("docs", "bench")
+    names = session.posargs or sorted(path.stem for path in folder.glob("[!_]*.py"))
+    if not names:
+        session.skip("there are no measurements yet")
+    for name in names:
+        session.run("python", str(folder / f"{name}.py"))
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel from the sdist, and run the contract tests against it."""
+    session.install("build")
+    elsewhere = Path(session.create_tmp()).resolve()
+    shutil.rmtree(elsewhere)
+    session.run("python", "-m", "build", "--outdir", str(elsewhere))
+    (built,), (source,) = elsewhere.glob("*.whl"), elsewhere.glob("*.tar.gz")
+    folders = {name.partition("/")[0] for name in zipfile.ZipFile(built).namelist()}
+    if not all(name.startswith("sa_wfstate") for name in folders):
+        session.error(f"the wheel holds more than the package: {sorted(folders)}")
+    session.install("--force-reinstall", "--no-deps", str(built))
+    tools = nox.project.dependency_groups(PROJECT, "test")
+    session.install(*tools, f"{built}[all]")
+    # The tests as the sdist has them, with the installed package as the only one.
+    shutil.unpack_archive(source, elsewhere, filter="data")
+    tree = elsewhere / source.name.removesuffix(".tar.gz")
+    shutil.rmtree(tree / "sa_wfstate")
+    with session.chdir(tree):
+        run_pytest(session, "-m", "contract", *session.posargs)
+
+
+if __name__ == "__main__":
+    sys.exit(nox.main())
