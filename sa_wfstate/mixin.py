@@ -1,0 +1,275 @@
+"""WorkflowStateMixin: the columns of a workflow row, and the guards of its mapping.
+
+::
+
+    class OrderState(BaseModel):
+        status: str = "new"
+
+    class Order(WorkflowStateMixin[OrderState], Base):
+        __tablename__ = "orders"
+
+That is all. The class gets the six columns of the canonical row, its ``version`` column
+is SQLAlchemy's ``version_id_col``, and the table gets the CHECK constraints. This is
+done when the mapper has been constructed, whatever ``__mapper_args__`` and
+``__table_args__`` the class has of its own, so neither can drop the version check.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Index,
+    Integer,
+    Table,
+    Text,
+    event,
+    func,
+    inspect,
+    text,
+)
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr, mapped_column
+from sqlalchemy.orm.attributes import InstrumentedAttribute
+from sqlalchemy.sql.elements import conv
+
+from .errors import MappingError, PayloadError, VersionNotAssignable
+from .provenance import Provenance
+from .tracking import track
+from .types import PydanticJSON
+
+StateT = TypeVar("StateT")
+
+_MAX_KEY_LENGTH = 255
+_MAX_IDENTIFIER_BYTES = 63
+
+
+class WorkflowStateMixin(Generic[StateT]):
+    """Make a mapped class a workflow with a state of type *StateT*.
+
+    *StateT* is whatever Pydantic's TypeAdapter takes, most often a model. It is given as
+    ``WorkflowStateMixin[OrderState]`` when the class, or an abstract base of it, is
+    defined.
+
+    A row that is written without a new :attr:`provenance` gets that of
+    :meth:`default_provenance`.
+    """
+
+    __workflow_indexes__: ClassVar[tuple[str, ...]] = ()
+    """Optional indexes: any of "version", "updated", "state" and "provenance".
+
+    The first two are B-trees and cost the HOT update; the others are GIN.
+    """
+
+    workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-60)
+    """The primary key of the workflow, 1 to 255 characters."""
+
+    version: Mapped[int] = mapped_column(
+        BigInteger, nullable=False, server_default=text("1"), sort_order=-50
+    )
+    """Counts the commits, from 1; never assigned by the application."""
+
+    if TYPE_CHECKING:
+        state: Mapped[StateT]
+        """The state; changes in place are seen."""
+
+    else:
+
+        @declared_attr
+        def state(cls) -> Mapped[Any]:  # noqa: N805
+            return mapped_column(
+                PydanticJSON(_state_type(cls)), nullable=False, sort_order=-40
+            )
+
+    updated_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=func.now(),
+        onupdate=func.now(),
+        sort_order=-30,
+    )
+    """When the row was last written, by the server's clock."""
+
+    schema_version: Mapped[int] = mapped_column(
+        Integer, nullable=False, server_default=text("1"), default=1, sort_order=-20
+    )
+    """The version of the payload's shape."""
+
+    provenance: Mapped[Provenance] = mapped_column(
+        PydanticJSON(Provenance), nullable=False, sort_order=-10
+    )
+    """Which effect wrote this version."""
+
+    def default_provenance(self) -> Provenance:
+        """Return the provenance of a flush that was given none; override at will."""
+        return Provenance.now()
+
+
+class _VersionAttribute(InstrumentedAttribute[Any]):
+    """The version: SQLAlchemy counts it, nobody sets it."""
+
+    __slots__ = ()
+    inherit_cache = True
+
+    def __set__(self, instance: object, value: Any) -> None:
+        raise VersionNotAssignable(type(instance).__name__)
+
+
+class _KeyAttribute(InstrumentedAttribute[Any]):
+    """The workflow key, checked when it is set."""
+
+    __slots__ = ()
+    inherit_cache = True
+
+    def __set__(self, instance: object, value: Any) -> None:
+        check_key(type(instance).__name__, value)
+        super().__set__(instance, value)
+
+
+def check_key(entity: str, workflow_key: object) -> None:
+    """Raise PayloadError unless *workflow_key* can be the key of an *entity*."""
+    problem = None
+    if not isinstance(workflow_key, str):
+        problem = f"must be a str, got {type(workflow_key).__name__}"
+    elif not 1 <= len(workflow_key) <= _MAX_KEY_LENGTH:
+        problem = f"must have 1 to 255 characters, got {len(workflow_key)}"
+    elif "\0" in workflow_key:
+        problem = "must not contain NUL, PostgreSQL cannot store it"
+    if problem:
+        raise PayloadError(entity, "workflow_key", problem)
+
+
+def _state_type(cls: type[Any]) -> Any:
+    """Return what *cls* put in the brackets of WorkflowStateMixin[…]."""
+    bound = _argument(cls, {})
+    if bound is None or isinstance(bound, TypeVar):
+        raise MappingError(
+            cls.__name__,
+            "the type of its state is missing; derive from WorkflowStateMixin[YourState]",
+        )
+    return bound
+
+
+def _argument(cls: type[Any], known: dict[Any, Any]) -> Any:
+    """Follow the generic bases of *cls* down to the mixin, substituting *known*."""
+    bases = cls.__dict__.get("__orig_bases__", cls.__bases__)
+    for base in bases:
+        origin = get_origin(base) or base
+        if not (isinstance(origin, type) and issubclass(origin, WorkflowStateMixin)):
+            continue
+        arguments = [known.get(argument, argument) for argument in get_args(base)]
+        if origin is WorkflowStateMixin:
+            return arguments[0] if arguments else None
+        parameters = getattr(origin, "__parameters__", ())
+        bound = _argument(origin, dict(zip(parameters, arguments, strict=False)))
+        if bound is not None:
+            return bound
+    return None
+
+
+@event.listens_for(WorkflowStateMixin, "after_mapper_constructed", propagate=True)
+def _complete_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
+    table = mapper.local_table
+    if mapper.inherits is None or mapper.concrete:
+        if not isinstance(table, Table):
+            raise MappingError(cls.__name__, "a workflow must be mapped to a table")
+        _guard_version(mapper, table)
+        _add_constraints(table)
+        _add_indexes(cls, table)
+        if mapper.eager_defaults == "auto":
+            # updated_at comes back with each write: reading it later would be a query,
+            # which an AsyncSession cannot send from an attribute.
+            mapper.eager_defaults = True
+    if mapper.version_id_col is None:
+        raise MappingError(cls.__name__, "its version_id_col is lost")
+    track(cls, "state")
+    cls.version.__class__ = _VersionAttribute
+    cls.workflow_key.__class__ = _KeyAttribute
+
+
+def _guard_version(mapper: Mapper[Any], table: Table) -> None:
+    missing = {"workflow_key", "version", "state", "updated_at"} - set(table.c.keys())
+    missing |= {"schema_version", "provenance"} - set(table.c.keys())
+    if missing:
+        raise MappingError(
+            mapper.class_.__name__,
+            f"table {table.name!r} lacks the columns {', '.join(sorted(missing))}",
+        )
+    if [column.name for column in table.primary_key] != ["workflow_key"]:
+        raise MappingError(
+            mapper.class_.__name__, "workflow_key alone must be the primary key"
+        )
+    if mapper.version_id_col is None:
+        mapper.version_id_col = table.c.version
+    elif mapper.version_id_col is not table.c.version:
+        raise MappingError(
+            mapper.class_.__name__,
+            "__mapper_args__ names another version_id_col; leave it out, the column "
+            "version is the one that is checked",
+        )
+    if mapper.version_id_generator is False:
+        raise MappingError(
+            mapper.class_.__name__,
+            "version_id_generator=False would leave the version to the application; "
+            "leave it out of __mapper_args__",
+        )
+
+
+def _add_constraints(table: Table) -> None:
+    present = {constraint.name for constraint in table.constraints}
+    for column in ("version", "schema_version"):
+        name = conv(_postgresql_name(table.name, column, "check"))
+        if name not in present:
+            table.append_constraint(CheckConstraint(f"{column} >= 1", name=name))
+
+
+def _add_indexes(cls: type[WorkflowStateMixin[Any]], table: Table) -> None:
+    columns: dict[str, tuple[Any, ...]] = {
+        "version": (table.c.workflow_key, table.c.version),
+        "updated": (table.c.updated_at.desc(),),
+        "state": (table.c.state,),
+        "provenance": (table.c.provenance,),
+    }
+    for which in cls.__workflow_indexes__:
+        if which not in columns:
+            raise MappingError(
+                cls.__name__,
+                f"__workflow_indexes__ names {which!r}, not one of {', '.join(columns)}",
+            )
+        using = {"postgresql_using": "gin"} if which in {"state", "provenance"} else {}
+        Index(conv(f"idx_{table.name}_{which}"), *columns[which], **using)
+
+
+def _postgresql_name(table: str, column: str, label: str) -> str:
+    """Return the name that PostgreSQL itself gives, at most 63 bytes.
+
+    Source: makeObjectName() in src/backend/commands/indexcmds.c, which shortens the
+    longer of the two names first.
+    """
+    first, second = table.encode(), column.encode()
+    room = _MAX_IDENTIFIER_BYTES - len(label) - 2
+    while len(first) + len(second) > room:
+        if len(first) > len(second):
+            first = first[:-1]
+        else:
+            second = second[:-1]
+    parts = (part.decode(errors="ignore") for part in (first, second))
+    return "_".join((*parts, label))
+
+
+@event.listens_for(WorkflowStateMixin, "before_insert", propagate=True)
+@event.listens_for(WorkflowStateMixin, "before_update", propagate=True)
+def _stamp(
+    mapper: Mapper[Any], connection: Connection, target: WorkflowStateMixin[Any]
+) -> None:
+    state: InstanceState[Any] = inspect(target)
+    if "provenance" in state.committed_state or (
+        not state.has_identity and state.dict.get("provenance") is not None
+    ):
+        return
+    if not state.has_identity or state.session.is_modified(target):
+        target.provenance = target.default_provenance()

@@ -1,0 +1,57 @@
+"""Provenance: which effect wrote a version, when, and on behalf of which action."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+from uuid import UUID, uuid4
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _text_of_uuid(value: object) -> object:
+    return str(value) if isinstance(value, UUID) else value
+
+
+def _aware(value: datetime) -> datetime:
+    # Rows written before this library took over hold what utcnow().isoformat() gave.
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+
+
+class Provenance(BaseModel):
+    """Who wrote a version; stored in the column ``provenance`` of every workflow row.
+
+    *effect_id* identifies the write itself: one value per attempted write, never used
+    twice, so that a lost answer to COMMIT can be looked up. *timestamp* is the time of
+    the writer's clock; without an offset it is taken as UTC. *action_id* identifies the
+    action that caused the write, if there was one. Further keys are kept as they are.
+
+    >>> Provenance(effect_id="effect-1", timestamp="2026-01-01T00:00:00Z", lease=7).lease
+    7
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    effect_id: Annotated[str, BeforeValidator(_text_of_uuid), Field(min_length=1)]
+    timestamp: Annotated[datetime, AfterValidator(_aware)]
+    action_id: Annotated[UUID | str | None, Field(union_mode="left_to_right")] = None
+
+    @classmethod
+    def now(
+        cls,
+        effect_id: str | UUID | None = None,
+        action_id: UUID | str | None = None,
+        **more: Any,
+    ) -> Self:
+        """Make the provenance of a write that happens now.
+
+        Without *effect_id* a random UUID is taken.
+        """
+        return cls.model_validate(
+            {
+                **more,
+                "effect_id": uuid4() if effect_id is None else effect_id,
+                "timestamp": datetime.now(UTC),
+                "action_id": action_id,
+            }
+        )

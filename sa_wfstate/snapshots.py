@@ -1,0 +1,103 @@
+"""Values that leave the database: a snapshot of a row, and the outcome of a commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from .provenance import Provenance
+
+StateT = TypeVar("StateT")
+
+WorkflowKey = Annotated[str, Field(min_length=1, max_length=255)]
+PositiveInt64 = Annotated[int, Field(ge=1, lt=2**63)]
+PositiveInt32 = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class WorkflowSnapshot(BaseModel, Generic[StateT]):
+    """One row of a workflow at one version.
+
+    The snapshot is frozen and shares nothing with the session it was read in. Its
+    *state* is the application's own model and as mutable as that is; changing it
+    changes no row.
+
+    >>> snapshot = WorkflowSnapshot(
+    ...     workflow_key="order-42",
+    ...     version=1,
+    ...     state={"status": "new"},
+    ...     updated_at="2026-01-01T00:00:00Z",
+    ...     provenance={"effect_id": "effect-1", "timestamp": "2026-01-01T00:00:00Z"},
+    ... )
+    >>> snapshot.schema_version
+    1
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    workflow_key: WorkflowKey
+    version: PositiveInt64
+    state: StateT
+    updated_at: datetime
+    schema_version: PositiveInt32 = 1
+    provenance: Provenance
+
+    @field_validator("state")
+    @classmethod
+    def _refuse_empty_dict(cls, value: StateT) -> StateT:
+        if isinstance(value, dict) and not value:
+            msg = "a plain-dict state must not be empty"
+            raise ValueError(msg)
+        return value
+
+
+class StateCommitted(Generic[StateT]):
+    """The commit won; *version* is the version that it wrote.
+
+    *replayed* says that an earlier attempt of the same write had already done it.
+    *attempts* counts the attempts that were made, this one included.
+    """
+
+    __slots__ = ("_snapshot", "attempts", "replayed", "version", "workflow_key")
+
+    def __init__(
+        self,
+        workflow_key: str,
+        version: int,
+        snapshot: WorkflowSnapshot[StateT] | Callable[[], WorkflowSnapshot[StateT]],
+        *,
+        replayed: bool = False,
+        attempts: int = 1,
+    ) -> None:
+        self.workflow_key = workflow_key
+        self.version = version
+        self.replayed = replayed
+        self.attempts = attempts
+        self._snapshot = snapshot
+
+    @property
+    def snapshot(self) -> WorkflowSnapshot[StateT]:
+        """The row as it was committed; made when it is first asked for."""
+        if not isinstance(self._snapshot, WorkflowSnapshot):
+            self._snapshot = self._snapshot()
+        return self._snapshot
+
+    def __bool__(self) -> Literal[True]:
+        return True
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
+        return _restore, (
+            type(self),
+            (self.workflow_key, self.version, self.snapshot),
+            {"replayed": self.replayed, "attempts": self.attempts},
+        )
+
+    def __repr__(self) -> str:
+        replayed = ", replayed" if self.replayed else ""
+        return f"<StateCommitted {self.workflow_key!r} version {self.version}{replayed}>"
+
+
+def _restore(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return cls(*args, **kwargs)
