@@ -5,6 +5,7 @@
     class OrderState(BaseModel):
         status: str = "new"
 
+
     class Order(WorkflowStateMixin[OrderState], Base):
         __tablename__ = "orders"
 
@@ -16,8 +17,17 @@ done when the mapper has been constructed, whatever ``__mapper_args__`` and
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
+from datetime import datetime  # noqa: TC003 (SQLAlchemy reads the annotation)
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    TypeVar,
+    get_args,
+    get_origin,
+    overload,
+)
 
 from sqlalchemy import (
     BigInteger,
@@ -32,7 +42,6 @@ from sqlalchemy import (
     inspect,
     text,
 )
-from sqlalchemy.engine import Connection
 from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr, mapped_column
 from sqlalchemy.orm.attributes import InstrumentedAttribute
 from sqlalchemy.sql.elements import conv
@@ -42,10 +51,34 @@ from .provenance import Provenance
 from .tracking import track
 from .types import PydanticJSON
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Connection
+
 StateT = TypeVar("StateT")
 
 _MAX_KEY_LENGTH = 255
 _MAX_IDENTIFIER_BYTES = 63
+
+
+if TYPE_CHECKING:
+
+    class _declared_state(Generic[StateT]):  # noqa: N801
+        """``declared_attr`` with a setter that knows the type of the state."""
+
+        def __init__(self, function: Callable[[Any], Mapped[StateT]]) -> None: ...
+        @overload
+        def __get__(
+            self, instance: None, owner: Any
+        ) -> InstrumentedAttribute[StateT]: ...
+        @overload
+        def __get__(self, instance: object, owner: Any) -> StateT: ...
+        def __get__(self, instance: object | None, owner: Any) -> Any: ...
+        def __set__(self, instance: object, value: StateT) -> None: ...
+
+else:
+    _declared_state = declared_attr
 
 
 class WorkflowStateMixin(Generic[StateT]):
@@ -73,17 +106,12 @@ class WorkflowStateMixin(Generic[StateT]):
     )
     """Counts the commits, from 1; never assigned by the application."""
 
-    if TYPE_CHECKING:
-        state: Mapped[StateT]
-        """The state; changes in place are seen."""
-
-    else:
-
-        @declared_attr
-        def state(cls) -> Mapped[Any]:  # noqa: N805
-            return mapped_column(
-                PydanticJSON(_state_type(cls)), nullable=False, sort_order=-40
-            )
+    @_declared_state
+    def state(cls: Any) -> Mapped[StateT]:  # noqa: N805
+        """Hold the state; changes in place are seen."""
+        return mapped_column(
+            PydanticJSON(_state_type(cls)), nullable=False, sort_order=-40
+        )
 
     updated_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True),
@@ -240,8 +268,9 @@ def _add_indexes(cls: type[WorkflowStateMixin[Any]], table: Table) -> None:
                 cls.__name__,
                 f"__workflow_indexes__ names {which!r}, not one of {', '.join(columns)}",
             )
-        using = {"postgresql_using": "gin"} if which in {"state", "provenance"} else {}
-        Index(conv(f"idx_{table.name}_{which}"), *columns[which], **using)
+        index = Index(conv(f"idx_{table.name}_{which}"), *columns[which])
+        if which in {"state", "provenance"}:
+            index.dialect_options["postgresql"]["using"] = "gin"
 
 
 def _postgresql_name(table: str, column: str, label: str) -> str:
@@ -271,5 +300,6 @@ def _stamp(
         not state.has_identity and state.dict.get("provenance") is not None
     ):
         return
-    if not state.has_identity or state.session.is_modified(target):
+    session = state.session
+    if not state.has_identity or (session and session.is_modified(target)):
         target.provenance = target.default_provenance()

@@ -26,7 +26,9 @@ class Provenance(BaseModel):
     the writer's clock; without an offset it is taken as UTC. *action_id* identifies the
     action that caused the write, if there was one. Further keys are kept as they are.
 
-    >>> Provenance(effect_id="effect-1", timestamp="2026-01-01T00:00:00Z", lease=7).lease
+    >>> Provenance(
+    ...     effect_id="effect-1", timestamp="2026-01-01T00:00:00Z", lease=7
+    ... ).lease
     7
     """
 

@@ -96,7 +96,9 @@ class StateCommitted(Generic[StateT]):
 
     def __repr__(self) -> str:
         replayed = ", replayed" if self.replayed else ""
-        return f"<StateCommitted {self.workflow_key!r} version {self.version}{replayed}>"
+        return (
+            f"<StateCommitted {self.workflow_key!r} version {self.version}{replayed}>"
+        )
 
 
 def _restore(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

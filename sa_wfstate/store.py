@@ -7,18 +7,19 @@ prebuilt Core statements, so none flushes or expires what else the session holds
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, Engine, inspect
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapper, Session, sessionmaker
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
 
 from .conflicts import SERIALIZATION_FAILURE, conflict_of, sqlstate
+from .connections import Connections
 from .errors import (
     ConflictReason,
     PayloadError,
@@ -31,7 +32,7 @@ from .mixin import WorkflowStateMixin, check_key
 from .provenance import Provenance
 from .snapshots import StateCommitted, WorkflowSnapshot
 from .statements import Statements, Write, statements_of
-from .tracking import rebase
+from .tracking import changed_in_place, rebase
 
 StateT = TypeVar("StateT")
 Entity = type[WorkflowStateMixin[StateT]]
@@ -51,7 +52,7 @@ def get_state(
     check_key(statements.entity, workflow_key)
     if session.autoflush:
         session.flush()
-    return _read(_connection(session, statements), statements, workflow_key)
+    return _read(connection_of(session, statements), statements, workflow_key)
 
 
 def try_commit(
@@ -79,17 +80,19 @@ def try_commit(
     transaction: that is raised, as a StateConflict whose reason is ``serialization``.
     """
     statements = statements_of(entity)
-    write = _prepare(statements, workflow_key, expected_version, state, provenance)
-    instance = _held(session, statements.mapper, workflow_key)
+    write = prepare(statements, workflow_key, expected_version, state, provenance)
+    instance = held_instance(session, statements.mapper, workflow_key)
     try:
-        outcome = _compare_and_set(_connection(session, statements), statements, write)
+        outcome = _compare_and_set(
+            connection_of(session, statements), statements, write
+        )
     except DBAPIError as error:
-        conflict = _refused(statements, write, error)
+        conflict = refused(statements, write, error)
         if conflict is None:
             raise
         raise conflict from error
     if instance is not None and isinstance(outcome, StateCommitted):
-        _update_instance(instance, statements, write, outcome.snapshot)
+        update_instance(instance, statements, write, outcome.snapshot)
     return outcome
 
 
@@ -106,13 +109,13 @@ class CanonicalStore(Generic[StateT]):
     def __init__(
         self, bind: Engine | sessionmaker[Any], entity: Entity[StateT]
     ) -> None:
-        self._bind = bind
         self._statements = statements_of(entity)
+        self._connections = Connections(bind, self._statements.mapper)
 
     def get_state(self, workflow_key: str) -> WorkflowSnapshot[StateT]:
         """Read the workflow; raises WorkflowNotFound if there is no such row."""
         check_key(self._statements.entity, workflow_key)
-        with self._connect() as connection:
+        with self._connections.autocommit() as connection:
             return _read(connection, self._statements, workflow_key)
 
     def try_commit(
@@ -129,39 +132,23 @@ class CanonicalStore(Generic[StateT]):
         level, with the row as it is after the loss.
         """
         statements = self._statements
-        write = _prepare(
+        write = prepare(
             statements, workflow_key, expected_version, state_prime, provenance
         )
-        with self._connect() as connection:
+        with self._connections.autocommit() as connection:
             try:
                 return _compare_and_set(connection, statements, write)
             except DBAPIError as error:
                 connection.rollback()
-                conflict = _refused(statements, write, error)
+                conflict = refused(statements, write, error)
                 if conflict is None:
                     raise
                 current = statements.read(connection, workflow_key)
-                return (
-                    conflict_of(statements, workflow_key, expected_version, current)
-                    or conflict
-                )
-
-    @contextmanager
-    def _connect(self) -> Iterator[Connection]:
-        """A connection that commits by itself: half the round trips of BEGIN, COMMIT."""
-        autocommit = {"isolation_level": "AUTOCOMMIT"}
-        if isinstance(self._bind, Engine):
-            with self._bind.connect() as connection:
-                yield connection.execution_options(**autocommit)
-        else:
-            with self._bind() as session:
-                yield session.connection(
-                    bind_arguments={"mapper": self._statements.mapper},
-                    execution_options=autocommit,
-                )
+                found = conflict_of(statements, workflow_key, expected_version, current)
+                return conflict if found is None else found
 
 
-def _connection(session: Session, statements: Statements[Any]) -> Connection:
+def connection_of(session: Session, statements: Statements[Any]) -> Connection:
     return session.connection(bind_arguments={"mapper": statements.mapper})
 
 
@@ -174,7 +161,7 @@ def _read(
     return snapshot
 
 
-def _prepare(
+def prepare(
     statements: Statements[StateT],
     workflow_key: str,
     expected_version: int,
@@ -185,7 +172,7 @@ def _prepare(
     entity = statements.entity
     check_key(entity, workflow_key)
     where = f"{entity} {workflow_key!r}"
-    if not isinstance(expected_version, int) or isinstance(expected_version, bool):
+    if type(expected_version) is not int:  # True is an int, but no version
         raise PayloadError(where, "expected_version", "must be an int")
     if not 0 <= expected_version < 2**63 - 1:
         problem = f"must be 0 or a version that was read, got {expected_version}"
@@ -209,30 +196,51 @@ def _compare_and_set(
     creating = write.version == 1
     send = statements.create if creating else statements.swap
     updated_at = send(connection, write)
-    key = write.workflow_key
     if updated_at is not None:
+        return committed(statements, write, updated_at)
+    return lost(statements, write, statements.read(connection, write.workflow_key))
 
-        def snapshot() -> WorkflowSnapshot[StateT]:
-            return WorkflowSnapshot(
-                workflow_key=key,
-                version=write.version,
-                # Read from the text that was written: the caller's own object may be
-                # changed after the commit.
-                state=statements.state_type.load(write.state_text),
-                updated_at=updated_at,
-                schema_version=write.schema_version,
-                provenance=write.provenance,
-            )
 
-        return StateCommitted(key, write.version, snapshot)
-    current = statements.read(connection, key)
-    conflict = conflict_of(statements, key, write.version - 1, current)
+def committed(
+    statements: Statements[StateT],
+    write: Write,
+    updated_at: datetime,
+    *,
+    attempts: int = 1,
+) -> StateCommitted[StateT]:
+    """Make the outcome of a write that won."""
+
+    def snapshot() -> WorkflowSnapshot[StateT]:
+        return WorkflowSnapshot(
+            workflow_key=write.workflow_key,
+            version=write.version,
+            # Read from the text that was written: the caller's own object may be
+            # changed after the commit.
+            state=statements.state_type.load(write.state_text),
+            updated_at=updated_at,
+            schema_version=write.schema_version,
+            provenance=write.provenance,
+        )
+
+    return StateCommitted(
+        write.workflow_key, write.version, snapshot, attempts=attempts
+    )
+
+
+def lost(
+    statements: Statements[StateT],
+    write: Write,
+    current: WorkflowSnapshot[StateT] | None,
+) -> StateConflict:
+    """Make the outcome of a write that changed no row; *current* was read after it."""
+    key, expected_version = write.workflow_key, write.version - 1
+    conflict = conflict_of(statements, key, expected_version, current)
     if conflict is None:
-        raise WriteSuppressed(statements.entity, key, write.version - 1)
+        raise WriteSuppressed(statements.entity, key, expected_version)
     return conflict
 
 
-def _refused(
+def refused(
     statements: Statements[Any], write: Write, error: DBAPIError
 ) -> StateConflict | None:
     """Return the conflict that *error* stands for, as far as it is known by itself."""
@@ -247,17 +255,19 @@ def _refused(
     )
 
 
-def _held(session: Session, mapper: Mapper[Any], workflow_key: str) -> Any:
+def held_instance(session: Session, mapper: Mapper[Any], workflow_key: str) -> Any:
     """Return the session's instance of the row; raise if it has unflushed changes."""
     instance = session.identity_map.get(identity_key(mapper.class_, workflow_key))
     if instance is not None and (
-        instance in session.deleted or session.is_modified(instance)
+        instance in session.deleted
+        or session.is_modified(instance)
+        or changed_in_place(instance)
     ):
         raise UnflushedChanges(mapper.class_.__name__, workflow_key)
     return instance
 
 
-def _update_instance(
+def update_instance(
     instance: Any,
     statements: Statements[Any],
     write: Write,

@@ -1,0 +1,307 @@
+"""Contract: get_state, try_commit and CanonicalStore, over every driver."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import BaseModel
+from sqlalchemy import URL, create_engine, event, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from sa_wfstate import (
+    CanonicalStore,
+    ConflictReason,
+    MappingError,
+    PayloadError,
+    Provenance,
+    StateCommitted,
+    StateConflict,
+    UnflushedChanges,
+    WorkflowNotFound,
+    WorkflowStateMixin,
+    WriteSuppressed,
+    get_state,
+    try_commit,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine, MetaData
+
+pytestmark = pytest.mark.contract
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class OrderState(BaseModel):
+    status: str = "new"
+    notes: list[str] = []
+
+
+class Order(WorkflowStateMixin[OrderState], Base):
+    __tablename__ = "orders"
+
+
+class Customer(Base):
+    __tablename__ = "customers"
+    name: Mapped[str] = mapped_column(primary_key=True)
+
+
+PAID = OrderState(status="paid")
+
+
+@pytest.fixture(autouse=True)
+def _tables(create_tables: Callable[[MetaData], None], database: URL) -> None:
+    create_tables(Base.metadata)
+    plain = create_engine(database)
+    with Session(plain) as session:
+        session.add(Order(workflow_key="o-1", state=OrderState()))
+        session.commit()
+    plain.dispose()
+
+
+def commit(session: Session, expected_version: int, key: str = "o-1") -> Any:
+    """Try to commit a paid order."""
+    return try_commit(
+        session,
+        Order,
+        key,
+        expected_version=expected_version,
+        state=PAID,
+        provenance=Provenance.now("effect-2"),
+    )
+
+
+def store_commit(store: CanonicalStore[OrderState], expected_version: int) -> Any:
+    return store.try_commit(
+        workflow_key="o-1",
+        expected_version=expected_version,
+        state_prime=PAID,
+        provenance={"effect_id": "effect-2", "timestamp": "2026-01-01T00:00:00Z"},
+    )
+
+
+def statements_of(engine: Engine) -> list[str]:
+    """Collect what is sent from now on."""
+    sent: list[str] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def note(*args: Any) -> None:
+        sent.append(args[2])
+
+    return sent
+
+
+def test_get_state_reads_a_snapshot(engine: Engine) -> None:
+    """All six columns come out, the state as its model."""
+    with Session(engine) as session:
+        snapshot = get_state(session, Order, "o-1")
+    assert (snapshot.workflow_key, snapshot.version) == ("o-1", 1)
+    assert snapshot.state == OrderState()
+    assert snapshot.updated_at.tzinfo is not None
+    assert isinstance(snapshot.provenance, Provenance)
+
+
+def test_get_state_sees_the_session_and_shares_nothing(engine: Engine) -> None:
+    """Pending changes are flushed first; changing the snapshot changes no row."""
+    with Session(engine) as session:
+        session.get_one(Order, "o-1").state.status = "packed"
+        snapshot = get_state(session, Order, "o-1")
+        assert snapshot.state.status == "packed"
+        snapshot.state.status = "lost"
+        session.commit()
+        assert get_state(session, Order, "o-1").state.status == "packed"
+
+
+def test_missing_workflow_is_named(engine: Engine) -> None:
+    """A key without a row raises WorkflowNotFound, in a session and in the store."""
+    with Session(engine) as session, pytest.raises(WorkflowNotFound, match="'o-9'"):
+        get_state(session, Order, "o-9")
+    with pytest.raises(WorkflowNotFound, match="Order 'o-9'"):
+        CanonicalStore(engine, Order).get_state("o-9")
+
+
+def test_commit_wins_with_one_statement(engine: Engine) -> None:
+    """The winner's snapshot is what the next reader sees."""
+    with Session(engine) as session:
+        session.connection()
+        sent = statements_of(engine)
+        outcome = commit(session, 1)
+        assert len(sent) == 1
+        session.commit()
+        assert isinstance(outcome, StateCommitted)
+        assert outcome.version == 2
+        assert outcome.snapshot == get_state(session, Order, "o-1")
+
+
+def test_commit_loses_and_the_session_lives_on(engine: Engine) -> None:
+    """The loss is a value, and the rest of the transaction is untouched by it."""
+    with Session(engine) as session:
+        session.add(Customer(name="Kim"))
+        outcome = commit(session, 7)
+        assert isinstance(outcome, StateConflict)
+        assert outcome.reason is ConflictReason.MOVED
+        assert (outcome.expected_version, outcome.actual_version) == (7, 1)
+        assert outcome.current == get_state(session, Order, "o-1")
+        assert commit(session, 1)
+        session.commit()
+        assert session.get(Customer, "Kim") is not None
+
+
+def test_commit_checks_also_when_nothing_changes(engine: Engine) -> None:
+    """An equal state still counts a version, and is still checked."""
+    for expected, kind in (
+        (1, StateCommitted),
+        (1, StateConflict),
+        (2, StateCommitted),
+    ):
+        with Session(engine) as session:
+            assert type(commit(session, expected)) is kind
+            session.commit()
+
+
+def test_commit_creates_with_version_zero(engine: Engine) -> None:
+    """Version 0 creates; when the row is there already, that is a conflict."""
+    with Session(engine) as session:
+        outcome = commit(session, 0, "o-2")
+        assert isinstance(outcome, StateCommitted)
+        assert outcome.version == 1
+        session.commit()
+        assert get_state(session, Order, "o-2").state == PAID
+        again = commit(session, 0, "o-2")
+        assert isinstance(again, StateConflict)
+        assert again.reason is ConflictReason.EXISTS
+        assert again.actual_version == 1
+        session.commit()
+
+
+def test_commit_to_a_missing_row_loses(engine: Engine) -> None:
+    """A workflow that was deleted, or never was, is missing."""
+    with Session(engine) as session:
+        outcome = commit(session, 3, "o-9")
+    assert isinstance(outcome, StateConflict)
+    assert outcome.reason is ConflictReason.MISSING
+    assert (outcome.actual_version, outcome.current) == (None, None)
+
+
+def test_held_instance_is_right_after_commit(engine: Engine) -> None:
+    """An instance in the session has the new values, and is still watched."""
+    with Session(engine) as session:
+        order = session.get_one(Order, "o-1")
+        assert order.state.status == "new"
+        commit(session, 1)
+        assert (order.version, order.state) == (2, PAID)
+        assert order.state is not PAID
+        assert order.provenance.effect_id == "effect-2"
+        order.state.status = "sent"
+        session.commit()
+        assert order.version == 3
+        savepoint = session.begin_nested()
+        commit(session, 3)
+        assert order.state.status == "paid"
+        savepoint.rollback()
+        assert (order.version, order.state.status) == (3, "sent")
+
+
+def test_unflushed_changes_are_not_overwritten(engine: Engine) -> None:
+    """try_commit on a row that the session has changed itself is refused."""
+    with Session(engine, autoflush=False) as session:
+        order = session.get_one(Order, "o-1")
+        order.state.status = "packed"
+        with pytest.raises(UnflushedChanges, match="Order 'o-1'"):
+            commit(session, 1)
+        session.flush()
+        assert commit(session, 2)
+        session.commit()
+
+
+def test_hidden_write_is_not_a_conflict(engine: Engine, database: URL) -> None:
+    """A trigger that drops the write is said to do so; retrying would never end."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE FUNCTION drop_it() RETURNS trigger LANGUAGE plpgsql "
+                "AS 'BEGIN RETURN NULL; END'"
+            )
+        )
+        connection.execute(
+            text(
+                "CREATE TRIGGER hide BEFORE UPDATE ON orders "
+                "FOR EACH ROW EXECUTE FUNCTION drop_it()"
+            )
+        )
+    with Session(engine) as session:
+        with pytest.raises(WriteSuppressed, match="trigger"):
+            commit(session, 1)
+        session.get_one(Order, "o-1").state.status = "paid"
+        with pytest.raises(WriteSuppressed, match="Order 'o-1'"):
+            session.commit()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        ({"expected_version": -1}, "expected_version"),
+        ({"expected_version": True}, "expected_version"),
+        ({"expected_version": 2**63}, "expected_version"),
+        ({"provenance": {"effect_id": "e"}}, "timestamp"),
+        ({"provenance": {"timestamp": "2026-01-01T00:00:00Z"}}, "effect_id"),
+        ({"state": {"status": 7}}, ""),
+        ({"workflow_key": ""}, "workflow_key"),
+    ],
+)
+def test_bad_input_is_refused_before_sql(
+    engine: Engine, arguments: dict[str, Any], path: str
+) -> None:
+    """What cannot be stored names itself, and nothing is sent."""
+    arguments = {
+        "workflow_key": "o-1",
+        "expected_version": 1,
+        "state": PAID,
+        "provenance": Provenance.now(),
+    } | arguments
+    sent = statements_of(engine)
+    with Session(engine) as session, pytest.raises(PayloadError) as caught:
+        try_commit(session, Order, arguments.pop("workflow_key"), **arguments)
+    assert caught.value.path == path
+    assert sent == []
+
+
+def test_class_that_is_no_workflow_is_refused(engine: Engine) -> None:
+    """The error says which class, and what it should derive from."""
+    with Session(engine) as session, pytest.raises(MappingError, match="Customer"):
+        get_state(session, Customer, "Kim")  # type: ignore[arg-type]
+    with pytest.raises(MappingError, match="OrderState: is not a mapped class"):
+        CanonicalStore(engine, OrderState)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrap", [lambda engine: engine, sessionmaker])
+def test_store_commits_by_itself(engine: Engine, wrap: Any) -> None:
+    """Each call of a store is a transaction of its own."""
+    store = CanonicalStore(wrap(engine), Order)
+    read = store.get_state("o-1")
+    outcome = store_commit(store, read.version)
+    assert isinstance(outcome, StateCommitted)
+    assert store.get_state("o-1") == outcome.snapshot
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    lost = store_commit(store, read.version)
+    assert isinstance(lost, StateConflict)
+    assert lost.current == outcome.snapshot
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_refused_statement_is_a_conflict(engine: Engine, level: Any) -> None:
+    """Where the database itself refuses, the session's transaction is over."""
+    with Session(engine.execution_options(isolation_level=level)) as session:
+        assert get_state(session, Order, "o-1").version == 1
+        assert store_commit(CanonicalStore(engine, Order), 1)
+        with pytest.raises(StateConflict) as caught:
+            commit(session, 1)
+        assert caught.value.reason is ConflictReason.SERIALIZATION
+        session.rollback()
+        assert commit(session, 2)
+        session.commit()
