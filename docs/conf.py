@@ -28,6 +28,9 @@ autodoc_preserve_defaults = True
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!sa_wfstate(\.|$)).*"),
+    # Annotations name the module that defines a class, pages the package it is
+    # imported from.
+    (r"py:.*", r"sa_wfstate\.[a-z_]+\.\w+"),
 ]
 
 html_theme = "furo"
