@@ -343,12 +343,15 @@ def test_interrupt_stops_cleanly(demo: Path, server_url: URL, engine: Engine) ->
         "--actions",
         "9" * 5,
     ]
+    # A shell has its background jobs ignore Ctrl-C, and they pass that on.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     program = subprocess.Popen(
         [sys.executable, "-u", demo, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, handler)
     assert program.stdout is not None
     first_counts = program.stdout.readline()
     with engine.connect() as connection:
