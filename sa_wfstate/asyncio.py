@@ -6,19 +6,29 @@ or async_sessionmaker, and runs the same code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
+from . import reducer as _reducer
 from . import store as _store
-from .errors import StateConflict
-from .provenance import Provenance
-from .snapshots import StateCommitted, WorkflowSnapshot
-from .store import Entity
+from .dedup import TTL, ActionDedupMixin
+from .retry import RetryPolicy
+from .waiting import Awaiting
 
-__all__ = ["CanonicalStore", "get_state", "try_commit"]
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from datetime import timedelta
+
+    from .actions import Action, Intent, Reduction
+    from .errors import StateConflict
+    from .hooks import Hooks
+    from .provenance import Provenance
+    from .snapshots import StateCommitted, WorkflowSnapshot
+    from .store import Entity
+
+__all__ = ["CanonicalStore", "ReducerService", "get_state", "try_commit"]
 
 StateT = TypeVar("StateT")
 
@@ -56,12 +66,7 @@ class CanonicalStore(Generic[StateT]):
     def __init__(
         self, bind: AsyncEngine | async_sessionmaker[Any], entity: Entity[StateT]
     ) -> None:
-        sync_bind: Any
-        if isinstance(bind, AsyncEngine):
-            sync_bind = bind.sync_engine
-        else:
-            sync_bind = _SyncSessions(bind)
-        self._store = _store.CanonicalStore(sync_bind, entity)
+        self._store = _store.CanonicalStore(_sync(bind), entity)
 
     async def get_state(self, workflow_key: str) -> WorkflowSnapshot[StateT]:
         """Async version of :meth:`sa_wfstate.CanonicalStore.get_state`."""
@@ -83,6 +88,65 @@ class CanonicalStore(Generic[StateT]):
             state_prime=state_prime,
             provenance=provenance,
         )
+
+
+class ReducerService(Generic[StateT]):
+    """Async version of :class:`sa_wfstate.ReducerService`.
+
+    *reducer* and *on_intents* may be coroutine functions. *writers* are not: they are
+    called with a synchronous Connection, as by ``AsyncSession.run_sync()``. A service
+    belongs to one event loop, as its engine does. Cancelling handle() leaves the line
+    of its key; what has begun to be committed is finished, its intents included.
+    """
+
+    def __init__(
+        self,
+        bind: AsyncEngine | async_sessionmaker[Any],
+        entity: Entity[StateT],
+        reducer: Callable[
+            [StateT, Action[Any]],
+            StateT | Reduction[StateT] | Awaitable[StateT | Reduction[StateT]],
+        ],
+        *,
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
+        initial: Callable[[], StateT] | None = None,
+        dedup: type[ActionDedupMixin] | None = None,
+        dedup_ttl: timedelta = TTL,
+        on_intents: Callable[[StateCommitted[StateT], Sequence[Intent]], Any]
+        | None = None,
+        writers: Iterable[_reducer.Writer] = (),
+        fold: int = 1,
+        escalate: bool = True,
+        keep: int = 1024,
+        hooks: Hooks | None = None,
+    ) -> None:
+        self._service: _reducer.ReducerService[StateT] = _AwaitingService(
+            _sync(bind),
+            entity,
+            reducer,  # type: ignore[arg-type]
+            retry=retry,
+            initial=initial,
+            dedup=dedup,
+            dedup_ttl=dedup_ttl,
+            on_intents=on_intents,
+            writers=writers,
+            fold=fold,
+            escalate=escalate,
+            keep=keep,
+            hooks=hooks,
+        )
+
+    async def handle(self, action: Action[Any]) -> StateCommitted[StateT]:
+        """Async version of :meth:`sa_wfstate.ReducerService.handle`."""
+        return await greenlet_spawn(self._service.handle, action)
+
+
+class _AwaitingService(_reducer.ReducerService[StateT]):
+    _waiting = Awaiting
+
+
+def _sync(bind: AsyncEngine | async_sessionmaker[Any]) -> Any:
+    return bind.sync_engine if isinstance(bind, AsyncEngine) else _SyncSessions(bind)
 
 
 class _SyncSessions:

@@ -14,6 +14,7 @@ from sqlalchemy import BigInteger, DateTime, Index, Text, Uuid, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from .dedup import ActionDedupMixin
 from .mixin import WorkflowStateMixin
 
 StateDict = Annotated[dict[str, Any], Field(min_length=1)]
@@ -38,17 +39,10 @@ class WorkflowState(WorkflowStateMixin[StateDict], CanonicalBase):
     __workflow_indexes__ = ("version", "updated")
 
 
-class ActionDedupLog(CanonicalBase):
+class ActionDedupLog(ActionDedupMixin, CanonicalBase):
     """Which actions of a workflow were processed, until they expire."""
 
     __tablename__ = "action_dedup_log"
-    __table_args__ = (Index("idx_action_dedup_log_expires", "expires_at"),)
-
-    workflow_key: Mapped[str] = mapped_column(primary_key=True)
-    action_id: Mapped[UUID] = mapped_column(primary_key=True)
-    result_hash: Mapped[str]
-    processed_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    expires_at: Mapped[datetime]
 
 
 class WorkflowProjection(CanonicalBase):

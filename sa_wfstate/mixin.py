@@ -84,8 +84,8 @@ else:
 class WorkflowStateMixin(Generic[StateT]):
     """Make a mapped class a workflow with a state of type *StateT*.
 
-    *StateT* is whatever Pydantic's TypeAdapter takes, most often a model. It is given as
-    ``WorkflowStateMixin[OrderState]`` when the class, or an abstract base of it, is
+    *StateT* is whatever Pydantic's TypeAdapter takes, most often a model. It is given
+    as ``WorkflowStateMixin[OrderState]`` when the class, or an abstract base of it, is
     defined.
 
     A row that is written without a new :attr:`provenance` gets that of
@@ -177,7 +177,7 @@ def _state_type(cls: type[Any]) -> Any:
     if bound is None or isinstance(bound, TypeVar):
         raise MappingError(
             cls.__name__,
-            "the type of its state is missing; derive from WorkflowStateMixin[YourState]",
+            "its state has no type; derive it from WorkflowStateMixin[YourState]",
         )
     return bound
 
@@ -266,7 +266,7 @@ def _add_indexes(cls: type[WorkflowStateMixin[Any]], table: Table) -> None:
         if which not in columns:
             raise MappingError(
                 cls.__name__,
-                f"__workflow_indexes__ names {which!r}, not one of {', '.join(columns)}",
+                f"__workflow_indexes__ has {which!r}, not one of {', '.join(columns)}",
             )
         index = Index(conv(f"idx_{table.name}_{which}"), *columns[which])
         if which in {"state", "provenance"}:
@@ -293,7 +293,7 @@ def _postgresql_name(table: str, column: str, label: str) -> str:
 @event.listens_for(WorkflowStateMixin, "before_insert", propagate=True)
 @event.listens_for(WorkflowStateMixin, "before_update", propagate=True)
 def _stamp(
-    mapper: Mapper[Any], connection: Connection, target: WorkflowStateMixin[Any]
+    _mapper: Mapper[Any], _connection: Connection, target: WorkflowStateMixin[Any]
 ) -> None:
     state: InstanceState[Any] = inspect(target)
     if "provenance" in state.committed_state or (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from .provenance import Provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 StateT = TypeVar("StateT")
 
@@ -83,9 +85,6 @@ class StateCommitted(Generic[StateT]):
         if not isinstance(self._snapshot, WorkflowSnapshot):
             self._snapshot = self._snapshot()
         return self._snapshot
-
-    def __bool__(self) -> Literal[True]:
-        return True
 
     def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
         return _restore, (

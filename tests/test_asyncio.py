@@ -45,6 +45,7 @@ def _tables(create_tables: Callable[[MetaData], None]) -> None:
 
 
 async def place(engine: AsyncEngine) -> None:
+    """Commit an order."""
     async with AsyncSession(engine) as session:
         session.add(Order(workflow_key="o-1", state=OrderState()))
         await session.commit()
@@ -84,7 +85,7 @@ async def test_session_functions(async_engine: AsyncEngine) -> None:
             provenance=Provenance.now(),
         )
         await session.rollback()
-        assert outcome
+        assert isinstance(outcome, StateCommitted)
         assert (await get_state(session, Order, "o-1")).version == 1
         with pytest.raises(WorkflowNotFound):
             await get_state(session, Order, "o-9")

@@ -1,4 +1,4 @@
-"""The mixin: what it adds to a mapped class, and what it refuses when one is defined."""
+"""The mixin: what it adds to a mapped class, and what it refuses to map."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, regi
 from sa_wfstate import (
     MappingError,
     PayloadError,
+    StateCommitted,
     StateConflict,
     VersionNotAssignable,
     WorkflowStateMixin,
@@ -39,7 +40,7 @@ class OrderState(BaseModel):
 
 @pytest.fixture
 def base() -> type[DeclarativeBase]:
-    """A fresh declarative base."""
+    """Make a fresh declarative base."""
 
     class Base(DeclarativeBase):
         pass
@@ -48,6 +49,7 @@ def base() -> type[DeclarativeBase]:
 
 
 def checks(cls: Any) -> dict[str, str]:
+    """Return the CHECKs of the table, by name."""
     return {
         str(constraint.name): str(constraint.sqltext)
         for constraint in cls.__table__.constraints
@@ -287,7 +289,7 @@ def test_single_table_inheritance(engine: Engine, base: Any) -> None:
             state=OrderState(),
             provenance={"effect_id": "e", "timestamp": "2026-01-01T00:00:00Z"},
         )
-        assert made
+        assert isinstance(made, StateCommitted)
         session.commit()
         session.get_one(Rush, "r-1").state.status = "paid"
         session.commit()
@@ -394,7 +396,7 @@ def test_write_without_provenance_gets_the_default(engine: Engine, base: Any) ->
 
 
 def test_updated_at_is_there_after_each_flush(engine: Engine, base: Any) -> None:
-    """It comes back with the write: an AsyncSession could not load it from an attribute."""
+    """It comes back with the write: an AsyncSession could not load it later."""
 
     class Order(WorkflowStateMixin[OrderState], base):
         __tablename__ = "orders"

@@ -1,4 +1,4 @@
-"""Provenance, WorkflowSnapshot and StateCommitted: field rules, round trip, equality."""
+"""Provenance, WorkflowSnapshot, StateCommitted: field rules, round trip, equality."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class OrderState(BaseModel):
 
 
 def snapshot(**changes: Any) -> WorkflowSnapshot[Any]:
+    """Make a snapshot that differs in *changes*."""
     fields: dict[str, Any] = {
         "workflow_key": "order-42",
         "version": 3,
@@ -165,7 +166,6 @@ def test_committed_makes_its_snapshot_once_and_survives_pickle() -> None:
         return snapshot()
 
     outcome = StateCommitted("order-42", 3, make, attempts=2)
-    assert outcome
     assert calls == []
     assert outcome.snapshot is outcome.snapshot
     restored = pickle.loads(pickle.dumps(outcome))
