@@ -24,6 +24,7 @@ from typing import (
     ClassVar,
     Generic,
     TypeVar,
+    cast,
     get_args,
     get_origin,
     overload,
@@ -109,6 +110,8 @@ class WorkflowStateMixin(Generic[StateT]):
     @_declared_state
     def state(cls: Any) -> Mapped[StateT]:  # noqa: N805
         """Hold the state; changes in place are seen."""
+        if "__table__" in cls.__dict__:
+            return cast("Mapped[StateT]", cls.__table__.c.state)
         return mapped_column(
             PydanticJSON(_state_type(cls)), nullable=False, sort_order=-40
         )
@@ -128,7 +131,11 @@ class WorkflowStateMixin(Generic[StateT]):
     """The version of the payload's shape."""
 
     provenance: Mapped[Provenance] = mapped_column(
-        PydanticJSON(Provenance), nullable=False, sort_order=-10
+        PydanticJSON(Provenance),
+        nullable=False,
+        # For bulk INSERTs, of which the ORM tells nobody; see default_provenance().
+        default=Provenance.now,
+        sort_order=-10,
     )
     """Which effect wrote this version."""
 
@@ -220,17 +227,17 @@ def _complete_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
 
 
 def _guard_version(mapper: Mapper[Any], table: Table) -> None:
-    missing = {"workflow_key", "version", "state", "updated_at"} - set(table.c.keys())
-    missing |= {"schema_version", "provenance"} - set(table.c.keys())
-    if missing:
-        raise MappingError(
-            mapper.class_.__name__,
-            f"table {table.name!r} lacks the columns {', '.join(sorted(missing))}",
-        )
     if [column.name for column in table.primary_key] != ["workflow_key"]:
         raise MappingError(
             mapper.class_.__name__, "workflow_key alone must be the primary key"
         )
+    for name in ("state", "provenance"):
+        if not isinstance(table.c[name].type, PydanticJSON):
+            raise MappingError(
+                mapper.class_.__name__,
+                f"column {name!r} of table {table.name!r} must be a PydanticJSON, not "
+                f"{table.c[name].type!r}",
+            )
     if mapper.version_id_col is None:
         mapper.version_id_col = table.c.version
     elif mapper.version_id_col is not table.c.version:
@@ -301,5 +308,7 @@ def _stamp(
     ):
         return
     session = state.session
-    if not state.has_identity or (session and session.is_modified(target)):
+    if not state.has_identity or (
+        session and session.is_modified(target, include_collections=False)
+    ):
         target.provenance = target.default_provenance()

@@ -7,21 +7,39 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import pytest
 from pydantic import BaseModel
 from sqlalchemy import (
+    JSON,
+    BigInteger,
     CheckConstraint,
+    Column,
+    DateTime,
     ForeignKey,
     Index,
+    Integer,
     MetaData,
     String,
+    Table,
+    Text,
     UniqueConstraint,
+    func,
+    insert,
     inspect,
     select,
 )
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, registry
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    registry,
+    relationship,
+)
 
 from sa_wfstate import (
     MappingError,
     PayloadError,
+    Provenance,
+    PydanticJSON,
     StateCommitted,
     StateConflict,
     VersionNotAssignable,
@@ -357,6 +375,85 @@ def test_version_cannot_be_assigned(base: Any) -> None:
     order = Order(workflow_key="o-1", state=OrderState())
     with pytest.raises(VersionNotAssignable):
         order.version = 7
+
+
+def test_given_table_is_mapped(engine: Engine, base: Any) -> None:
+    """A Table made elsewhere is mapped if it has the columns, and gets the CHECKs."""
+    columns: list[Column[Any]] = [
+        Column("workflow_key", Text, primary_key=True),
+        Column("version", BigInteger, nullable=False),
+        Column("updated_at", DateTime(timezone=True), server_default=func.now()),
+        Column("schema_version", Integer, server_default="1"),
+        Column("provenance", PydanticJSON(Provenance)),
+    ]
+    state = Column("state", PydanticJSON(OrderState))
+
+    class Order(WorkflowStateMixin[OrderState], base):
+        __table__ = Table("orders", base.metadata, *columns, state)
+
+    base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Order(workflow_key="o-1", state=OrderState()))
+        session.commit()
+        session.get_one(Order, "o-1").state.status = "paid"
+        session.commit()
+        assert get_state(session, Order, "o-1").version == 2
+    assert len(checks(Order)) == 2
+
+
+def test_given_table_with_plain_json_is_refused(base: Any) -> None:
+    """A column that would hold anything is named."""
+    columns: list[Column[Any]] = [
+        Column("workflow_key", Text, primary_key=True),
+        Column("version", BigInteger),
+        Column("state", PydanticJSON(OrderState)),
+        Column("updated_at", DateTime),
+        Column("schema_version", Integer),
+        Column("provenance", JSON),
+    ]
+    problem = r"Order: column 'provenance' .* must be a PydanticJSON, not JSON"
+    with pytest.raises(MappingError, match=problem):
+
+        class Order(WorkflowStateMixin[OrderState], base):
+            __table__ = Table("orders", base.metadata, *columns)
+
+
+def test_related_rows_do_not_count_as_a_change(engine: Engine, base: Any) -> None:
+    """A row added to a collection of a workflow writes that row only."""
+
+    class Order(WorkflowStateMixin[OrderState], base):
+        __tablename__ = "orders"
+        items: Mapped[list[Item]] = relationship()
+
+    class Item(base):
+        __tablename__ = "items"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        order: Mapped[str] = mapped_column(ForeignKey("orders.workflow_key"))
+
+    base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Order(workflow_key="o-1", state=OrderState()))
+        session.commit()
+        order = session.get_one(Order, "o-1")
+        assert order.state.status == "new"
+        order.items.append(Item(id=1))
+        session.commit()
+        assert (order.version, len(order.items)) == (1, 1)
+
+
+def test_bulk_insert_gets_a_provenance(engine: Engine, base: Any) -> None:
+    """An INSERT of many rows, which no mapper event sees, has one as well."""
+
+    class Order(WorkflowStateMixin[OrderState], base):
+        __tablename__ = "orders"
+
+    base.metadata.create_all(engine)
+    with Session(engine) as session:
+        rows = [{"workflow_key": key, "state": OrderState()} for key in ("a", "b")]
+        session.execute(insert(Order), rows)
+        session.commit()
+        effects = {each.provenance.effect_id for each in session.scalars(select(Order))}
+    assert len(effects) == 2
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, 7, None, "a\0b"])
