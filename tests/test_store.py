@@ -81,13 +81,15 @@ def won(outcome: Any) -> bool:
     return isinstance(outcome, StateCommitted)
 
 
-def store_commit(store: CanonicalStore[OrderState], expected_version: int) -> Any:
+def store_commit(
+    store: CanonicalStore[OrderState], expected_version: int, effect_id: str = "e-2"
+) -> Any:
     """Try to commit a paid order by itself."""
     return store.try_commit(
         workflow_key="o-1",
         expected_version=expected_version,
         state_prime=PAID,
-        provenance={"effect_id": "effect-2", "timestamp": "2026-01-01T00:00:00Z"},
+        provenance={"effect_id": effect_id, "timestamp": "2026-01-01T00:00:00Z"},
     )
 
 
@@ -256,7 +258,7 @@ def test_hidden_write_is_not_a_conflict(engine: Engine) -> None:
         ({"expected_version": 2**63}, "expected_version"),
         ({"provenance": {"effect_id": "e"}}, "timestamp"),
         ({"provenance": {"timestamp": "2026-01-01T00:00:00Z"}}, "effect_id"),
-        ({"state": {"status": 7}}, ""),
+        ({"state": {"status": 7}}, "status"),
         ({"workflow_key": ""}, "workflow_key"),
     ],
 )
@@ -294,7 +296,7 @@ def test_store_commits_by_itself(engine: Engine, wrap: Any) -> None:
     assert isinstance(outcome, StateCommitted)
     assert store.get_state("o-1") == outcome.snapshot
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    lost = store_commit(store, read.version)
+    lost = store_commit(store, read.version, "e-3")
     assert isinstance(lost, StateConflict)
     assert lost.current == outcome.snapshot
 
