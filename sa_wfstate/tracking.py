@@ -1,15 +1,10 @@
 """Change detection: what was handed out is compared with what was read, as JSON.
 
-A state is a plain Pydantic model, so nothing tells that it was changed in place. When
-the attribute of an instance is read or set, the instance is *touched*: the JSON that its
-row holds is kept as the *base*, and the session holds the instance and looks at it in
-each flush. What differs from its base then is written; what does not is not, and does
-not travel through the flush either. Rows that nobody touched cost nothing.
-
-The base is kept in the instance's ``InstanceState.info``, so that it goes along when the
-instance is detached, pickled, or added to another session. It belongs to one value: when
-the attribute holds another one without having been set, it was refreshed, and the base
-is void.
+A state is a plain Pydantic model, so nothing tells that it was changed in place. When a
+state is handed out, its instance is *touched*: the JSON of the value is kept as its
+base (``bases.py``), and the session holds the instance and looks at it in each flush.
+What differs from its base then is written; what does not is not, and does not travel
+through the flush either. Rows that nobody touched cost nothing.
 
 The session holds touched instances strongly until its transaction ends, because its
 identity map would let go of an instance of which only the state is kept. After that it
@@ -19,41 +14,55 @@ watches those which somebody else still holds.
 from __future__ import annotations
 
 import weakref
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import event, inspect
-from sqlalchemy.orm import InstanceState, Session, SessionTransaction, UOWTransaction
-from sqlalchemy.orm.attributes import (
-    InstrumentedAttribute,
-    flag_dirty,
-    flag_modified,
-    set_committed_value,
-)
+from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.orm.attributes import flag_dirty, set_committed_value
 
-from .errors import PayloadError
-from .types import PydanticJSON, canonical_json
+from .bases import (
+    BASES,
+    Base,
+    bases_of,
+    is_changed,
+    prepare_insert,
+    prepare_update,
+    take_base,
+    tracked,
+)
+from .types import Encoded, Unread
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from sqlalchemy.orm import SessionTransaction, UOWTransaction
 
 _KEY = "sa_wfstate.tracking"
 _COMMITTING = "sa_wfstate.committing"
-_TRACKED = "_sa_wfstate_tracked"
 
 
-class _Base(NamedTuple):
-    """The JSON *text* that the row held when *value* was read from it."""
+class _Written(NamedTuple):
+    """What a flush is writing."""
 
-    value: Any
-    text: str
+    state: InstanceState[Any]
+    key: str
+    encoded: Encoded
 
 
 class _Watch:
-    """What one session watches: *held* in a transaction, *known* between two."""
+    """What one session watches: *held* in a transaction, *known* between two.
 
-    __slots__ = ("held", "known", "written")
+    Of a flush under way: what it has *written*, which of the held are *unchanged*, and
+    which were *touched* by listeners since it looked at them.
+    """
 
     def __init__(self) -> None:
         self.held: dict[InstanceState[Any], object] = {}
         self.known: weakref.WeakSet[InstanceState[Any]] = weakref.WeakSet()
-        self.written: list[tuple[InstanceState[Any], str, _Base]] = []
+        self.flushing = False
+        self.written: list[_Written] = []
+        self.unchanged: list[InstanceState[Any]] = []
+        self.touched: list[tuple[InstanceState[Any], str]] = []
 
     def flag(self) -> None:
         """Make the next flush, autoflush or commit look at what is held."""
@@ -61,82 +70,39 @@ class _Watch:
             if not state.modified:
                 flag_dirty(instance)
 
-
-class TrackedAttribute(InstrumentedAttribute[Any]):
-    """The ORM attribute of a PydanticJSON column whose value may change in place."""
-
-    __slots__ = ()
-    inherit_cache = True
-
-    def __get__(self, instance: object | None, owner: Any) -> Any:
-        value = super().__get__(instance, owner)
-        if instance is not None and value is not None:
-            _touch(instance, self.key, value)
-        return value
-
-    def __set__(self, instance: object, value: Any) -> None:
-        # The old value may have been changed in place: its base must be taken first.
-        old = inspect(instance).dict.get(self.key)
-        super().__set__(instance, value)
-        _touch(instance, self.key, old)
+    def end_flush(self) -> None:
+        for written in self.written:
+            written.encoded.drop()
+        self.written.clear()
+        self.unchanged.clear()
+        self.touched.clear()
+        self.flushing = False
 
 
-def track(cls: type[Any], key: str) -> None:
-    """Detect changes in place of *cls.key*, the attribute of a PydanticJSON column."""
-    getattr(cls, key).__class__ = TrackedAttribute
-    setattr(cls, _TRACKED, {*getattr(cls, _TRACKED, ()), key})
+def touch(state: InstanceState[Any], instance: object, key: str, value: Any) -> None:
+    """Take note that *value*, which *instance* holds, is handed out."""
+    if take_base(state, key, value):
+        hold(state, instance, key)
 
 
-def rebase(instance: object, key: str, value: Any, text: str) -> None:
-    """Give *instance* the value that was just written to its row as *text*."""
-    state: InstanceState[Any] = inspect(instance)
-    if not state.modified:
-        flag_dirty(instance)  # So that the rollback of a savepoint expires it.
-    set_committed_value(instance, key, value)
-    _bases(state)[key] = _Base(value, text)
+def hold(state: InstanceState[Any], instance: object, key: str) -> None:
+    """Make the session of *instance*, if it has one, look at it in its next flush.
 
-
-def _bases(state: InstanceState[Any]) -> dict[str, _Base]:
-    bases: dict[str, _Base] = state.info.setdefault(_KEY, {})
-    return bases
-
-
-def _dump(state: InstanceState[Any], key: str, value: Any) -> str:
-    column = state.mapper.columns[key]
-    where = f"{state.class_.__name__} {state.dict.get('workflow_key')!r} {key}"
-    if value is None:
-        raise PayloadError(where, "", "must not be None; assign a value or delete the row")
-    column_type: PydanticJSON[Any] = column.type
-    return column_type.dump(value, where=where)
-
-
-def _may_be_none(state: InstanceState[Any], key: str) -> bool:
-    column = state.mapper.columns[key]
-    return bool(column.nullable or column.default or column.server_default)
-
-
-def _touch(instance: object, key: str, value: Any) -> None:
-    """Take the base of *value*, what the row held, and watch *instance*."""
-    state: InstanceState[Any] = inspect(instance)
-    if not state.has_identity:
-        return  # An INSERT writes whatever is there; the flush takes the base.
-    bases = _bases(state)
-    base = bases.get(key)
-    if value is not None and (
-        base is None
-        or (base.value is not value and key not in state.committed_state)
-    ):
-        bases[key] = _Base(value, _dump(state, key, value))
+    *key* is the attribute that was handed out or set.
+    """
     session = state.session
-    if session is not None:
-        _hold(session, state, instance)
-
-
-def _hold(session: Session, state: InstanceState[Any], instance: object) -> None:
-    watch: _Watch | None = session.info.get(_KEY)
-    if watch is None:
-        watch = session.info[_KEY] = _Watch()
-    if session.in_transaction():
+    if session is None or state.key is None:
+        return
+    watch = _watch(session)
+    if watch.flushing and session._flushing:  # noqa: SLF001 - no public way to ask
+        # Flagged now, it would only be reset. And what the flush is about to write
+        # may be changed by the listener that asked.
+        watch.held[state] = instance
+        watch.touched.append((state, key))
+        for written in watch.written:
+            if written.state is state and written.key == key:
+                written.encoded.stale = True
+    elif session.in_transaction():
         watch.held[state] = instance
         if not state.modified:
             flag_dirty(instance)
@@ -145,65 +111,109 @@ def _hold(session: Session, state: InstanceState[Any], instance: object) -> None
         watch.known.add(state)
 
 
-def _changed(watch: _Watch, state: InstanceState[Any], instance: object) -> bool:
-    """Say whether *instance* has anything to write; tell SQLAlchemy of its state."""
-    for key, base in list(_bases(state).items()):
-        value = state.dict.get(key)
-        if base.value is not value and key not in state.committed_state:
-            del _bases(state)[key]
-            continue
-        if value is None and _may_be_none(state, key):
-            continue
-        text = _dump(state, key, value)
-        if text != base.text and canonical_json(text) != canonical_json(base.text):
-            flag_modified(instance, key)
-        elif key in state.committed_state:
-            set_committed_value(instance, key, value)
-        watch.written.append((state, key, _Base(value, text)))
-    return bool(state.committed_state or state.__dict__.get("_pending_mutations"))
+def rebase(instance: object, key: str, text: str) -> None:
+    """Give *instance* the JSON *text* that was written to its row, not by a flush."""
+    state: InstanceState[Any] = inspect(instance)
+    set_committed_value(instance, key, Unread(text))
+    bases_of(state).pop(key, None)
+    if state.session is not None:
+        # As after a flush, the rollback of a savepoint must expire it.
+        state.session._register_altered([state])  # noqa: SLF001
+
+
+def changed_in_place(instance: object) -> bool:
+    """Say whether what was handed out of *instance* was changed and not yet flushed."""
+    state: InstanceState[Any] = inspect(instance)
+    return any(is_changed(state, key) for key in tracked(state))
+
+
+def _watch(session: Session) -> _Watch:
+    watch: _Watch | None = session.info.get(_KEY)
+    if watch is None:
+        watch = session.info[_KEY] = _Watch()
+    return watch
+
+
+def _altered(session: Session) -> MutableMapping[InstanceState[Any], object]:
+    """Return what the savepoint has written, which its rollback will expire."""
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    if transaction is None:
+        return weakref.WeakKeyDictionary()
+    return transaction._dirty  # noqa: SLF001
 
 
 @event.listens_for(Session, "before_flush")
 def _before_flush(session: Session, flush_context: UOWTransaction, _: object) -> None:
     watch: _Watch | None = session.info.get(_KEY)
+    if watch is not None:
+        watch.end_flush()  # One that failed before it had a transaction to roll back.
     for instance in session.new:
-        for key in getattr(instance, _TRACKED, ()):
-            watch = watch or session.info.setdefault(_KEY, _Watch())
-            state: InstanceState[Any] = inspect(instance)
-            value = state.dict.get(key)
-            if value is not None or not _may_be_none(state, key):
-                base = _Base(value, _dump(state, key, value))
-                watch.written.append((state, key, base))
-    if watch is None:
-        return
+        state: InstanceState[Any] = inspect(instance)
+        if tracked(state):
+            watch = _watch(session)
+            watch.written += [_Written(state, *one) for one in prepare_insert(state)]
+    if watch is not None:
+        _look_at_held(watch, session, flush_context)
+        for written in watch.written:
+            written.encoded.keep()
+        watch.flushing = True
+
+
+def _look_at_held(
+    watch: _Watch, session: Session, flush_context: UOWTransaction
+) -> None:
+    deleted, altered = session.deleted, _altered(session)
     for state, instance in list(watch.held.items()):
         if state.session is not session:
             del watch.held[state]
-        elif not state.deleted and not _changed(watch, state, instance):
-            # Listed, it is not saved: the mapper events of mere readers stay silent,
-            # and yet the flush completes, so that what it flagged is flagged again.
-            flush_context.register_object(state, listonly=True)
+        elif instance not in deleted:
+            watch.written += [
+                _Written(state, *one) for one in prepare_update(state, instance)
+            ]
+            if not _has_changes(state):
+                # Listed, it is not saved: the mapper events of mere readers stay
+                # silent, and yet the flush completes, and flags it again.
+                flush_context.register_object(state, listonly=True)
+                if state not in altered:
+                    watch.unchanged.append(state)
+
+
+def _has_changes(state: InstanceState[Any]) -> bool:
+    return bool(state.committed_state or state.__dict__.get("_pending_mutations"))
 
 
 @event.listens_for(Session, "after_flush")
 def _after_flush(session: Session, _: object) -> None:
     watch: _Watch | None = session.info.get(_KEY)
-    if watch is not None:
-        for state, key, base in watch.written:
-            instance = state.obj()
-            if instance is not None:
-                _bases(state)[key] = base
-                watch.held[state] = instance
+    if watch is None:
+        return
+    for state, key, encoded in watch.written:
+        instance = state.obj()
+        if instance is not None and (encoded.bound or not encoded.stale):
+            bases_of(state)[key] = Base(encoded.value, encoded.text)
+            watch.held[state] = instance
 
 
 @event.listens_for(Session, "after_flush_postexec")
 def _after_flush_postexec(session: Session, _: object) -> None:
     watch: _Watch | None = session.info.get(_KEY)
-    if watch is not None:
-        watch.written.clear()
-        if _COMMITTING not in session.info:
-            # Flagged while committing, a session would flush without end.
-            watch.flag()
+    if watch is None:
+        return
+    altered = _altered(session)
+    for state in watch.unchanged:
+        # The flush has counted it among the written.
+        altered.pop(state, None)
+    touched = list(watch.touched)
+    watch.end_flush()
+    if _COMMITTING not in session.info:
+        watch.flag()
+        return
+    # All of them flagged, a commit would flush without end: only what a listener of
+    # this flush has changed goes into another one.
+    for state, key in touched:
+        instance = state.obj()
+        if instance is not None and is_changed(state, key):
+            flag_dirty(instance)
 
 
 @event.listens_for(Session, "before_commit")
@@ -211,12 +221,29 @@ def _before_commit(session: Session) -> None:
     session.info[_COMMITTING] = True
 
 
+@event.listens_for(Session, "after_rollback")
+def _after_rollback(session: Session) -> None:
+    """Keep the rollback of a savepoint from expiring what was only looked at."""
+    watch: _Watch | None = session.info.get(_KEY)
+    if watch is None or not session.in_nested_transaction():
+        return
+    altered = _altered(session)
+    for state, instance in watch.held.items():
+        if (
+            state.modified
+            and state not in altered
+            and not _has_changes(state)
+            and not changed_in_place(instance)
+        ):
+            state._commit_all(state.dict, session.identity_map)  # noqa: SLF001
+
+
 @event.listens_for(Session, "after_soft_rollback")
 def _after_soft_rollback(session: Session, _: object) -> None:
     session.info.pop(_COMMITTING, None)
     watch: _Watch | None = session.info.get(_KEY)
     if watch is not None:
-        watch.written.clear()
+        watch.end_flush()
 
 
 @event.listens_for(Session, "after_transaction_create")
@@ -244,12 +271,13 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
     if transaction.nested:
         watch.flag()
     else:
+        watch.end_flush()
         watch.known.update(state for state in watch.held if not state.expired)
         watch.held.clear()
 
 
 @event.listens_for(Session, "detached_to_persistent")
-def _attached(session: Session, instance: object) -> None:
+def _attached(_: Session, instance: object) -> None:
     state: InstanceState[Any] = inspect(instance)
-    if state.info.get(_KEY):
-        _hold(session, state, instance)
+    for key in state.info.get(BASES, ()):
+        hold(state, instance, key)

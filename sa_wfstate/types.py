@@ -9,21 +9,25 @@ dialect stores SQLAlchemy's JSON, which is meant for unit tests.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError
-from sqlalchemy import Dialect, type_coerce
+from sqlalchemy import Dialect, literal_column, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.sql import ColumnElement, operators
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import JSON, String, TypeDecorator, TypeEngine
 
+from .codec import Codec
 from .errors import PayloadError
+from .texts import AsMarkedText, AsText, row_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .upcasters import PayloadSchema
 
 T = TypeVar("T")
 
@@ -33,28 +37,44 @@ _COMPARES_WHOLE_VALUES = frozenset(
 )
 
 
-class _AsText(FunctionElement[str]):
-    """The text of a JSON column; a cast where the column is not text already."""
+class Unread:
+    """The JSON *text* of a row of which nobody has asked for the value yet."""
 
-    inherit_cache = True
-    type = String()
+    __slots__ = ("text",)
 
+    def __init__(self, text: str) -> None:
+        self.text = text
 
-@compiles(_AsText)
-def _plain_text(element: _AsText, compiler: SQLCompiler, **kw: Any) -> str:
-    return compiler.process(element.clauses.clauses[0], **kw)
-
-
-@compiles(_AsText, "postgresql")
-def _cast_to_text(element: _AsText, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"CAST({compiler.process(element.clauses.clauses[0], **kw)} AS TEXT)"
+    def __repr__(self) -> str:
+        return f"<Unread JSON of {len(self.text)} characters>"
 
 
-def _path(error: ValidationError) -> tuple[str, str]:
-    """The path and the message of the first problem, without the input."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return ".".join(str(part) for part in first["loc"]), first["msg"] + more
+class Encoded:
+    """The text of a value that is about to be bound, so that it is dumped but once.
+
+    *stale*: the value was handed out since, and may have changed. *bound*: the text
+    has gone to the driver.
+    """
+
+    __slots__ = ("_key", "bound", "stale", "text", "value")
+
+    def __init__(self, column_type: PydanticJSON[Any], value: Any, text: str) -> None:
+        self.value = value
+        self.text = text
+        self.stale = False
+        self.bound = False
+        self._key = (id(column_type.type_), id(value))
+
+    def keep(self) -> None:
+        """Bind this text when the value itself is bound."""
+        _encoded[self._key] = self
+
+    def drop(self) -> None:
+        """Forget the text; the value would be encoded again."""
+        _encoded.pop(self._key, None)
+
+
+_encoded: dict[tuple[int, int], Encoded] = {}
 
 
 class _Comparator(TypeDecorator.Comparator[Any], JSONB.Comparator[Any]):
@@ -72,8 +92,14 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     """Store *type_*, anything that :class:`pydantic.TypeAdapter` takes, as JSON.
 
     None is stored as SQL NULL. Aliases are written as declared, computed fields are not
-    written, and a value that is not what *type_* says is refused with a
-    :exc:`~sa_wfstate.PayloadError` before any SQL is sent.
+    written. A value that is not what *type_* says, or that would be read back as
+    another one, is refused with a PayloadError before any SQL is sent.
+
+    *accept* names the fields whose loss is wanted: ``accept={"Login.password"}``.
+    *round_trip* can be turned off for states so large that reading each back before it
+    is written takes too long; then only what Pydantic itself complains of is refused.
+    *mutable* says whether the ORM looks for changes in place; by default it does unless
+    *type_* is deeply frozen.
 
     >>> PydanticJSON(dict[str, int]).dump({"a": 1})
     '{"a":1}'
@@ -83,82 +109,120 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     cache_ok = True
     comparator_factory = _Comparator
 
-    def __init__(self, type_: Any) -> None:
+    def __init__(
+        self,
+        type_: Any,
+        *,
+        accept: Iterable[str] = (),
+        round_trip: bool = True,
+        mutable: bool | None = None,
+        payload_schema: PayloadSchema | None = None,
+    ) -> None:
         super().__init__()
         self.type_ = type_
-        self._adapter: TypeAdapter[T] = TypeAdapter(type_)
+        self.payload_schema = payload_schema
+        self.accept = frozenset(accept)
+        self.round_trip = round_trip
+        self.mutable = mutable
+        self.codec: Codec[T] = Codec(
+            type_,
+            accept=accept,
+            round_trip=round_trip,
+            payload_schema=payload_schema,
+        )
+        try:
+            hash(type_)
+        except TypeError:
+            self.cache_ok = False
+        _tell_alembic()
+
+    def copy(self, **kw: Any) -> Self:
+        # Alembic copies a column that it is about to render.
+        _tell_alembic()
+        return super().copy(**kw)
+
+    def with_schema(self, payload_schema: PayloadSchema) -> Self:
+        """Return the same type for a class with these schema versions."""
+        options = self._options() | {"payload_schema": payload_schema}
+        return type(self)(self.type_, **options)
+
+    def unread(self) -> UnreadJSON:
+        """Return the same type for the ORM, which reads the text first."""
+        return UnreadJSON(self.type_, payload_schema=self.payload_schema)
+
+    def stored(self, text: str) -> str:
+        """Return *text*, as :meth:`dump` returned it, as it is written to a row."""
+        schema = self.payload_schema
+        return text if schema is None else schema.write(text)
 
     def dump(self, value: T, *, where: str | None = None) -> str:
         """Return the JSON text of *value*; *where* names it in the error."""
-        try:
-            text = self._adapter.serializer.to_json(
-                value, by_alias=True, round_trip=True, warnings="error"
-            )
-        except (PydanticSerializationError, ValueError) as error:
-            problem = f"is not a {self._name}: got {type(value).__name__}"
-            if isinstance(value, self._classes):
-                problem = "holds a value that its model does not allow; validate it first"
-            raise PayloadError(where or self._name, "", problem) from error
-        return text.decode()
+        return self.codec.dump(value, where=where)
 
     def load(self, text: str | bytes, *, where: str | None = None) -> T:
         """Return the value that *text* holds; *where* names it in the error."""
-        try:
-            value: T = self._adapter.validator.validate_json(text)
-        except ValidationError as error:
-            raise PayloadError(where or self._name, *_path(error)) from None
-        return value
+        return self.codec.load(text, where=where)
 
-    @property
-    def _name(self) -> str:
-        return getattr(self.type_, "__name__", str(self.type_))
-
-    @property
-    def _classes(self) -> tuple[type, ...]:
-        return (self.type_,) if isinstance(self.type_, type) else ()
+    def changes_in_place(self) -> bool:
+        """Say whether a value may change without being assigned."""
+        return not self.codec.frozen if self.mutable is None else self.mutable
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        _tell_alembic()
         return _json_of(dialect)
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[T | None], str | None]:
-        dump = self.dump
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:
+        type_id, encode, stored = id(self.type_), self.codec.encode, self.stored
+        schema = self.payload_schema
+        text_of = str if schema is None else schema.read
 
-        def process(value: T | None) -> str | None:
-            return None if value is None else dump(value)
+        def process(value: Any) -> str | None:
+            if value is None:
+                return None
+            if isinstance(value, Unread):
+                return stored(text_of(value.text))
+            kept = _encoded.get((type_id, id(value)))
+            if kept is None or kept.value is not value:
+                return stored(encode(value))
+            if kept.stale:
+                kept.text, kept.stale = encode(value), False
+            kept.bound = True
+            return stored(kept.text)
 
         return process
 
     def literal_processor(self, dialect: Dialect) -> Callable[[T], str]:
-        quote = String().literal_processor(dialect)
-        return lambda value: quote(self.dump(value))
+        string: Any = String()
+        quote, encode = string.literal_processor(dialect), self.codec.encode
+        return lambda value: quote(self.stored(encode(value)))
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         # Coerced back to this type, or the cast's own type would process the result.
-        return type_coerce(_AsText(column), self)
+        schema = self.payload_schema
+        row = None if schema is None else row_of(column, schema.entity)
+        if schema is None or row is None:
+            return type_coerce(AsText(column), self)
+        current: ColumnElement[int] = literal_column(str(schema.version))
+        return type_coerce(AsMarkedText(column, *row, current), self)
 
     def result_processor(
         self, dialect: Dialect, coltype: object
     ) -> Callable[[Any], T | None]:
-        load = self.load
-
-        def process(value: Any) -> T | None:
-            if value is None:
-                return None
-            if not isinstance(value, (str, bytes)):
-                # A textual SELECT goes around column_expression; psycopg parsed it.
-                value = json.dumps(value)
-            return load(value)
-
-        return process
+        load = self.codec.load
+        return lambda value: None if value is None else load(_text_of(value))
 
     def compare_values(self, x: Any, y: Any) -> bool:
-        """Compare as JSON: for Python, True equals 1 and 1.0."""
+        """Compare as JSON: for Python, True equals 1 and 1.0.
+
+        What is not loaded, or was never read, equals only itself.
+        """
         if x is y:
             return True
+        if x is None or y is None or isinstance(y, (LoaderCallableStatus, Unread)):
+            return False
         try:
-            return canonical_json(self.dump(x)) == canonical_json(self.dump(y))
+            return self.codec.same(self.dump(x), self.dump(y))
         except PayloadError:
-            # None, the ORM's marks for "not loaded", or a value that broke since.
             return False
 
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
@@ -166,11 +230,37 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
             return self
         return self.impl_instance.coerce_compared_value(op, value)
 
-    def __reduce__(self) -> tuple[type[PydanticJSON[T]], tuple[Any]]:
-        return type(self), (self.type_,)
+    @property
+    def _static_cache_key(self) -> Any:
+        key: Any = super()._static_cache_key
+        # SQLAlchemy makes its key of the positional parameters only.
+        options = (self.accept, self.round_trip, id(self.payload_schema))
+        return (*key, *options) if isinstance(key, tuple) else key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.type_, self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "accept": self.accept,
+            "round_trip": self.round_trip,
+            "mutable": self.mutable,
+            "payload_schema": self.payload_schema,
+        }
 
     def __repr__(self) -> str:
-        return f"PydanticJSON({self._name})"
+        return f"PydanticJSON({self.codec.name})"
+
+
+class UnreadJSON(PydanticJSON[Any]):
+    """The same column for the ORM, which builds a value when it is first asked for."""
+
+    cache_ok = True
+
+    def result_processor(
+        self, dialect: Dialect, coltype: object
+    ) -> Callable[[Any], Any]:
+        return lambda value: None if value is None else Unread(_text_of(value))
 
 
 class JSONText(TypeDecorator[str]):
@@ -186,13 +276,21 @@ class JSONText(TypeDecorator[str]):
         return None
 
 
+def _text_of(value: Any) -> str:
+    # A textual SELECT goes around column_expression, and psycopg parses the result.
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _restore(cls: Any, type_: Any, options: dict[str, Any]) -> Any:
+    return cls(type_, **options)
+
+
+def _tell_alembic() -> None:
+    """Have the type rendered well, in a process where Alembic generates migrations."""
+    if "alembic.autogenerate" in sys.modules:
+        # By name: nothing below Alembic's own modules depends on them.
+        import_module(f"{__package__}.alembic_plugin").register()
+
+
 def _json_of(dialect: Dialect) -> TypeEngine[Any]:
     return JSONB() if isinstance(dialect, PGDialect) else JSON()
-
-
-def canonical_json(text: str) -> str:
-    """Return *text* with the keys of its objects in order.
-
-    Numbers keep their spelling: 1, 1.0 and true are three values.
-    """
-    return json.dumps(json.loads(text), sort_keys=True)

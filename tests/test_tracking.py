@@ -6,13 +6,16 @@ import gc
 import pickle
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
 
 import pytest
-from pydantic import BaseModel
-from sqlalchemy import create_engine, event, select
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import create_engine, event, inspect, select, text
 from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm.util import identity_key
 
 from sa_wfstate import PayloadError, WorkflowStateMixin
+from sa_wfstate.types import Unread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +42,28 @@ class OrderState(BaseModel):
 
 class Order(WorkflowStateMixin[OrderState], Base):
     __tablename__ = "orders"
+
+
+class Tagged(WorkflowStateMixin[set[str]], Base):
+    __tablename__ = "tagged"
+
+
+class Calm(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    status: str
+
+
+class Still(WorkflowStateMixin[Calm], Base):
+    __tablename__ = "still"
+
+
+class Name(BaseModel):
+    name: UUID = Field(default_factory=uuid4)
+
+
+class Named(WorkflowStateMixin[Name], Base):
+    __tablename__ = "named"
 
 
 @pytest.fixture(autouse=True)
@@ -188,6 +213,7 @@ def test_assigned_copy_of_a_state_changed_in_place_is_written(engine: Engine) ->
         order = session.get_one(Order, "o-1")
         order.state.status = "paid"
         order.state = order.state.model_copy(deep=True)
+        assert order.state.status == "paid"
         session.commit()
     assert stored(engine)[1].status == "paid"
 
@@ -289,7 +315,10 @@ def test_refresh_and_expire_drop_changes(engine: Engine) -> None:
 
 def test_change_while_detached_is_written_when_attached(engine: Engine) -> None:
     """Changed between two sessions, also across pickle, it is written by the second."""
-    for key, travel in (("o-1", lambda x: x), ("o-2", lambda x: pickle.loads(pickle.dumps(x)))):
+    for key, travel in (
+        ("o-1", lambda x: x),
+        ("o-2", lambda x: pickle.loads(pickle.dumps(x))),
+    ):
         with Session(engine) as session:
             order = session.get_one(Order, key)
             session.expunge(order)
@@ -345,3 +374,167 @@ def test_missing_state_is_refused(engine: Engine) -> None:
         session.add(Order(workflow_key="o-9"))
         with pytest.raises(PayloadError, match="Order 'o-9' state"):
             session.flush()
+
+
+def test_savepoint_rollback_leaves_what_was_only_read(engine: Engine) -> None:
+    """What was looked at, before or inside the savepoint, needs no reload."""
+    with Session(engine) as session:
+        order, other = session.get_one(Order, "o-1"), session.get_one(Order, "o-2")
+        assert (order.state.status, other.state.status) == ("new", "new")
+        session.flush()
+        savepoint = session.begin_nested()
+        assert other.state.status == "new"
+        order.state.status = "sent"
+        session.flush()
+        savepoint.rollback()
+        assert "state" not in inspect(order).dict
+        assert "state" in inspect(other).dict
+        other.state.status = "paid"
+        session.commit()
+    assert [stored(engine, key)[1].status for key in ("o-1", "o-2")] == ["new", "paid"]
+
+
+def test_loaded_state_is_not_built_until_it_is_read(engine: Engine) -> None:
+    """A row whose state nobody asks for holds the text, also when pickled or merged."""
+    with Session(engine) as session:
+        order = session.get_one(Order, "o-1")
+        assert isinstance(inspect(order).dict["state"], Unread)
+        assert order not in session.dirty
+        copy = pickle.loads(pickle.dumps(order))
+        with Session(engine) as another:
+            merged = another.merge(copy)
+            assert not another.is_modified(merged)
+            assert merged.state == OrderState(lines=[Line(sku="apple")])
+        assert inspect(order).attrs.state.value.status == "new"
+        assert not isinstance(inspect(order).dict["state"], Unread)
+
+
+def test_merge_of_an_unread_copy_takes_a_change_back(engine: Engine) -> None:
+    """What is merged replaces an unflushed change, and is what the row holds."""
+    with Session(engine) as session:
+        order = session.get_one(Order, "o-1")
+        copy = pickle.loads(pickle.dumps(order))
+        order.state.status = "paid"
+        with no_writes(engine), session.no_autoflush:
+            session.merge(copy)
+            assert order.state.status == "new"
+            session.commit()
+
+
+def test_merged_state_is_refused_before_sql(engine: Engine) -> None:
+    """A broken value that came by merge() is refused like any other."""
+    with Session(engine) as session:
+        order = session.get_one(Order, "o-1")
+        session.expunge(order)
+    order.state.notes["x"] = float("nan")
+    with Session(engine) as session:
+        session.merge(order)
+        with no_writes(engine), pytest.raises(PayloadError, match=r"notes\.x"):
+            session.commit()
+
+
+def test_equal_set_in_another_order_is_no_change(engine: Engine) -> None:
+    """The order in which a set is dumped means nothing."""
+    with Session(engine) as session:
+        session.add(Tagged(workflow_key="t-1", state={*map(str, range(20))}))
+        session.commit()
+        tagged = session.get_one(Tagged, "t-1")
+        tagged.state = {*map(str, reversed(range(20)))}
+        tagged.state.add("new")
+        tagged.state.remove("new")
+        with no_writes(engine):
+            session.commit()
+
+
+def test_listeners_of_a_flush_may_read_and_change(engine: Engine) -> None:
+    """What before_update adds is written now, what after_flush changes is not lost."""
+
+    @event.listens_for(Order, "before_update")
+    def stamp(_mapper: object, _connection: object, order: Order) -> None:
+        order.state.notes["stamped"] = True
+
+    with Session(engine) as session:
+
+        @event.listens_for(session, "after_flush")
+        def follow(*_: object) -> None:
+            follower = session.identity_map[identity_key(Order, "o-2")]
+            follower.state.status = "followed"
+
+        order, follower = session.get_one(Order, "o-1"), session.get_one(Order, "o-2")
+        assert follower is not None
+        order.state.status = "paid"
+        try:
+            session.commit()
+        finally:
+            event.remove(Order, "before_update", stamp)
+    version, state = stored(engine)
+    assert (version, state.status, state.notes) == (2, "paid", {"stamped": True})
+    assert stored(engine, "o-2")[1].status == "followed"
+
+
+def test_listener_after_the_update_may_read(engine: Engine) -> None:
+    """Reading what was just written does not make it look changed."""
+
+    @event.listens_for(Order, "after_update")
+    def look(_mapper: object, _connection: object, order: Order) -> None:
+        assert order.state.status == "paid"
+
+    try:
+        with Session(engine) as session:
+            order = session.get_one(Order, "o-1")
+            order.state.status = "paid"
+            session.flush()
+            with no_writes(engine):
+                session.flush()
+            session.commit()
+    finally:
+        event.remove(Order, "after_update", look)
+
+
+def test_frozen_state_costs_nothing(engine: Engine) -> None:
+    """A deeply frozen state is not watched; an equal one assigned is not written."""
+    with Session(engine) as session:
+        session.add(Still(workflow_key="s-1", state=Calm(status="new")))
+        session.commit()
+        still = session.get_one(Still, "s-1")
+        assert still.state.status == "new"
+        assert still not in session.dirty
+        with no_writes(engine):
+            still.state = Calm(status="new")
+            session.commit()
+        still.state = still.state.model_copy(update={"status": "paid"})
+        session.commit()
+        assert (still.version, still.state.status) == (2, "paid")
+
+
+def test_upcast_on_read_is_not_written(engine: Engine) -> None:
+    """A row that lacks a field, of a random default even, is not bumped by reading."""
+    with Session(engine) as session:
+        session.add(Named(workflow_key="n-1", state=Name()))
+        session.flush()
+        session.execute(text("UPDATE named SET state = '{}'"))
+        session.commit()
+        named = session.get_one(Named, "n-1")
+        name = named.state.name
+        with no_writes(engine):
+            session.commit()
+        assert named.state.name != name
+
+
+def test_updates_are_hot(engine: Engine) -> None:
+    """An update of an application's own table touches no index."""
+    with Session(engine) as session:
+        for number in range(20):
+            session.get_one(Order, "o-1").state.status = str(number)
+            session.commit()
+    with engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.execute(text("SELECT pg_stat_force_next_flush()"))
+        counts = connection.execute(
+            text(
+                "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables"
+                " WHERE relname = 'orders'"
+            )
+        ).one()
+    updated, hot = counts
+    assert updated == hot

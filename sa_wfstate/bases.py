@@ -1,0 +1,190 @@
+"""Bases: the JSON that the row of an instance held when its value was handed out.
+
+A base is kept in the instance's ``InstanceState.info``, so that it goes along when the
+instance is detached, pickled, or added to another session. It belongs to one value:
+when the attribute holds another one without having been set, it was refreshed, and the
+base is void.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import ClauseElement
+from sqlalchemy.orm import InstanceState, LoaderCallableStatus, QueryableAttribute
+from sqlalchemy.orm.attributes import flag_modified, set_committed_value
+
+from .errors import PayloadError
+from .types import Encoded, PydanticJSON, Unread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.orm.instrumentation import ClassManager
+
+BASES = "sa_wfstate.bases"
+_SQL = (ClauseElement, QueryableAttribute)
+
+
+class Base(NamedTuple):
+    """The JSON *text*, as its type dumps it, of *value* as it was read."""
+
+    value: Any
+    text: str
+
+
+def track(manager: ClassManager[Any], key: str, column_type: PydanticJSON[Any]) -> None:
+    """Note that the class of *manager* has a PydanticJSON attribute."""
+    manager.info.setdefault(BASES, {})[key] = column_type
+
+
+def tracked(state: InstanceState[Any]) -> dict[str, PydanticJSON[Any]]:
+    """Return the types of the PydanticJSON attributes of an instance, by key."""
+    types: dict[str, PydanticJSON[Any]] = state.manager.info.get(BASES, {})
+    return types
+
+
+def bases_of(state: InstanceState[Any]) -> dict[str, Base]:
+    """Return the bases of an instance, by key."""
+    bases: dict[str, Base] | None = state.info.get(BASES)
+    if bases is None:
+        bases = state.info[BASES] = {}
+    return bases
+
+
+def read(state: InstanceState[Any], key: str, unread: Unread) -> Any:
+    """Build the value of an attribute that nobody has asked for yet."""
+    column_type, text = tracked(state)[key], unread.text
+    schema = column_type.payload_schema
+    if schema is not None:
+        # A textual SELECT has not marked it.
+        text = schema.mark(text, state.dict.get("schema_version"), _key_of(state))
+    try:
+        value = column_type.load(text)
+    except PayloadError as error:
+        note = "" if schema is None else f" (schema version {schema.version_of(text)})"
+        raise _located(error, state, key, note) from error.__cause__
+    state.dict[key] = value
+    return value
+
+
+def take_base(state: InstanceState[Any], key: str, value: Any) -> bool:
+    """Take the base of *value*, which is handed out; return False if it needs none."""
+    bases = bases_of(state)
+    base = bases.get(key)
+    if base is not None and base.value is value:
+        return True
+    if (
+        state.key is None  # An INSERT writes whatever is there.
+        or not tracked(state)[key].changes_in_place()
+        or isinstance(value, _SQL)
+    ):
+        return False
+    if key not in state.committed_state:
+        bases[key] = Base(value, _dump(state, key, value))
+    return True
+
+
+def is_changed(state: InstanceState[Any], key: str) -> bool:
+    """Say whether a value that was handed out, and not assigned, differs by now."""
+    base, value = bases_of(state).get(key), state.dict.get(key)
+    if base is None or base.value is not value or key in state.committed_state:
+        return False
+    column_type = tracked(state)[key]
+    try:
+        return not column_type.codec.same(column_type.dump(value), base.text)
+    except PayloadError:
+        return True  # It was not broken when it was read.
+
+
+def original(state: InstanceState[Any], key: str) -> str | None:
+    """Return what the row holds, as its type dumps it; None if that is not known."""
+    was = state.committed_state.get(key, state.dict.get(key))
+    base = bases_of(state).get(key)
+    if base is not None and base.value is was:
+        return base.text
+    column_type = tracked(state)[key]
+    try:
+        if isinstance(was, Unread):
+            was = column_type.load(was.text)
+        if was is not None and not isinstance(was, LoaderCallableStatus):
+            return column_type.dump(was)
+    except PayloadError:
+        pass  # A broken row is repaired by assigning to it.
+    return None
+
+
+def prepare_insert(state: InstanceState[Any]) -> Iterator[tuple[str, Encoded]]:
+    """Encode what an INSERT is going to write."""
+    for key in tracked(state):
+        value = state.dict.get(key)
+        if value is None:
+            _refuse_none(state, key)
+        elif not isinstance(value, (Unread, *_SQL)):
+            yield key, _encode(state, key, value, _dump(state, key, value))
+
+
+def prepare_update(
+    state: InstanceState[Any], instance: object
+) -> Iterator[tuple[str, Encoded]]:
+    """Encode what has changed, and tell SQLAlchemy what has and what has not."""
+    bases = bases_of(state)
+    for key, column_type in tracked(state).items():
+        value = state.dict.get(key)
+        base = bases.get(key)
+        assigned = key in state.committed_state
+        if not assigned and (base is None or base.value is not value):
+            bases.pop(key, None)
+        elif value is None:
+            _refuse_none(state, key)
+        elif not isinstance(value, (Unread, *_SQL)):
+            text = _dump(state, key, value)
+            before = original(state, key)
+            if before is None or not column_type.codec.same(text, before):
+                yield key, _encode(state, key, value, text)
+                if before is not None:
+                    # The history shows what the row holds, not the mutated value.
+                    flag_modified(instance, key)
+                    state.committed_state[key] = Unread(before)
+            elif assigned:
+                set_committed_value(instance, key, value)
+                bases[key] = Base(value, text)
+
+
+def _dump(state: InstanceState[Any], key: str, value: Any) -> str:
+    try:
+        return tracked(state)[key].dump(value)
+    except PayloadError as error:
+        raise _located(error, state, key) from error.__cause__
+
+
+def _encode(state: InstanceState[Any], key: str, value: Any, text: str) -> Encoded:
+    column_type = tracked(state)[key]
+    try:
+        column_type.codec.check(value, text)
+    except PayloadError as error:
+        raise _located(error, state, key) from None
+    return Encoded(column_type, value, text)
+
+
+def _refuse_none(state: InstanceState[Any], key: str) -> None:
+    column = state.mapper.columns[key]
+    if not (column.nullable or column.default or column.server_default):
+        problem = "must not be None; assign a value or delete the row"
+        raise _located(PayloadError("", "", problem), state, key)
+
+
+def _located(
+    error: PayloadError, state: InstanceState[Any], key: str, note: str = ""
+) -> PayloadError:
+    """Return *error* with the name of the row in it; the codec does not know that."""
+    where = f"{state.class_.__name__} {_key_of(state)!r} {key}{note}"
+    return PayloadError(where, error.path, error.problem)
+
+
+def _key_of(state: InstanceState[Any]) -> Any:
+    if state.key is not None:
+        identity = state.key[1]
+    else:
+        identity = tuple(state.mapper.primary_key_from_instance(state.obj()))
+    return identity[0] if len(identity) == 1 else identity

@@ -1,0 +1,124 @@
+"""The round trip: a value, and what its JSON is read back as.
+
+:func:`difference` finds the first part of a value that does not survive, without ever
+showing it: paths and the names of types are all that an error may tell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+Parts = list[tuple[object, Any, Any]]
+
+
+def difference(
+    value: Any, copy: Any, accepted: Collection[str] = (), path: str = ""
+) -> tuple[str, str] | None:
+    """Return path and kind of the first loss between *value* and its *copy*, or None.
+
+    Models are compared field by field, except for those fields that are *accepted*
+    (``"OrderState.password"``). Private attributes and cached properties are no part of
+    a payload.
+    """
+    if value is copy:
+        return None
+    parts = _parts(value, copy, accepted)
+    if isinstance(parts, str):
+        return path, parts
+    for key, part, other in parts:
+        found = difference(part, other, accepted, f"{path}.{key}" if path else str(key))
+        if found:
+            return found
+    return None
+
+
+def _parts(value: Any, copy: Any, accepted: Collection[str]) -> Parts | str:
+    """Return what is to be compared one by one, or what is lost here already."""
+    same_type = type(value) is type(copy)
+    if isinstance(value, dict) and isinstance(copy, dict):
+        return _items(value, copy)
+    if same_type and (isinstance(value, BaseModel) or dataclasses.is_dataclass(value)):
+        name = type(value).__name__
+        return [
+            part for part in _fields(value, copy) if f"{name}.{part[0]}" not in accepted
+        ]
+    if same_type and isinstance(value, (list, tuple)) and len(value) == len(copy):
+        return list(zip(range(len(value)), value, copy, strict=True))
+    # An object without an equality of its own equals nothing but itself.
+    if value == copy or (same_type and "__eq__" not in _defined_by(type(value))):
+        return []
+    before, after = type(value).__name__, type(copy).__name__
+    another = "another value" if same_type else f"a {after}"
+    return f"holds a {before} that would be read back as {another}"
+
+
+def _items(value: dict[Any, Any], copy: dict[Any, Any]) -> Parts | str:
+    for key in value:
+        if key not in copy:
+            return f"has a key of type {type(key).__name__} that JSON changes"
+    if len(value) != len(copy):
+        return "has keys that are one and the same in JSON"
+    return [(key, part, copy[key]) for key, part in value.items()]
+
+
+def _defined_by(cls: type[Any]) -> set[str]:
+    return {name for base in cls.__mro__[:-1] for name in base.__dict__}
+
+
+def _fields(value: Any, copy: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(value, BaseModel):
+        for key in type(value).model_fields:
+            yield key, value.__dict__.get(key), copy.__dict__.get(key)
+        for key, extra in (value.model_extra or {}).items():
+            yield key, extra, (copy.model_extra or {}).get(key)
+    else:
+        for field in dataclasses.fields(value):
+            yield field.name, getattr(value, field.name), getattr(copy, field.name)
+
+
+def unstorable(value: Any, path: str = "") -> tuple[str, str] | None:
+    """Return path and kind of the first text in *value* that PostgreSQL refuses.
+
+    *value* consists of what JSON knows.
+    """
+    if isinstance(value, str):
+        problem = _unstorable_text(value)
+        return (path, problem) if problem else None
+    pairs: Iterable[tuple[object, Any]] = ()
+    if isinstance(value, dict):
+        pairs = value.items()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        pairs = enumerate(value)
+    for key, part in pairs:
+        problem = _unstorable_text(key) if isinstance(key, str) else None
+        if problem:
+            return path, f"has a key that {problem}"
+        found = unstorable(part, f"{path}.{key}" if path else str(key))
+        if found:
+            return found
+    return None
+
+
+def _unstorable_text(text: str) -> str | None:
+    if "\0" in text:
+        return "contains NUL, which PostgreSQL cannot store"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "contains a lone surrogate, which is no character"
+    return None
+
+
+def unordered(value: Any) -> Any:
+    """Return *value*, dumped as Python, so that equal sets make equal results."""
+    if isinstance(value, dict):
+        return {repr(key): unordered(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [unordered(part) for part in value]
+    if isinstance(value, (set, frozenset)):
+        return {"set": sorted(repr(unordered(part)) for part in value)}
+    return repr(value)
