@@ -8,6 +8,7 @@ are collected from here. The server is an embedded one unless
 from __future__ import annotations
 
 import os
+import signal
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ class Server:
             if given:
                 self._url = make_url(given).set(drivername="postgresql+psycopg")
             else:
+                # A run that is told to end takes its server along, as after Ctrl-C.
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
                 self._url = self._exits.enter_context(
                     temporary_server(settings=SETTINGS)
                 )

@@ -1,167 +1,177 @@
 """Every way to lose a race becomes a StateConflict.
 
-Mapper events note what each flush is about to write: entity, key, and the version it is
-based on. When the flush fails, SQLAlchemy has rolled back by the time
-``after_soft_rollback`` is dispatched, the original error is still being handled, and the
-session's own connection is still there. On that connection the rows are read again: the
-ones whose version is not the expected one have lost. What concerns no workflow row
-passes through untouched.
+When a flush fails, SQLAlchemy has rolled back by the time ``after_soft_rollback`` is
+dispatched, the original error is still being handled, and the session's own connection
+is still there. The session's ledger knows which rows the failed statement was about. On
+that connection they are read again: those that are no longer what the write was based
+on have lost. A COMMIT that is refused is heard of in ``handle_error``. What concerns no
+workflow row passes through untouched.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
-from sqlalchemy import Connection, event, inspect
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.orm import (
-    InstanceState,
-    Mapper,
-    Session,
-    SessionTransaction,
-    SessionTransactionOrigin,
-    object_session,
+from sqlalchemy import Connection, Dialect, ExceptionContext, event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
+from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
+
+from .errors import (
+    ConflictReason,
+    PayloadError,
+    SchemaVersionAhead,
+    StateConflict,
+    WriteSuppressed,
 )
-from sqlalchemy.orm.exc import StaleDataError
-
-from .errors import ConflictReason, PayloadError, StateConflict, WriteSuppressed
-from .mixin import WorkflowStateMixin
+from .guards import NOTHING, Seen
+from .ledger import Deed, Entry, existing_ledger, on_first_write, written_on
 from .snapshots import WorkflowSnapshot
-from .statements import Statements, statements_of
+from .sqlstates import SERIALIZATION_FAILURE, UNIQUE_VIOLATION, sqlstate
 
-_KEY = "sa_wfstate.attempts"
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
-SERIALIZATION_FAILURE = "40001"
-UNIQUE_VIOLATION = "23505"
-
-
-class _Attempt(NamedTuple):
-    """One row that a flush is about to write; version 0 is an INSERT."""
-
-    entity: type[WorkflowStateMixin[Any]]
-    workflow_key: str
-    expected_version: int
-    connection: Connection
-
-
-def sqlstate(error: BaseException) -> str | None:
-    """Return the SQLSTATE of a DBAPI error as SQLAlchemy wraps it, None without one."""
-    state: str | None = getattr(getattr(error, "orig", None), "sqlstate", None)
-    return state
+    from .statements import Statements
 
 
 def conflict_of(
     statements: Statements[Any],
     workflow_key: str,
     expected_version: int,
-    current: WorkflowSnapshot[Any] | None,
+    found: WorkflowSnapshot[Any] | Seen | None,
+    base_effect_id: str | None = None,
 ) -> StateConflict | None:
-    """Judge a lost write by the row as it was read after the loss.
+    """Judge a lost write by what was *found* in its row after the loss.
 
-    None means that the row is at the expected version: nobody else wrote it.
+    None means that the row is at the expected version, written by *base_effect_id* if
+    that is given: nobody else wrote.
     """
-    actual_version = None if current is None else current.version
-    if expected_version == (actual_version or 0):
+    base = Seen(expected_version, base_effect_id)
+    current = None
+    if isinstance(found, WorkflowSnapshot):
+        current, found = found, Seen(found.version, found.provenance.effect_id)
+    actual = found or NOTHING
+    if actual.matches(base):
         return None
-    reason = ConflictReason.MOVED
-    if expected_version == 0:
+    if base.version == 0:
         reason = ConflictReason.EXISTS
-    elif actual_version is None:
+    elif actual.version == 0:
         reason = ConflictReason.MISSING
+    elif actual.version == base.version:
+        reason = ConflictReason.RECREATED
+    else:
+        reason = ConflictReason.MOVED
     return StateConflict(
         statements.entity,
         workflow_key,
-        expected_version,
-        actual_version,
+        base.version,
+        actual.version or None,
         reason,
         current,
     )
 
 
-def _note(connection: Connection, target: Any, expected_version: int | None) -> None:
-    session = object_session(target)
-    if session is not None and expected_version is not None:
-        session.info.setdefault(_KEY, []).append(
-            _Attempt(
-                type(target),
-                inspect(target).dict["workflow_key"],
-                expected_version,
-                connection,
-            )
-        )
-
-
-@event.listens_for(WorkflowStateMixin, "before_insert", propagate=True)
-def _before_insert(_: Mapper[Any], connection: Connection, target: Any) -> None:
-    _note(connection, target, 0)
-
-
-@event.listens_for(WorkflowStateMixin, "before_update", propagate=True)
-def _before_update(_: Mapper[Any], connection: Connection, target: Any) -> None:
-    state: InstanceState[Any] = inspect(target)
-    if state.session is not None and state.session.is_modified(target):
-        _note(connection, target, target.version)
-
-
-@event.listens_for(WorkflowStateMixin, "before_delete", propagate=True)
-def _before_delete(_: Mapper[Any], connection: Connection, target: Any) -> None:
-    _note(connection, target, target.version)
-
-
-@event.listens_for(Session, "after_flush")
-def _after_flush(session: Session, _: object) -> None:
-    session.info.pop(_KEY, None)
+def conflict_of_all(conflicts: Sequence[StateConflict]) -> StateConflict | None:
+    """Make one conflict of several: the first, which knows the others."""
+    first, *others = conflicts or (None,)
+    return first if first is None else first.together_with(tuple(others))
 
 
 @event.listens_for(Session, "after_soft_rollback")
-def _translate(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.origin is not SessionTransactionOrigin.SUBTRANSACTION:
+def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
+    ledger = existing_ledger(session)
+    if ledger is None:
         return
-    attempts: list[_Attempt] = session.info.pop(_KEY, [])
+    doubtful = ledger.fail(transaction)
     error = sys.exc_info()[1]
-    if not attempts or not isinstance(error, (StaleDataError, DBAPIError)):
+    in_flush = transaction.origin is SessionTransactionOrigin.SUBTRANSACTION
+    if doubtful and in_flush and isinstance(error, SQLAlchemyError):
+        _translate(error, doubtful)
+
+
+def _translate(error: SQLAlchemyError, doubtful: list[Entry]) -> None:
+    """Raise what *error* means for the rows of *doubtful*; return if it means nothing.
+
+    A serialization failure that no row explains is the loss of the rows in the failing
+    statement: the database has seen a conflict that the rows alone do not show.
+    """
+    refused = sqlstate(error)
+    if refused == UNIQUE_VIOLATION:
+        doubtful = [e for e in _of_statement(error, doubtful) if e.deed is Deed.INSERT]
+    elif refused != SERIALIZATION_FAILURE and not isinstance(
+        error, (StaleDataError, ObjectDeletedError)
+    ):
         return
-    lost = isinstance(error, StaleDataError)
-    if lost or sqlstate(error) in {SERIALIZATION_FAILURE, UNIQUE_VIOLATION}:
-        conflict = _find_conflict(attempts)
-        if conflict is not None:
-            raise conflict from error
-        if lost and len(attempts) == 1:
-            only = attempts[0]
-            raise WriteSuppressed(
-                only.entity.__name__, only.workflow_key, only.expected_version
-            ) from error
+    try:
+        lost, unmoved = _judge(doubtful)
+    except SQLAlchemyError:
+        return  # The original error says more than a failed look at the rows.
+    if refused == SERIALIZATION_FAILURE and not lost:
+        lost = [_refused(entry) for entry in _of_statement(error, unmoved)]
+    conflict = conflict_of_all(lost)
+    if conflict is not None:
+        raise conflict from error
+    if unmoved and isinstance(error, StaleDataError):
+        entry = unmoved[0]
+        raise WriteSuppressed(
+            entry.statements.entity, entry.workflow_key, entry.base.version
+        ) from error
 
 
-def _find_conflict(attempts: list[_Attempt]) -> StateConflict | None:
-    """Read the rows of *attempts* again and return the conflict of those that lost."""
+def _of_statement(error: SQLAlchemyError, entries: list[Entry]) -> list[Entry]:
+    """Return those of *entries* whose key is among the parameters of *error*."""
+    parameters = getattr(error, "params", None)
+    rows = parameters if isinstance(parameters, list) else [parameters]
+    values = set[Any]()
+    for row in rows:
+        for value in row.values() if isinstance(row, dict) else row or ():
+            if isinstance(value, str):
+                values.add(value)
+    return [entry for entry in entries if entry.workflow_key in values]
+
+
+def _refused(entry: Entry) -> StateConflict:
+    return StateConflict(
+        entry.statements.entity,
+        entry.workflow_key,
+        entry.base.version,
+        None,
+        ConflictReason.SERIALIZATION,
+    )
+
+
+def _judge(entries: list[Entry]) -> tuple[list[StateConflict], list[Entry]]:
+    """Read the rows of *entries* again; return who lost, and who has not moved."""
     grouped = defaultdict(list)
-    for attempt in attempts:
-        grouped[attempt.connection, attempt.entity].append(attempt)
-    lost = []
-    for (connection, entity), group in grouped.items():
-        statements = statements_of(entity)
-        try:
-            current = _read_again(
-                connection, statements, [attempt.workflow_key for attempt in group]
+    for entry in entries:
+        grouped[entry.connection, entry.statements].append(entry)
+    lost, unmoved = [], []
+    for (connection, statements), group in grouped.items():
+        keys = [entry.workflow_key for entry in group]
+        current = read_again(connection, statements, keys)
+        for entry in group:
+            key = entry.workflow_key
+            conflict = conflict_of(
+                statements,
+                key,
+                entry.base.version,
+                current.get(key),
+                entry.base.effect_id,
             )
-        except (SQLAlchemyError, PayloadError):
-            continue  # The original error says more than a failed look at the row.
-        for _, key, expected_version, _ in group:
-            conflict = conflict_of(statements, key, expected_version, current.get(key))
-            if conflict is not None:
+            if conflict is None:
+                unmoved.append(entry)
+            else:
                 lost.append(conflict)
-    if not lost:
-        return None
-    first, *others = lost
-    return StateConflict(*first.args[:6], tuple(others))
+    return lost, unmoved
 
 
-def _read_again(
+def read_again(
     connection: Connection, statements: Statements[Any], workflow_keys: list[str]
-) -> dict[str, WorkflowSnapshot[Any]]:
+) -> Mapping[str, WorkflowSnapshot[Any] | Seen]:
     """Read on the session's own connection, and leave it as it was found.
 
     A fresh connection could wait for ever for a pool of one, and would not see the
@@ -170,6 +180,48 @@ def _read_again(
     joined = connection.in_transaction()
     try:
         return statements.read_many(connection, workflow_keys)
+    except (PayloadError, SchemaVersionAhead):
+        # A state that cannot be read, of a newer program perhaps, has a version still.
+        versions = statements.versions(connection, workflow_keys)
+        return {key: Seen(*version) for key, version in versions.items()}
     finally:
         if not joined:
             connection.rollback()
+
+
+_attended: WeakSet[Dialect] = WeakSet()
+
+
+def _listen(connection: Connection) -> None:
+    if connection.dialect not in _attended:
+        _attended.add(connection.dialect)
+        event.listen(connection.engine, "handle_error", _commit_refused)
+
+
+on_first_write.append(_listen)
+
+
+def _commit_refused(context: ExceptionContext) -> None:
+    """Translate the serialization failure of a COMMIT that holds workflow rows.
+
+    The server's transaction is over by then, so the rows are read in the next one,
+    which the rollback that is due in any case will end.
+    """
+    error, connection = context.sqlalchemy_exception, context.connection
+    if (
+        error is None
+        or connection is None
+        or context.statement is not None
+        or sqlstate(error) != SERIALIZATION_FAILURE
+    ):
+        return
+    first: dict[tuple[Statements[Any], str], Entry] = {}
+    for entry in written_on(connection):
+        first.setdefault((entry.statements, entry.workflow_key), entry)
+    try:
+        lost, unmoved = _judge(list(first.values()))
+    except SQLAlchemyError:
+        lost, unmoved = [], list(first.values())
+    conflict = conflict_of_all(lost or [_refused(entry) for entry in unmoved])
+    if conflict is not None:
+        raise conflict from error

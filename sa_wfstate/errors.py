@@ -7,7 +7,16 @@
     ├── WriteSuppressed        (also a sqlalchemy.orm.exc.StaleDataError)
     ├── WorkflowNotFound       (also a LookupError)
     ├── PayloadError           (also a ValueError)
+    ├── SchemaVersionAhead
+    ├── ReducerGaveUp
+    ├── ActionIdReused         (also a ValueError)
+    ├── VersionNotKept         (also a LookupError)
+    ├── VersionNotInHistory    (also a LookupError)
+    ├── ProjectionBehind
     ├── UnflushedChanges
+    ├── OutcomeUnknown
+    ├── UnversionedWrite       (also a TypeError)
+    ├── VersionNotSeen
     ├── VersionNotAssignable   (also an AttributeError)
     └── MappingError           (also a TypeError)
 
@@ -21,9 +30,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import DontWrapMixin
 from sqlalchemy.orm.exc import StaleDataError
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from .snapshots import WorkflowSnapshot
 
 
@@ -42,6 +54,9 @@ class ConflictReason(StrEnum):
 
     EXISTS = "exists"
     """The workflow was to be created, and another writer created it first."""
+
+    RECREATED = "recreated"
+    """The row was deleted and created again; its version is the same by chance."""
 
     SERIALIZATION = "serialization"
     """The database refused the transaction (SQLSTATE 40001)."""
@@ -96,8 +111,20 @@ class StateConflict(WorkflowStateError, StaleDataError):
         """One conflict per row that lost, this one first."""
         return (self, *self._others)
 
+    def together_with(self, others: tuple[StateConflict, ...]) -> StateConflict:
+        """Return the conflict of several rows: this one, and *others* after it."""
+        return StateConflict(
+            self.entity,
+            self.workflow_key,
+            self.expected_version,
+            self.actual_version,
+            self.reason,
+            self.current,
+            others,
+        )
+
     def __str__(self) -> str:
-        lines = [conflict._describe() for conflict in self.conflicts]
+        lines = [conflict._describe() for conflict in self.conflicts]  # noqa: SLF001
         advice = "read the workflow again, redo the decision on it, and commit that"
         if self.reason is ConflictReason.SERIALIZATION:
             advice = "roll back and run the whole transaction again"
@@ -113,6 +140,8 @@ class StateConflict(WorkflowStateError, StaleDataError):
             return f"{who}: {expected}, the row is gone"
         if self.actual_version is None:
             return f"{who}: {expected}, the version now there cannot be known here"
+        if self.reason is ConflictReason.RECREATED:
+            return f"{who}: {expected}, found it deleted and re-created{self._winner()}"
         return f"{who}: {expected}, found {self.actual_version}{self._winner()}"
 
     def _winner(self) -> str:
@@ -157,12 +186,12 @@ class WorkflowNotFound(WorkflowStateError, LookupError):
         )
 
 
-class PayloadError(WorkflowStateError, ValueError):
+class PayloadError(WorkflowStateError, ValueError, DontWrapMixin):
     """A value cannot be stored, or cannot be read back, as what it should be.
 
     *where* names what was being handled (``"Order 'order-42' state"``), *path* the
-    field inside it (``"items.0.price"``, empty for the value as a whole), *problem* what
-    is wrong there.
+    field inside it (``"items.0.price"``, empty for the value as a whole), *problem*
+    what is wrong there.
     """
 
     def __init__(self, where: str, path: str, problem: str) -> None:
@@ -176,6 +205,31 @@ class PayloadError(WorkflowStateError, ValueError):
         return f"{self.where}{at}: {self.problem}"
 
 
+class SchemaVersionAhead(WorkflowStateError):
+    """A row was written by newer code than this, in a shape that is not known here.
+
+    It is refused rather than read as far as possible: what this code does not know, its
+    next commit would drop. *schema_version* is that of the row, *known* that of the
+    code.
+    """
+
+    def __init__(
+        self, entity: str, workflow_key: str, schema_version: int, known: int
+    ) -> None:
+        super().__init__(entity, workflow_key, schema_version, known)
+        self.entity = entity
+        self.workflow_key = workflow_key
+        self.schema_version = schema_version
+        self.known = known
+
+    def __str__(self) -> str:
+        return (
+            f"{self.entity} {self.workflow_key!r} has schema version "
+            f"{self.schema_version}, and this code knows versions up to {self.known}; "
+            "leave the row to newer code, or deploy that here"
+        )
+
+
 class UnflushedChanges(WorkflowStateError):
     """``try_commit`` was asked for a row that this session has changed itself."""
 
@@ -187,8 +241,65 @@ class UnflushedChanges(WorkflowStateError):
     def __str__(self) -> str:
         return (
             f"{self.entity} {self.workflow_key!r} has changes in this session that are "
-            "not flushed; flush() or refresh() it before try_commit, or leave the write "
-            "to the flush alone"
+            "not flushed; flush() or refresh() it before try_commit, or leave the "
+            "write to the flush alone"
+        )
+
+
+class OutcomeUnknown(WorkflowStateError):
+    """The answer to a COMMIT was lost, and whether it was done could not be found out.
+
+    Either the database stayed out of reach, or other commits have since replaced
+    every row that would tell. *effect_ids* are those of the writes; the lost connection
+    is the ``__cause__``.
+    """
+
+    def __init__(
+        self, entity: str, workflow_key: str, effect_ids: tuple[str, ...]
+    ) -> None:
+        super().__init__(entity, workflow_key, effect_ids)
+        self.entity = entity
+        self.workflow_key = workflow_key
+        self.effect_ids = effect_ids
+
+    def __str__(self) -> str:
+        effects = ", ".join(map(repr, self.effect_ids))
+        return (
+            f"{self.entity} {self.workflow_key!r}: the answer to COMMIT was lost, and "
+            f"it is not known whether effect {effects} was committed; look for its "
+            "outcome before you commit it again"
+        )
+
+
+class UnversionedWrite(WorkflowStateError, TypeError):
+    """A statement would write workflow rows without checking or counting versions."""
+
+    def __init__(self, entity: str, statement: str) -> None:
+        super().__init__(entity, statement)
+        self.entity = entity
+        self.statement = statement
+
+    def __str__(self) -> str:
+        return (
+            f"{self.statement} of {self.entity} checks no version, so it would write "
+            "over commits unseen; use try_commit_many, or give the statement the "
+            "execution option wfstate_unversioned=True"
+        )
+
+
+class VersionNotSeen(WorkflowStateError):
+    """An instance is to be written whose version was not loaded with its state."""
+
+    def __init__(self, entity: str, workflow_key: str) -> None:
+        super().__init__(entity, workflow_key)
+        self.entity = entity
+        self.workflow_key = workflow_key
+
+    def __str__(self) -> str:
+        return (
+            f"{self.entity} {self.workflow_key!r}: its version was not loaded together "
+            "with its state, so the write cannot be checked; load the whole row, or "
+            "refresh() both attributes, and decide again"
         )
 
 
@@ -216,3 +327,106 @@ class MappingError(WorkflowStateError, TypeError):
 
     def __str__(self) -> str:
         return f"{self.entity}: {self.problem}"
+
+
+class ReducerGaveUp(WorkflowStateError):
+    """An action was not committed within the attempts and the time of its policy.
+
+    *conflict* is the last one that was lost; None if the last attempt failed with an
+    error of the database, which is the ``__cause__`` then. *elapsed* is in seconds.
+    """
+
+    def __init__(
+        self,
+        entity: str,
+        workflow_key: str,
+        conflict: StateConflict | None,
+        attempts: int,
+        elapsed: float,
+    ) -> None:
+        super().__init__(entity, workflow_key, conflict, attempts, elapsed)
+        self.entity = entity
+        self.workflow_key = workflow_key
+        self.conflict = conflict
+        self.attempts = attempts
+        self.elapsed = elapsed
+
+    def __str__(self) -> str:
+        last = "" if self.conflict is None else f"; last conflict: {self.conflict}"
+        return (
+            f"{self.entity} {self.workflow_key!r}: not committed after {self.attempts} "
+            f"attempt(s) in {self.elapsed:.3f} s; deliver the action again, or allow "
+            f"more in the RetryPolicy{last}"
+        )
+
+
+class ActionIdReused(WorkflowStateError, ValueError):
+    """An action has the id of another one, which had another payload."""
+
+    def __init__(self, workflow_key: str, action_id: UUID) -> None:
+        super().__init__(workflow_key, action_id)
+        self.workflow_key = workflow_key
+        self.action_id = action_id
+
+    def __str__(self) -> str:
+        return (
+            f"action {self.action_id} of {self.workflow_key!r} was processed before "
+            "with another payload; give each action an id of its own"
+        )
+
+
+class VersionNotKept(WorkflowStateError, LookupError):
+    """The snapshot of a version was asked for that the row has moved on from."""
+
+    def __init__(self, entity: str, workflow_key: str, version: int) -> None:
+        super().__init__(entity, workflow_key, version)
+        self.entity = entity
+        self.workflow_key = workflow_key
+        self.version = version
+
+    def __str__(self) -> str:
+        return (
+            f"{self.entity} {self.workflow_key!r} had version {self.version} when this "
+            "action was first processed, and only the newest state is kept; read that "
+            "with get_state"
+        )
+
+
+class VersionNotInHistory(WorkflowStateError, LookupError):
+    """The history holds no such version; *version* None: none of the time asked for."""
+
+    def __init__(self, entity: str, workflow_key: str, version: int | None) -> None:
+        super().__init__(entity, workflow_key, version)
+        self.entity = entity
+        self.workflow_key = workflow_key
+        self.version = version
+
+    def __str__(self) -> str:
+        which = "of that time" if self.version is None else str(self.version)
+        return (
+            f"the history of {self.entity} {self.workflow_key!r} holds no version "
+            f"{which}; list_versions says which ones it holds"
+        )
+
+
+class ProjectionBehind(WorkflowStateError):
+    """A projection has not reached the version that was required of it.
+
+    *found* is the version that was there when the wait was over, 0 if there was none.
+    """
+
+    def __init__(
+        self, entity: str, workflow_key: str, required: int, found: int
+    ) -> None:
+        super().__init__(entity, workflow_key, required, found)
+        self.entity = entity
+        self.workflow_key = workflow_key
+        self.required = required
+        self.found = found
+
+    def __str__(self) -> str:
+        return (
+            f"{self.entity} {self.workflow_key!r}: version {self.required} is needed, "
+            f"found {self.found}; wait longer, or see whether the projection's worker "
+            "runs"
+        )

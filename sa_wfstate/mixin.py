@@ -17,7 +17,8 @@ done when the mapper has been constructed, whatever ``__mapper_args__`` and
 
 from __future__ import annotations
 
-from datetime import datetime  # noqa: TC003 (SQLAlchemy reads the annotation)
+from collections.abc import Mapping  # noqa: TC003 (SQLAlchemy reads the annotations)
+from datetime import datetime  # noqa: TC003
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -47,10 +48,11 @@ from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr, mapped_
 from sqlalchemy.orm.attributes import InstrumentedAttribute
 from sqlalchemy.sql.elements import conv
 
+from . import attributes  # noqa: F401 - it tracks the states
 from .errors import MappingError, PayloadError, VersionNotAssignable
 from .provenance import Provenance
-from .tracking import track
 from .types import PydanticJSON
+from .upcasters import Step, schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +63,9 @@ StateT = TypeVar("StateT")
 
 _MAX_KEY_LENGTH = 255
 _MAX_IDENTIFIER_BYTES = 63
+
+COUNTERS = ("version", "schema_version")
+"""The columns that count from 1, with a CHECK that says so."""
 
 
 if TYPE_CHECKING:
@@ -99,6 +104,21 @@ class WorkflowStateMixin(Generic[StateT]):
     The first two are B-trees and cost the HOT update; the others are GIN.
     """
 
+    __state_options__: ClassVar[Mapping[str, Any]] = {}
+    """Options of the state's PydanticJSON: accept, round_trip, mutable."""
+
+    __schema_version__: ClassVar[int] = 1
+    """The version of the state's shape that this code knows."""
+
+    __upcasters__: ClassVar[Mapping[int, Step]] = {}
+    """How JSON data of each older schema version becomes that of the next."""
+
+    __write_schema_version__: ClassVar[int | None] = None
+    """The schema version to store, if older code still has to read what is written."""
+
+    __downcasters__: ClassVar[Mapping[int, Step]] = {}
+    """How JSON data becomes that of the version before, down to the one to store."""
+
     workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-60)
     """The primary key of the workflow, 1 to 255 characters."""
 
@@ -111,10 +131,15 @@ class WorkflowStateMixin(Generic[StateT]):
     def state(cls: Any) -> Mapped[StateT]:  # noqa: N805
         """Hold the state; changes in place are seen."""
         if "__table__" in cls.__dict__:
-            return cast("Mapped[StateT]", cls.__table__.c.state)
-        return mapped_column(
-            PydanticJSON(_state_type(cls)), nullable=False, sort_order=-40
+            column = cls.__table__.c.state
+            if isinstance(column.type, PydanticJSON):
+                column.type = column.type.with_schema(schema_of(cls))
+            return cast("Mapped[StateT]", column)
+        schema = schema_of(cls)
+        type_: PydanticJSON[Any] = PydanticJSON(
+            _state_type(cls), payload_schema=schema, **cls.__state_options__
         )
+        return mapped_column(type_, nullable=False, sort_order=-40)
 
     updated_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True),
@@ -131,7 +156,7 @@ class WorkflowStateMixin(Generic[StateT]):
     """The version of the payload's shape."""
 
     provenance: Mapped[Provenance] = mapped_column(
-        PydanticJSON(Provenance),
+        PydanticJSON(Provenance, mutable=False),
         nullable=False,
         # For bulk INSERTs, of which the ORM tells nobody; see default_provenance().
         default=Provenance.now,
@@ -221,7 +246,6 @@ def _complete_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
             mapper.eager_defaults = True
     if mapper.version_id_col is None:
         raise MappingError(cls.__name__, "its version_id_col is lost")
-    track(cls, "state")
     cls.version.__class__ = _VersionAttribute
     cls.workflow_key.__class__ = _KeyAttribute
 
@@ -256,8 +280,8 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
 
 def _add_constraints(table: Table) -> None:
     present = {constraint.name for constraint in table.constraints}
-    for column in ("version", "schema_version"):
-        name = conv(_postgresql_name(table.name, column, "check"))
+    for column in COUNTERS:
+        name = conv(check_constraint_name(table.name, column))
         if name not in present:
             table.append_constraint(CheckConstraint(f"{column} >= 1", name=name))
 
@@ -280,21 +304,21 @@ def _add_indexes(cls: type[WorkflowStateMixin[Any]], table: Table) -> None:
             index.dialect_options["postgresql"]["using"] = "gin"
 
 
-def _postgresql_name(table: str, column: str, label: str) -> str:
-    """Return the name that PostgreSQL itself gives, at most 63 bytes.
+def check_constraint_name(table: str, column: str) -> str:
+    """Return the name that PostgreSQL itself gives a CHECK, at most 63 bytes.
 
     Source: makeObjectName() in src/backend/commands/indexcmds.c, which shortens the
     longer of the two names first.
     """
     first, second = table.encode(), column.encode()
-    room = _MAX_IDENTIFIER_BYTES - len(label) - 2
+    room = _MAX_IDENTIFIER_BYTES - len("__check")
     while len(first) + len(second) > room:
         if len(first) > len(second):
             first = first[:-1]
         else:
             second = second[:-1]
     parts = (part.decode(errors="ignore") for part in (first, second))
-    return "_".join((*parts, label))
+    return "_".join((*parts, "check"))
 
 
 @event.listens_for(WorkflowStateMixin, "before_insert", propagate=True)

@@ -7,32 +7,43 @@ prebuilt Core statements, so none flushes or expires what else the session holds
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Mapper, Session, sessionmaker
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
+from tenacity import Retrying, retry_if_exception
 
-from .conflicts import SERIALIZATION_FAILURE, conflict_of, sqlstate
-from .connections import Connections
+from . import flushes, incarnations, stale_loads  # noqa: F401 - they listen
+from .codec import canonical_json
+from .conflicts import conflict_of
+from .connections import Connections, limit_lock_waits
 from .errors import (
     ConflictReason,
+    OutcomeUnknown,
     PayloadError,
     StateConflict,
     UnflushedChanges,
     WorkflowNotFound,
     WriteSuppressed,
 )
+from .ledger import record
 from .mixin import WorkflowStateMixin, check_key
 from .provenance import Provenance
+from .retry import RetryPolicy
 from .snapshots import StateCommitted, WorkflowSnapshot
+from .sqlstates import SERIALIZATION_FAILURE, ErrorKind, classify, sqlstate
 from .statements import Statements, Write, statements_of
 from .tracking import changed_in_place, rebase
+from .waiting import Blocking, Waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from sqlalchemy import Connection, Engine
+    from sqlalchemy.orm import Mapper, Session, sessionmaker
 
 StateT = TypeVar("StateT")
 Entity = type[WorkflowStateMixin[StateT]]
@@ -63,10 +74,13 @@ def try_commit(
     expected_version: int,
     state: StateT,
     provenance: Provenance | Mapping[str, Any],
+    expected_effect_id: str | None = None,
 ) -> StateCommitted[StateT] | StateConflict:
     """Write *state* if the workflow is still at *expected_version*.
 
-    With *expected_version* 0 the workflow is created. The version is always checked,
+    With *expected_version* 0 the workflow is created. Where workflows are deleted and
+    created again, *expected_effect_id*, that of the provenance that was read, tells
+    the incarnations apart. The version is always checked,
     also when *state* equals the one that is there. One statement is sent when the
     commit wins, and one more to read the row when it loses; the loss is returned, not
     raised, and the transaction goes on with whatever else it holds. The write is final
@@ -80,35 +94,52 @@ def try_commit(
     transaction: that is raised, as a StateConflict whose reason is ``serialization``.
     """
     statements = statements_of(entity)
-    write = prepare(statements, workflow_key, expected_version, state, provenance)
+    write = prepare(
+        statements,
+        workflow_key,
+        expected_version,
+        state,
+        provenance,
+        expected_effect_id=expected_effect_id,
+    )
     instance = held_instance(session, statements.mapper, workflow_key)
+    connection = connection_of(session, statements)
     try:
-        outcome = _compare_and_set(
-            connection_of(session, statements), statements, write
-        )
+        outcome = _compare_and_set(connection, statements, write)
     except DBAPIError as error:
         conflict = refused(statements, write, error)
         if conflict is None:
             raise
         raise conflict from error
-    if instance is not None and isinstance(outcome, StateCommitted):
-        update_instance(instance, statements, write, outcome.snapshot)
+    if isinstance(outcome, StateCommitted):
+        if instance is not None:
+            update_instance(instance, write, outcome.snapshot)
+        record(session, connection, statements, write, instance)
     return outcome
 
 
 class CanonicalStore(Generic[StateT]):
     """Read and commit workflows of one class, each call in a transaction of its own.
 
-    *bind* is an Engine, or a sessionmaker where sessions choose their engine.
+    *bind* is an Engine, or a sessionmaker where sessions choose their engine. When the
+    answer to a commit is lost, *resolve* says for how long and how often to ask again.
 
     >>> store = CanonicalStore(engine, Order)  # doctest: +SKIP
     >>> store.get_state("order-42").version  # doctest: +SKIP
     7
     """
 
+    _waiting: ClassVar[type[Waiting]] = Blocking
+
     def __init__(
-        self, bind: Engine | sessionmaker[Any], entity: Entity[StateT]
+        self,
+        bind: Engine | sessionmaker[Any],
+        entity: Entity[StateT],
+        *,
+        resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
     ) -> None:
+        self._resolve = resolve
+        self._wait = self._waiting()
         self._statements = statements_of(entity)
         self._connections = Connections(bind, self._statements.mapper)
 
@@ -125,30 +156,93 @@ class CanonicalStore(Generic[StateT]):
         expected_version: int,
         state_prime: StateT,
         provenance: Provenance | Mapping[str, Any],
+        expected_effect_id: str | None = None,
     ) -> StateCommitted[StateT] | StateConflict:
         """Write *state_prime* and commit, if the workflow is at *expected_version*.
 
         Behaves as :func:`try_commit`, but a loss is always returned, at every isolation
-        level, with the row as it is after the loss.
+        level, with the row as it is after the loss. A connection that is lost on the
+        way leaves open whether the commit was done. It is sent again then: either it
+        wins, or the row has its effect id and the outcome is *replayed*.
+
+        Raises OutcomeUnknown if that could not be found out.
         """
-        statements = self._statements
         write = prepare(
-            statements, workflow_key, expected_version, state_prime, provenance
+            self._statements,
+            workflow_key,
+            expected_version,
+            state_prime,
+            provenance,
+            expected_effect_id=expected_effect_id,
         )
-        with self._connections.autocommit() as connection:
-            try:
-                return _compare_and_set(connection, statements, write)
-            except DBAPIError as error:
-                connection.rollback()
-                conflict = refused(statements, write, error)
-                if conflict is None:
-                    raise
-                current = statements.read(connection, workflow_key)
-                found = conflict_of(statements, workflow_key, expected_version, current)
-                return conflict if found is None else found
+        sent = False
+        try:
+            with self._connections.commit() as connection:
+                sent = True
+                return self._commit(connection, write)
+        except (DBAPIError, OSError) as error:
+            if classify(error, committing=sent) is not ErrorKind.UNKNOWN:
+                raise
+            return self._commit_again(write, error)
+
+    def _commit(
+        self, connection: Connection, write: Write
+    ) -> StateCommitted[StateT] | StateConflict:
+        statements = self._statements
+        try:
+            return _compare_and_set(connection, statements, write)
+        except DBAPIError as error:
+            conflict = refused(statements, write, error)
+            if conflict is None:
+                raise
+            connection.rollback()
+            current = statements.read(connection, write.workflow_key)
+            return _conflict_of(statements, write, current) or conflict
+
+    def _commit_again(
+        self, write: Write, cause: BaseException
+    ) -> StateCommitted[StateT] | StateConflict:
+        """Send *write* again, until its outcome is known.
+
+        As long as the first one may still be in progress, its row lock keeps the second
+        waiting; and whichever of the two is done first makes the other one lose.
+        """
+        retrying = Retrying(
+            stop=self._resolve.stop,
+            wait=self._resolve.wait,
+            sleep=self._wait.sleep,
+            retry=retry_if_exception(_may_pass),
+            reraise=True,
+        )
+        try:
+            outcome = retrying(self._send_again, write)
+        except (DBAPIError, OSError):
+            outcome = None
+        if outcome is None or (
+            isinstance(outcome, StateConflict)
+            and outcome.actual_version not in {write.version - 1, write.version}
+        ):
+            # Other commits have replaced the version that would tell.
+            raise OutcomeUnknown(
+                self._statements.entity,
+                write.workflow_key,
+                (write.provenance.effect_id,),
+            ) from cause
+        return outcome
+
+    def _send_again(self, write: Write) -> StateCommitted[StateT] | StateConflict:
+        with self._connections.transaction("READ COMMITTED") as connection:
+            limit_lock_waits(connection)
+            return _compare_and_set(connection, self._statements, write, again=True)
+
+
+def _may_pass(error: BaseException) -> bool:
+    kinds = {ErrorKind.TRANSIENT, ErrorKind.UNKNOWN}
+    return classify(error, committing=True) in kinds
 
 
 def connection_of(session: Session, statements: Statements[Any]) -> Connection:
+    """Return the connection on which *session* reads and writes these rows."""
     return session.connection(bind_arguments={"mapper": statements.mapper})
 
 
@@ -167,6 +261,8 @@ def prepare(
     expected_version: int,
     state: StateT,
     provenance: Provenance | Mapping[str, Any],
+    *,
+    expected_effect_id: str | None = None,
 ) -> Write:
     """Check everything that can be checked before any SQL is sent."""
     entity = statements.entity
@@ -186,19 +282,51 @@ def prepare(
             raise PayloadError(
                 f"{where} provenance", path, problems[0]["msg"]
             ) from None
-    text = statements.state_type.dump(state, where=f"{where} state")
-    return Write(workflow_key, expected_version + 1, text, provenance)
+    text = statements.state_type.codec.encode(state, where=f"{where} state")
+    return Write(
+        workflow_key,
+        expected_version + 1,
+        text,
+        provenance,
+        statements.schema.write_version,
+        expected_effect_id,
+    )
 
 
 def _compare_and_set(
-    connection: Connection, statements: Statements[StateT], write: Write
+    connection: Connection,
+    statements: Statements[StateT],
+    write: Write,
+    *,
+    again: bool = False,
 ) -> StateCommitted[StateT] | StateConflict:
+    """Send *write*; *again* says that it was sent before, and the answer was lost."""
     creating = write.version == 1
     send = statements.create if creating else statements.swap
     updated_at = send(connection, write)
     if updated_at is not None:
         return committed(statements, write, updated_at)
-    return lost(statements, write, statements.read(connection, write.workflow_key))
+    current = statements.read(connection, write.workflow_key)
+    if current is not None and _is_own(statements, write, current, again=again):
+        return StateCommitted(
+            current.workflow_key, write.version, current, replayed=True
+        )
+    return lost(statements, write, current)
+
+
+def _is_own(
+    statements: Statements[StateT],
+    write: Write,
+    current: WorkflowSnapshot[StateT],
+    *,
+    again: bool,
+) -> bool:
+    """Say whether *current* is what *write* itself has written, some time before."""
+    if current.version != write.version or current.provenance != write.provenance:
+        return False
+    # An effect id that is used twice by mistake must not pass for a replay.
+    text = statements.state_type.dump(current.state)
+    return again or canonical_json(text) == canonical_json(write.state_text)
 
 
 def committed(
@@ -209,22 +337,7 @@ def committed(
     attempts: int = 1,
 ) -> StateCommitted[StateT]:
     """Make the outcome of a write that won."""
-
-    def snapshot() -> WorkflowSnapshot[StateT]:
-        return WorkflowSnapshot(
-            workflow_key=write.workflow_key,
-            version=write.version,
-            # Read from the text that was written: the caller's own object may be
-            # changed after the commit.
-            state=statements.state_type.load(write.state_text),
-            updated_at=updated_at,
-            schema_version=write.schema_version,
-            provenance=write.provenance,
-        )
-
-    return StateCommitted(
-        write.workflow_key, write.version, snapshot, attempts=attempts
-    )
+    return statements.committed(write, updated_at, attempts=attempts)
 
 
 def lost(
@@ -233,11 +346,24 @@ def lost(
     current: WorkflowSnapshot[StateT] | None,
 ) -> StateConflict:
     """Make the outcome of a write that changed no row; *current* was read after it."""
-    key, expected_version = write.workflow_key, write.version - 1
-    conflict = conflict_of(statements, key, expected_version, current)
+    conflict = _conflict_of(statements, write, current)
     if conflict is None:
-        raise WriteSuppressed(statements.entity, key, expected_version)
+        raise WriteSuppressed(statements.entity, write.workflow_key, write.version - 1)
     return conflict
+
+
+def _conflict_of(
+    statements: Statements[StateT],
+    write: Write,
+    current: WorkflowSnapshot[StateT] | None,
+) -> StateConflict | None:
+    return conflict_of(
+        statements,
+        write.workflow_key,
+        write.version - 1,
+        current,
+        write.base_effect_id,
+    )
 
 
 def refused(
@@ -268,18 +394,10 @@ def held_instance(session: Session, mapper: Mapper[Any], workflow_key: str) -> A
 
 
 def update_instance(
-    instance: Any,
-    statements: Statements[Any],
-    write: Write,
-    snapshot: WorkflowSnapshot[Any],
+    instance: Any, write: Write, snapshot: WorkflowSnapshot[Any]
 ) -> None:
     """Make *instance* hold what its row holds now."""
-    rebase(
-        instance,
-        "state",
-        statements.state_type.load(write.state_text),
-        write.state_text,
-    )
+    rebase(instance, "state", write.state_text)
     set_committed_value(instance, "version", write.version)
     set_committed_value(instance, "updated_at", snapshot.updated_at)
     set_committed_value(instance, "schema_version", write.schema_version)

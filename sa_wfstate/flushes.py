@@ -1,0 +1,179 @@
+"""What a flush does to workflow rows is noted in the session's ledger.
+
+The mapper events before a write note its entries, and those after it that they are won.
+When the RETURNING of an UPDATE or an INSERT comes back with a row, that one is won
+before the next statement is sent. Rows that are deleted together are looked at first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Table, event, inspect
+from sqlalchemy.orm import (
+    InstanceState,
+    Mapper,
+    Session,
+    SessionTransaction,
+    UOWTransaction,
+)
+from sqlalchemy.orm.exc import StaleDataError
+
+from .guards import (
+    NOTHING,
+    Seen,
+    effect_id_in,
+    expect_seen,
+    key_of,
+    require_row_counts,
+)
+from .ledger import Deed, Entry, Ledger, attend, existing_ledger, ledger_of
+from .mixin import WorkflowStateMixin
+from .statements import statements_of
+
+
+def _session(state: InstanceState[Any]) -> Session:
+    """Return the session that flushes *state*."""
+    session: Session = state.session  # type: ignore[assignment]
+    return session
+
+
+def _note(
+    deed: Deed, connection: Connection, state: InstanceState[Any], base: Seen
+) -> None:
+    statements = statements_of(state.class_)
+    require_row_counts(connection, statements.entity)
+    effect_id = effect_id_in(state.dict.get("provenance"))
+    ledger = ledger_of(_session(state))
+    ledger.pending[state] = Entry(
+        deed, statements, key_of(state), base, effect_id, connection, state
+    )
+    attend(connection, ledger)
+
+
+@event.listens_for(WorkflowStateMixin, "before_insert", propagate=True, raw=True)
+def _before_insert(
+    _: Mapper[Any], connection: Connection, state: InstanceState[Any]
+) -> None:
+    session = _session(state)
+    identity = state.mapper.identity_key_from_instance(state.obj())
+    replaced = session.identity_map.get(identity)
+    if replaced is not None and replaced in session.deleted:
+        # The unit of work makes one UPDATE of a DELETE and an INSERT of one key.
+        _note(Deed.UPDATE, connection, state, expect_seen(inspect(replaced)))
+    else:
+        _note(Deed.INSERT, connection, state, NOTHING)
+
+
+@event.listens_for(WorkflowStateMixin, "before_update", propagate=True, raw=True)
+def _before_update(
+    _: Mapper[Any], connection: Connection, state: InstanceState[Any]
+) -> None:
+    session = _session(state)
+    if session.is_modified(state.obj(), include_collections=False):
+        _note(Deed.UPDATE, connection, state, expect_seen(state))
+
+
+@event.listens_for(WorkflowStateMixin, "before_delete", propagate=True, raw=True)
+def _before_delete(
+    mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+) -> None:
+    session = _session(state)
+    ledger = ledger_of(session)
+    if state not in ledger.pending:
+        _note(Deed.DELETE, connection, state, expect_seen(state))
+    table = ledger.pending[state].table
+    if session.connection_callable is None:
+        for instance in session.deleted:
+            if isinstance(instance, WorkflowStateMixin):
+                other: InstanceState[Any] = inspect(instance)
+                if (
+                    other not in ledger.pending
+                    and statements_of(other.class_).table is table
+                ):
+                    _note(Deed.DELETE, connection, other, expect_seen(other))
+    _verify_deletes(ledger, mapper, connection, table)
+
+
+def _verify_deletes(
+    ledger: Ledger, mapper: Mapper[Any], connection: Connection, table: Table
+) -> None:
+    """Lock the rows that one flush deletes together, and see that none has moved.
+
+    One DELETE alone is checked by its row count. Of several, asyncpg counts none, and
+    no driver says which of them was lost.
+    """
+    doubtful = {
+        entry.workflow_key: entry
+        for entry in ledger.pending.values()
+        if entry.deed is Deed.DELETE
+        and not entry.won
+        and entry.connection is connection
+        and entry.table is table
+    }
+    counted = connection.dialect.supports_sane_rowcount and mapper.confirm_deleted_rows
+    if not doubtful or (len(doubtful) == 1 and counted):
+        return
+    statements = next(iter(doubtful.values())).statements
+    found = statements.versions(connection, doubtful, lock=True)
+    for key, entry in doubtful.items():
+        entry.won = key in found and entry.base.matches(Seen(*found[key]))
+    lost = sum(not entry.won for entry in doubtful.values())
+    if lost:
+        raise StaleDataError(
+            f"DELETE on table {table.name!r} of {len(doubtful)} row(s): {lost} of them "
+            "are at another version or gone"
+        )
+
+
+@event.listens_for(WorkflowStateMixin, "refresh_flush", propagate=True, raw=True)
+def _returned(
+    state: InstanceState[Any], flush_context: UOWTransaction, attributes: Any
+) -> None:
+    # The server's updated_at comes back only with a row that was written.
+    entry = ledger_of(flush_context.session).pending.get(state)
+    if entry is not None and "updated_at" in attributes:
+        entry.won = True
+
+
+@event.listens_for(WorkflowStateMixin, "after_insert", propagate=True, raw=True)
+@event.listens_for(WorkflowStateMixin, "after_update", propagate=True, raw=True)
+@event.listens_for(WorkflowStateMixin, "after_delete", propagate=True, raw=True)
+def _done(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    entry = ledger_of(_session(state)).pending.get(state)
+    if entry is None or entry.won:
+        return
+    if entry.deed is Deed.UPDATE and not connection.dialect.supports_sane_rowcount:
+        raise StaleDataError(f"UPDATE on table {entry.table.name!r} returned no row")
+    entry.won = True
+
+
+@event.listens_for(Session, "after_flush")
+def _after_flush(session: Session, _: object) -> None:
+    ledger = existing_ledger(session)
+    if ledger is not None:
+        for entry in ledger.pending.values():
+            ledger.wrote(entry)
+        ledger.pending.clear()
+
+
+@event.listens_for(Session, "after_transaction_create")
+def _begun(session: Session, transaction: SessionTransaction) -> None:
+    ledger = existing_ledger(session)
+    if ledger is not None and transaction.nested:
+        ledger.mark(transaction)
+
+
+@event.listens_for(Session, "after_commit")
+def _committed(session: Session) -> None:
+    ledger = existing_ledger(session)
+    if ledger is not None and not session.in_nested_transaction():
+        ledger.forget()
+
+
+@event.listens_for(Session, "after_transaction_end")
+def _ended(session: Session, transaction: SessionTransaction) -> None:
+    ledger = existing_ledger(session)
+    if ledger is not None and transaction.parent is None:
+        ledger.undo(transaction)  # Nothing is left to undo if it was committed.
+        ledger.forget()

@@ -1,0 +1,168 @@
+"""Guards: what would write over a version that the code has not seen is refused.
+
+The version that a write is checked against is the one that came *with the state*. It is
+noted when a row is loaded, and survives what SQLAlchemy forgets: the attributes that a
+commit, a rollback or ``expire()`` takes away. So of two lines in one program
+
+::
+
+    session.commit()  # expires order
+    order.state = decided_before
+
+the second is based on the version of the first, whoever has written in between. Reading
+anything of the order loads its row, and moves the base to what was read.
+
+Statements that would write workflow rows past the unit of work, ``update(Order)``,
+``delete(Order)`` and ON CONFLICT DO UPDATE, check no version at all. They are refused
+unless they carry the execution option ``wfstate_unversioned=True``; an UPDATE counts
+the version then, so that whoever holds the old one loses.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Delete, Insert, Update, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session
+from sqlalchemy.orm.attributes import set_committed_value
+
+from .errors import MappingError, UnversionedWrite, VersionNotSeen
+from .mixin import WorkflowStateMixin
+from .provenance import Provenance
+from .types import Unread
+
+UNVERSIONED: Final = "wfstate_unversioned"
+
+_KEY = "sa_wfstate.seen"
+_UPSERTS = (postgresql.dml.OnConflictDoUpdate, sqlite.dml.OnConflictDoUpdate)
+
+
+class Seen(NamedTuple):
+    """The version that the code has seen, and the effect that wrote it, if known."""
+
+    version: int
+    effect_id: str | None
+
+    def matches(self, other: Seen) -> bool:
+        """Say whether *other* is the same version of the same incarnation."""
+        return self.version == other.version and (
+            None in {self.effect_id, other.effect_id}
+            or self.effect_id == other.effect_id
+        )
+
+
+NOTHING: Final = Seen(0, None)
+"""What the creation of a workflow is based on."""
+
+
+def seen_of(state: InstanceState[Any]) -> Seen | None:
+    """Return the version that the code has seen, None if it has seen none."""
+    noted = state.info.get(_KEY)
+    if noted is None or isinstance(noted, Seen):
+        return noted
+    version, provenance = noted
+    return Seen(version, effect_id_in(provenance))
+
+
+def effect_id_in(provenance: Any) -> str | None:
+    """Return the effect id of what an instance holds as its provenance."""
+    if isinstance(provenance, Unread):
+        provenance = Provenance.model_validate_json(provenance.text)
+    return provenance.effect_id if isinstance(provenance, Provenance) else None
+
+
+def saw(state: InstanceState[Any], seen: Seen | None) -> None:
+    """Note that the code sees *seen*: it has read it, or has just written it."""
+    if seen is None:
+        state.info.pop(_KEY, None)
+    else:
+        state.info[_KEY] = seen
+
+
+@event.listens_for(WorkflowStateMixin, "load", propagate=True, raw=True)
+def _loaded(state: InstanceState[Any], _: object) -> None:
+    values = state.dict
+    if "version" in values:
+        provenance = state.committed_state.get("provenance", values.get("provenance"))
+        state.info[_KEY] = (values["version"], provenance)
+
+
+@event.listens_for(WorkflowStateMixin, "refresh", propagate=True, raw=True)
+def _refreshed(
+    state: InstanceState[Any], context: object, attributes: Any | None
+) -> None:
+    # A version that arrives alone is not that of the state which the code knows.
+    alone = attributes is not None and "state" not in attributes
+    if not (alone and (_KEY in state.info or "state" in state.dict)):
+        _loaded(state, context)
+        if attributes is not None and "provenance" not in attributes:
+            seen = seen_of(state)
+            saw(state, seen and Seen(seen.version, None))
+
+
+def expect_seen(state: InstanceState[Any]) -> Seen:
+    """Make the flush check *state* against the version that the code has seen."""
+    seen = seen_of(state)
+    workflow_key = key_of(state)
+    if seen is None:
+        raise VersionNotSeen(state.class_.__name__, workflow_key)
+    instance = state.obj()
+    if instance is not None:
+        # Loaded in the middle of the flush, they would be those of another version.
+        if state.dict.get("version") != seen.version:
+            set_committed_value(instance, "version", seen.version)
+        if "workflow_key" not in state.dict:
+            set_committed_value(instance, "workflow_key", workflow_key)
+    return seen
+
+
+def key_of(state: InstanceState[Any]) -> str:
+    """Return the key of the row, even if the attribute is expired or was changed."""
+    identity = state.identity
+    key: str = state.dict["workflow_key"] if identity is None else identity[0]
+    return key
+
+
+def require_row_counts(connection: Connection, entity: str) -> None:
+    """Refuse a dialect on which a lost update could not be seen."""
+    dialect = connection.dialect
+    if not dialect.supports_sane_rowcount and not dialect.update_returning:
+        raise MappingError(
+            entity,
+            f"the dialect {dialect.name!r} reports neither row counts nor UPDATE … "
+            "RETURNING, so a lost update could not be noticed",
+        )
+
+
+@event.listens_for(Session, "do_orm_execute")
+def _refuse_unversioned(execute: ORMExecuteState) -> None:
+    if execute.is_select:
+        return
+    mapper = execute.bind_mapper
+    if mapper is None or not issubclass(mapper.class_, WorkflowStateMixin):
+        return
+    statement = execute.statement
+    if isinstance(statement, Insert):
+        upsert: Any = statement._post_values_clause  # noqa: SLF001 - no public name
+        if isinstance(upsert, _UPSERTS):
+            what = "INSERT … ON CONFLICT DO UPDATE"
+            _allow(execute, mapper, what)
+            written = {getattr(c, "key", c) for c in dict(upsert.update_values_to_set)}
+            if "version" not in written:
+                raise UnversionedWrite(
+                    mapper.class_.__name__, f"{what} without version = version + 1"
+                )
+    elif isinstance(statement, Update):
+        _allow(execute, mapper, "UPDATE")
+        if execute.is_executemany:
+            raise UnversionedWrite(mapper.class_.__name__, "UPDATE by primary key")
+        version = mapper.class_.version
+        execute.statement = statement.values({version: version + 1})
+    elif isinstance(statement, Delete):
+        _allow(execute, mapper, "DELETE")
+
+
+def _allow(execute: ORMExecuteState, mapper: Mapper[Any], what: str) -> None:
+    if not execute.execution_options.get(UNVERSIONED, False):
+        raise UnversionedWrite(mapper.class_.__name__, what)

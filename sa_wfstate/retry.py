@@ -1,0 +1,105 @@
+"""RetryPolicy: whether to try again, and how long to wait before. It never sleeps.
+
+The wait is "full jitter": after the n-th attempt anything from nothing to
+``base_delay * 2 ** (n - 1)`` seconds, at most ``max_delay``. Spreading the losers over
+the whole interval is what keeps them from meeting again. Source: Marc Brooker,
+"Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tenacity import RetryCallState
+
+_MANY = 64
+"""Doublings after which every delay is at its maximum; 2.0 ** n has an end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetryPolicy:
+    """How often an attempt is repeated, and after what pause.
+
+    *max_attempts* counts the first one too; None sets no limit. *base_delay* and
+    *max_delay* bound the pauses, in seconds. *deadline*, in seconds since the first
+    attempt began, is not waited past: an attempt that could only start after it is not
+    made. One of *max_attempts* and *deadline* must be there.
+
+    >>> policy = RetryPolicy()
+    >>> [policy.ceiling(attempt) for attempt in (1, 2, 3, 9)]
+    [0.01, 0.02, 0.04, 0.25]
+    >>> policy.next_delay(3, elapsed=0.02) is None
+    True
+    """
+
+    max_attempts: int | None = 3
+    base_delay: float = 0.010
+    max_delay: float = 0.250
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_attempts is None and self.deadline is None:
+            raise ValueError("max_attempts or deadline must be given")
+        if self.max_attempts is not None and self.max_attempts < 1:
+            raise ValueError(f"max_attempts must be 1 or more, got {self.max_attempts}")
+        if not 0 <= self.base_delay <= self.max_delay < float("inf"):
+            raise ValueError(
+                "0 <= base_delay <= max_delay must hold, got "
+                f"{self.base_delay} and {self.max_delay}"
+            )
+        if self.deadline is not None and not self.deadline >= 0:
+            raise ValueError(f"deadline must not be negative, got {self.deadline}")
+
+    @classmethod
+    def contended(cls, *, deadline: float = 30.0) -> Self:
+        """Make a policy for "others write too": each loss means that somebody won.
+
+        Short pauses, and as many attempts as fit into *deadline* seconds.
+        """
+        return cls(max_attempts=None, deadline=deadline)
+
+    @classmethod
+    def held(cls, *, deadline: float = 30.0) -> Self:
+        """Make a policy for "somebody holds it": a lock that lasts for seconds.
+
+        Trying often gains nothing; pauses grow from 100 ms to 2 s.
+        """
+        return cls(max_attempts=None, base_delay=0.1, max_delay=2.0, deadline=deadline)
+
+    def ceiling(self, attempt: int) -> float:
+        """Return the longest pause, in seconds, after attempt number *attempt*."""
+        return min(self.max_delay, self.base_delay * 2.0 ** min(attempt - 1, _MANY))
+
+    def next_delay(
+        self,
+        attempt: int,
+        elapsed: float,
+        *,
+        draw: Callable[[], float] = random.random,
+    ) -> float | None:
+        """Return the seconds to wait after attempt number *attempt*, None to give up.
+
+        *elapsed* is the time in seconds since the first attempt began. *draw* returns
+        a number in [0, 1).
+        """
+        if self.max_attempts is not None and attempt >= self.max_attempts:
+            return None
+        delay = self.ceiling(attempt) * draw()
+        if self.deadline is not None and elapsed + delay > self.deadline:
+            return None
+        return delay
+
+    def wait(self, call: RetryCallState) -> float:
+        """Return the pause; the parameter ``wait`` of tenacity's ``Retrying``."""
+        delay = self.next_delay(call.attempt_number, call.seconds_since_start or 0.0)
+        # Where there is no next attempt, stop() is asked next and must say so too.
+        return float("inf") if delay is None else delay
+
+    def stop(self, call: RetryCallState) -> bool:
+        """Say whether to give up; the parameter ``stop`` of tenacity's ``Retrying``."""
+        return call.upcoming_sleep == float("inf")

@@ -1,0 +1,188 @@
+"""Stale objects that SQLAlchemy notices outside a flush: ``merge()`` and locked loads.
+
+``Session.merge()`` of a detached object, and ``Session.get(…, with_for_update=…)`` of
+one that the session holds, compare versions and raise StaleDataError. SQLAlchemy offers
+no event there, so these methods are wrapped when the first workflow class is mapped.
+The wrapper calls the method, and looks closer at an error that comes out.
+
+A new, transient object is the creation of a workflow. Merged over a row that exists it
+would take over that row's version and write over it unseen, so that is a conflict too.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event, inspect
+from sqlalchemy.exc import DBAPIError, NoInspectionAvailable
+from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
+from sqlalchemy.orm.util import identity_key
+
+from .conflicts import conflict_of, conflict_of_all, read_again
+from .errors import ConflictReason, StateConflict
+from .guards import NOTHING, Seen, key_of, seen_of
+from .mixin import WorkflowStateMixin
+from .sqlstates import SERIALIZATION_FAILURE, sqlstate
+from .statements import statements_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+_wrapped = "_sa_wfstate_wrapped"
+
+
+@event.listens_for(WorkflowStateMixin, "after_mapper_constructed", propagate=True)
+def _wrap_session(_: Mapper[Any], __: type[Any]) -> None:
+    if _wrapped not in Session.__dict__:
+        setattr(Session, _wrapped, True)
+        for name, wrapper in _WRAPPERS.items():
+            if name in Session.__dict__:
+                setattr(Session, name, wrapper(getattr(Session, name)))
+
+
+def _merge(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def merge(self: Session, instance: Any, **options: Any) -> Any:
+        if options.get("load") is False:  # It compares, and sends no SQL.
+            return method(self, instance, **options)
+        with _Merging(self, [instance]):
+            return method(self, instance, **options)
+
+    return merge
+
+
+def _merge_all(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def merge_all(self: Session, instances: Iterable[Any], **options: Any) -> Any:
+        instances = list(instances)
+        if options.get("load") is False:
+            return method(self, instances, **options)
+        with _Merging(self, instances):
+            return method(self, instances, **options)
+
+    return merge_all
+
+
+def _get(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def get(self: Session, entity: Any, ident: Any, **options: Any) -> Any:
+        try:
+            return method(self, entity, ident, **options)
+        except (StaleDataError, DBAPIError) as error:
+            if not isinstance(error, StateConflict):
+                _translate_get(self, entity, ident, error)
+            raise
+
+    return get
+
+
+_WRAPPERS = {"merge": _merge, "merge_all": _merge_all, "get": _get}
+
+
+class _Merging:
+    """What is looked at around a merge."""
+
+    def __init__(self, session: Session, instances: list[Any]) -> None:
+        self._session = session
+        self._instances = instances
+
+    def __enter__(self) -> None:
+        for state in self._workflows():
+            if state.key is None:
+                if "workflow_key" in state.dict:
+                    self._refuse_to_replace(state)
+                continue
+            held = self._held(state)
+            if held is not None and "version" not in inspect(held).dict:
+                # With an expired version nothing would be compared.
+                with suppress(ObjectDeletedError):
+                    held.version  # noqa: B018 - to load it
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if type(error) is not StaleDataError:
+            return
+        with self._session.no_autoflush:
+            conflict = conflict_of_all(
+                [each for state in self._workflows() for each in self._lost(state)]
+            )
+        if conflict is not None:
+            raise conflict from error
+
+    def _workflows(self) -> Iterator[InstanceState[Any]]:
+        """Return the workflow instances that the merge cascades to."""
+        for instance in self._instances:
+            try:
+                state: InstanceState[Any] = inspect(instance)
+            except NoInspectionAvailable:
+                continue
+            reached = state.mapper.cascade_iterator("merge", state)
+            for each in (state, *(found[2] for found in reached)):
+                if issubclass(each.class_, WorkflowStateMixin):
+                    yield each
+
+    def _refuse_to_replace(self, state: InstanceState[Any]) -> None:
+        key = key_of(state)
+        there = self._session.get(state.class_, key)
+        if there is not None and inspect(there) is not state:
+            conflicts = _conflicts(self._session, state.class_, key, [NOTHING])
+            if conflicts:
+                raise conflicts[0]
+
+    def _lost(self, state: InstanceState[Any]) -> list[StateConflict]:
+        """Either the detached or the session's own object may be the stale one."""
+        held = self._held(state)
+        if held is None or inspect(held) is state:
+            return []
+        bases = [seen_of(state), seen_of(inspect(held))]
+        if None in bases or bases[0] == bases[1]:
+            return []
+        return _conflicts(self._session, state.class_, key_of(state), bases)[:1]
+
+    def _held(self, state: InstanceState[Any]) -> Any:
+        """Return the session's own object of the row."""
+        return self._session.identity_map.get(identity_key(state.class_, key_of(state)))
+
+
+def _translate_get(
+    session: Session, entity: Any, ident: Any, error: StaleDataError | DBAPIError
+) -> None:
+    mapper = inspect(entity, raiseerr=False)
+    if not isinstance(mapper, Mapper) or not issubclass(
+        mapper.class_, WorkflowStateMixin
+    ):
+        return
+    key = ident[0] if isinstance(ident, tuple) else ident
+    key = key["workflow_key"] if isinstance(key, dict) else key
+    held = session.identity_map.get(identity_key(mapper.class_, key))
+    seen = None if held is None else seen_of(inspect(held))
+    if seen is None:
+        return
+    if isinstance(error, StaleDataError):
+        for conflict in _conflicts(session, mapper.class_, key, [seen]):
+            raise conflict from error
+    elif sqlstate(error) == SERIALIZATION_FAILURE:
+        raise StateConflict(
+            mapper.class_.__name__,
+            key,
+            seen.version,
+            None,
+            ConflictReason.SERIALIZATION,
+        ) from error
+
+
+def _conflicts(
+    session: Session, entity: type[Any], workflow_key: str, bases: list[Seen | None]
+) -> list[StateConflict]:
+    """Read the row again; return the conflict of each of *bases* that it is not."""
+    statements = statements_of(entity)
+    connection = session.connection(bind_arguments={"mapper": statements.mapper})
+    found = read_again(connection, statements, [workflow_key]).get(workflow_key)
+    judged = [
+        conflict_of(statements, workflow_key, base.version, found, base.effect_id)
+        for base in bases
+        if base is not None
+    ]
+    return [conflict for conflict in judged if conflict is not None]

