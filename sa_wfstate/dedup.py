@@ -1,0 +1,248 @@
+"""The dedup log: which actions were processed, in one transaction with their effect.
+
+A row of the log is the *claim* of an action: its primary key ``(workflow_key,
+action_id)`` can be written once. ReducerService writes it in the transaction of the
+commit, right after the compare-and-set: by then it holds the lock of the row, so a
+claim never waits for another one, there is no order to keep and no deadlock.
+
+Those who have a loop of their own call :func:`should_process` and :func:`remember`.
+How well they are protected depends on where they call them:
+
+* in one transaction with the effect, rolled back if remember() returns False: an action
+  takes effect exactly once;
+* remember() after the effect is committed: a crash in between, or a second delivery at
+  the same time, lets it take effect twice;
+* remember() committed before the effect: a crash in between loses the action.
+
+A row may be deleted once it has expired, see :func:`cleanup_expired`; until it is
+deleted it still counts. An action delivered after that is a new one.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID  # noqa: TC003 - SQLAlchemy reads the annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    DateTime,
+    Engine,
+    Index,
+    Table,
+    Text,
+    Uuid,
+    bindparam,
+    delete,
+    event,
+    func,
+    inspect,
+    select,
+    tuple_,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Mapped, Mapper, Session, mapped_column, sessionmaker
+from sqlalchemy.sql.elements import conv
+
+from .actions import digest
+from .connections import Connections
+from .errors import ActionIdReused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+TTL = timedelta(hours=6)
+"""How long an action is remembered at least, unless said otherwise."""
+
+
+class ActionDedupMixin:
+    """The columns of a dedup log, for a mapped class of the application's own.
+
+    >>> class OrderActions(ActionDedupMixin, Base):  # doctest: +SKIP
+    ...     __tablename__ = "order_actions"
+
+    The index on ``expires_at`` that cleanup_expired() needs comes along.
+    """
+
+    workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-70)
+    action_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, sort_order=-60)
+
+    result_hash: Mapped[str] = mapped_column(Text, sort_order=-50)
+    """SHA-256 of the state that the action led to."""
+
+    processed_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now(), sort_order=-40
+    )
+    expires_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), sort_order=-30
+    )
+
+    request_hash: Mapped[str | None] = mapped_column(Text, sort_order=-20)
+    """SHA-256 of the action's payload; where it is NULL, no payload is refused."""
+
+    version: Mapped[int | None] = mapped_column(BigInteger, sort_order=-10)
+    """The version that the action's commit wrote."""
+
+
+@event.listens_for(ActionDedupMixin, "after_mapper_constructed", propagate=True)
+def _add_index(mapper: Mapper[Any], _: type[Any]) -> None:
+    table: Any = mapper.local_table
+    name = conv(f"idx_{table.name}_expires")
+    if name not in {index.name for index in table.indexes}:
+        Index(name, table.c.expires_at)
+
+
+class Claim(NamedTuple):
+    """What the log is to hold of one action."""
+
+    workflow_key: str
+    action_id: UUID
+    result_hash: str
+    request_hash: str | None
+    version: int | None
+
+
+class Processed(NamedTuple):
+    """What the log holds of one action."""
+
+    request_hash: str | None
+    version: int | None
+
+
+class DedupLog:
+    """The statements of one log, each built once."""
+
+    def __init__(self, log: type[ActionDedupMixin], ttl: timedelta = TTL) -> None:
+        table = inspect(log).local_table
+        assert isinstance(table, Table)  # noqa: S101
+        self._table = table
+        self._ttl = ttl
+        self._inserts: dict[str, Any] = {}
+        self._lookup = select(
+            table.c.workflow_key,
+            table.c.action_id,
+            table.c.request_hash,
+            table.c.version,
+        ).where(
+            table.c.workflow_key.in_(bindparam("keys", expanding=True)),
+            table.c.action_id.in_(bindparam("ids", expanding=True)),
+        )
+
+    def lookup(
+        self,
+        connection: Connection,
+        workflow_keys: Sequence[str],
+        action_ids: Sequence[UUID],
+    ) -> dict[tuple[str, UUID], Processed]:
+        """Return what the log holds of these actions of these workflows."""
+        parameters = {"keys": workflow_keys, "ids": action_ids}
+        rows = connection.execute(self._lookup, parameters)
+        return {(row[0], row[1]): Processed(*row[2:]) for row in rows}
+
+    def claim(self, connection: Connection, claims: Sequence[Claim]) -> bool:
+        """Write *claims*; return False if one of them was there already.
+
+        The caller rolls back then.
+        """
+        expires_at = datetime.now(UTC) + self._ttl
+        rows = [{"expires_at": expires_at, **claim._asdict()} for claim in claims]
+        name = connection.dialect.name
+        if name not in self._inserts:
+            insert = (sqlite if name == "sqlite" else postgresql).insert(self._table)
+            self._inserts[name] = insert.on_conflict_do_nothing().returning(
+                self._table.c.action_id
+            )
+        # A list of one would take SQLAlchemy's way for many rows, which is longer.
+        written = connection.execute(
+            self._inserts[name], rows if len(rows) > 1 else rows[0]
+        )
+        return len(written.all()) == len(rows)
+
+
+def should_process(
+    session: Session,
+    log: type[ActionDedupMixin],
+    workflow_key: str,
+    action_id: UUID,
+    *,
+    payload: str | None = None,
+) -> bool:
+    """Return whether *log* does not hold the action yet.
+
+    It only looks: another delivery may be processed at the same time, and only the
+    answer of :func:`remember` tells. *payload* is the action's payload as JSON; another
+    one under the same id raises ActionIdReused.
+    """
+    connection = session.connection(bind_arguments={"mapper": inspect(log)})
+    found = DedupLog(log).lookup(connection, [workflow_key], [action_id])
+    if payload is not None:
+        for processed in found.values():
+            refuse_reuse(workflow_key, action_id, processed, digest(payload))
+    return not found
+
+
+def remember(
+    session: Session,
+    log: type[ActionDedupMixin],
+    workflow_key: str,
+    action_id: UUID,
+    *,
+    result: str,
+    version: int | None = None,
+    payload: str | None = None,
+    ttl: timedelta = TTL,
+) -> bool:
+    """Write into *log* that the action was processed; False if it was there already.
+
+    It waits for another transaction that is about to write it. Where it was, roll back
+    whatever was done for the action. *result* and *payload* are JSON, of which only
+    digests are kept.
+    """
+    connection = session.connection(bind_arguments={"mapper": inspect(log)})
+    request_hash = None if payload is None else digest(payload)
+    claim = Claim(workflow_key, action_id, digest(result), request_hash, version)
+    return DedupLog(log, ttl).claim(connection, [claim])
+
+
+def cleanup_expired(
+    bind: Engine | sessionmaker[Any],
+    log: type[ActionDedupMixin],
+    *,
+    batch: int = 5_000,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Delete the rows of *log* that have expired; return how many.
+
+    They go in batches of *batch* rows, each in a transaction of its own, which passes
+    over rows that somebody has locked; so any number of these can run at once. After
+    each batch *progress* is called with the number of rows deleted so far.
+    """
+    table: Any = inspect(log).local_table
+    key = (table.c.workflow_key, table.c.action_id)
+    expired = (
+        select(*key)
+        .where(table.c.expires_at < bindparam("now"))
+        .limit(batch)
+        .with_for_update(skip_locked=True)
+    )
+    statement = delete(table).where(tuple_(*key).in_(expired))
+    now = datetime.now(UTC)
+    connections = Connections(bind, inspect(log))
+    deleted = 0
+    while True:
+        with connections.transaction() as connection:
+            count = connection.execute(statement, {"now": now}).rowcount
+        deleted += count
+        if progress is not None:
+            progress(deleted)
+        if count < batch:
+            return deleted
+
+
+def refuse_reuse(
+    workflow_key: str, action_id: UUID, processed: Processed, request_hash: str
+) -> None:
+    """Raise ActionIdReused if the action was *processed* with another payload."""
+    if processed.request_hash not in {None, request_hash}:
+        raise ActionIdReused(workflow_key, action_id)

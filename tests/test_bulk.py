@@ -1,0 +1,244 @@
+"""Contract: try_commit_many writes many workflows with one statement."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import BaseModel
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sa_wfstate import (
+    Commit,
+    ConflictReason,
+    PayloadError,
+    Provenance,
+    StateCommitted,
+    StateConflict,
+    UnflushedChanges,
+    WorkflowStateMixin,
+    WriteSuppressed,
+    get_state,
+    try_commit_many,
+)
+from sa_wfstate.bulk import CHUNK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine, MetaData
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class OrderState(BaseModel):
+    status: str = "new"
+
+
+class Order(WorkflowStateMixin[OrderState], Base):
+    __tablename__ = "orders"
+
+
+class Task(WorkflowStateMixin[OrderState], Base):
+    __tablename__ = "tasks"
+    kind: Mapped[str] = mapped_column()
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "task"}  # noqa: RUF012
+
+
+class Errand(Task):
+    __mapper_args__ = {"polymorphic_identity": "errand"}  # noqa: RUF012
+
+
+pytestmark = pytest.mark.contract
+
+
+@pytest.fixture(autouse=True)
+def _tables(create_tables: Callable[[MetaData], None]) -> None:
+    create_tables(Base.metadata)
+
+
+def commit(key: str, expected_version: int, status: str = "paid") -> Commit[OrderState]:
+    """Make one commit of a batch."""
+    return Commit(
+        key,
+        expected_version=expected_version,
+        state=OrderState(status=status),
+        provenance=Provenance.now(f"effect-{key}"),
+    )
+
+
+BROKEN = commit("c", 1)
+BROKEN.state = OrderState.model_construct(status=1)  # type: ignore[arg-type]
+
+
+def place(engine: Engine, *keys: str) -> None:
+    """Create orders at version 1."""
+    with Session(engine) as session:
+        outcomes = try_commit_many(session, Order, [commit(key, 0) for key in keys])
+        assert all(isinstance(each, StateCommitted) for each in outcomes)
+        session.commit()
+
+
+def test_each_outcome_is_in_its_place(engine: Engine) -> None:
+    """Won, lost, created, existing and missing, in the order given."""
+    place(engine, "b", "a", "moved")
+    with Session(engine) as session:
+        try_commit_many(session, Order, [commit("moved", 1)])
+        outcomes: list[Any] = try_commit_many(
+            session,
+            Order,
+            [
+                commit("b", 1, "sent"),
+                commit("moved", 1),
+                commit("new", 0),
+                commit("a", 0),
+                commit("gone", 3),
+            ],
+        )
+        session.commit()
+    assert [
+        (each.workflow_key, each.version)
+        if isinstance(each, StateCommitted)
+        else (each.workflow_key, each.reason, each.actual_version)
+        for each in outcomes
+    ] == [
+        ("b", 2),
+        ("moved", ConflictReason.MOVED, 2),
+        ("new", 1),
+        ("a", ConflictReason.EXISTS, 1),
+        ("gone", ConflictReason.MISSING, None),
+    ]
+    assert outcomes[1].current.provenance.effect_id == "effect-moved"
+    with Session(engine) as session:
+        assert outcomes[0].snapshot == get_state(session, Order, "b")
+        assert outcomes[2].snapshot == get_state(session, Order, "new")
+
+
+def test_statements_do_not_grow_with_the_rows(engine: Engine) -> None:
+    """One statement for each chunk, and one read for all that lost."""
+    keys = [f"k-{number:05}" for number in range(CHUNK + 1)]
+    place(engine, *keys)
+    sent: list[str] = []
+    event.listen(
+        engine, "before_cursor_execute", lambda *args: sent.append(args[2].split()[0])
+    )
+    with Session(engine) as session:
+        outcomes = try_commit_many(session, Order, [commit(key, 1) for key in keys])
+        assert [each.workflow_key for each in outcomes] == keys
+        assert sent == ["UPDATE", "UPDATE"]
+        del sent[:]
+        losers = try_commit_many(session, Order, [commit(key, 1) for key in keys[:99]])
+        assert all(isinstance(each, StateConflict) for each in losers)
+    assert sent == ["UPDATE", "SELECT"]
+
+
+def test_no_commits_no_statement(engine: Engine) -> None:
+    """An empty batch has no outcomes."""
+    with Session(engine) as session:
+        assert try_commit_many(session, Order, []) == []
+        assert not session.in_transaction()
+
+
+@pytest.mark.parametrize(
+    ("commits", "message"),
+    [
+        ([commit("a", 1), commit("b", 1), commit("a", 2)], "'a'.*given twice"),
+        ([commit("a", 1), commit("", 1)], "1 to 255 characters"),
+        ([commit("a", 1), commit("b", -1)], "must be 0 or a version"),
+        ([commit("a", 1), BROKEN], "'c' state"),
+    ],
+)
+def test_bad_batch_is_refused_before_sql(
+    engine: Engine, commits: Any, message: str
+) -> None:
+    """Nothing is sent if one of the commits cannot be."""
+    with Session(engine) as session:
+        with pytest.raises(PayloadError, match=message):
+            try_commit_many(session, Order, commits)
+        assert not session.in_transaction()
+
+
+def test_held_instances_are_right_afterwards(engine: Engine) -> None:
+    """Instances hold what their rows hold; unflushed ones are refused."""
+    place(engine, "a", "b")
+    with Session(engine) as session:
+        order, other = session.get_one(Order, "a"), session.get_one(Order, "b")
+        try_commit_many(session, Order, [commit("a", 1, "sent")])
+        assert (order.version, order.state.status) == (2, "sent")
+        other.state.status = "changed"
+        with pytest.raises(UnflushedChanges, match="'b'"):
+            try_commit_many(session, Order, [commit("a", 2), commit("b", 1)])
+
+
+def test_subclass_has_its_discriminator(engine: Engine) -> None:
+    """Rows of a single-table subclass are created and found as such."""
+    with Session(engine) as session:
+        try_commit_many(session, Errand, [commit("a", 0), commit("b", 0)])
+        assert type(session.get_one(Task, "a")) is Errand
+        try_commit_many(session, Task, [commit("c", 0), commit("d", 0)])
+        outcomes = try_commit_many(session, Errand, [commit("c", 1), commit("b", 1)])
+        assert [type(each) for each in outcomes] == [StateConflict, StateCommitted]
+
+
+def test_suppressed_write_is_no_conflict(engine: Engine) -> None:
+    """A trigger that hides one write is its own error."""
+    place(engine, "a", "b")
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE FUNCTION hide() RETURNS trigger LANGUAGE plpgsql"
+                " AS 'BEGIN RETURN NULL; END'"
+            )
+        )
+        connection.execute(
+            text(
+                "CREATE TRIGGER hide BEFORE UPDATE ON orders FOR EACH ROW"
+                " WHEN (OLD.workflow_key = 'b') EXECUTE FUNCTION hide()"
+            )
+        )
+    with Session(engine) as session, pytest.raises(WriteSuppressed, match="'b'"):
+        try_commit_many(session, Order, [commit("a", 1), commit("b", 1)])
+
+
+def test_refused_transaction_is_a_conflict(engine: Engine) -> None:
+    """At REPEATABLE READ every commit of the refused statement is lost."""
+    place(engine, "a", "b")
+    strict = engine.execution_options(isolation_level="REPEATABLE READ")
+    with Session(strict) as session, Session(engine) as other:
+        get_state(session, Order, "a")
+        try_commit_many(other, Order, [commit("a", 1), commit("b", 1)])
+        other.commit()
+        with pytest.raises(StateConflict) as caught:
+            try_commit_many(session, Order, [commit("a", 1), commit("b", 1)])
+    assert [
+        (each.workflow_key, each.reason, each.actual_version)
+        for each in caught.value.conflicts
+    ] == [(key, ConflictReason.SERIALIZATION, None) for key in "ab"]
+
+
+def test_schema_translation_is_kept(engine: Engine) -> None:
+    """A schema that the engine translates is honoured by the arrays too."""
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA elsewhere"))
+    there = engine.execution_options(schema_translate_map={None: "elsewhere"})
+    with there.begin() as connection:
+        Base.metadata.create_all(connection)
+    place(there, "a", "b")
+    with Session(there) as session:
+        assert get_state(session, Order, "a").version == 1
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM public.orders")) == 0
+
+
+def test_sqlite_gets_the_statements_one_by_one() -> None:
+    """A database without unnest gives the same outcomes."""
+    engine = create_engine("sqlite://")
+    Base.metadata.create_all(engine)
+    place(engine, "a", "b")
+    with Session(engine) as session:
+        outcomes = try_commit_many(session, Order, [commit("a", 1), commit("b", 2)])
+    assert [type(each) for each in outcomes] == [StateCommitted, StateConflict]
+    engine.dispose()
