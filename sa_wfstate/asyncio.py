@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
+from . import bulk as _bulk
 from . import reducer as _reducer
 from . import store as _store
+from . import transactions as _transactions
+from .asyncio_workers import IntentDispatcher, ProjectionStore, ProjectionWorker
+from .connections import sync_bind
 from .dedup import TTL, ActionDedupMixin
 from .retry import RetryPolicy
 from .waiting import Awaiting
@@ -21,16 +24,31 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
     from datetime import timedelta
 
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
     from .actions import Action, Intent, Reduction
+    from .attempts import Writer
+    from .bulk import Commit
     from .errors import StateConflict
     from .hooks import Hooks
     from .provenance import Provenance
     from .snapshots import StateCommitted, WorkflowSnapshot
     from .store import Entity
 
-__all__ = ["CanonicalStore", "ReducerService", "get_state", "try_commit"]
+__all__ = [
+    "CanonicalStore",
+    "IntentDispatcher",
+    "ProjectionStore",
+    "ProjectionWorker",
+    "ReducerService",
+    "get_state",
+    "run_transaction",
+    "try_commit",
+    "try_commit_many",
+]
 
 StateT = TypeVar("StateT")
+T = TypeVar("T")
 
 
 async def get_state(
@@ -48,6 +66,7 @@ async def try_commit(
     expected_version: int,
     state: StateT,
     provenance: Provenance | Mapping[str, Any],
+    expected_effect_id: str | None = None,
 ) -> StateCommitted[StateT] | StateConflict:
     """Async version of :func:`sa_wfstate.try_commit`."""
     return await session.run_sync(
@@ -57,16 +76,28 @@ async def try_commit(
         expected_version=expected_version,
         state=state,
         provenance=provenance,
+        expected_effect_id=expected_effect_id,
     )
+
+
+async def try_commit_many(
+    session: AsyncSession, entity: Entity[StateT], commits: Iterable[Commit[StateT]]
+) -> list[StateCommitted[StateT] | StateConflict]:
+    """Async version of :func:`sa_wfstate.try_commit_many`."""
+    return await session.run_sync(_bulk.try_commit_many, entity, commits)
 
 
 class CanonicalStore(Generic[StateT]):
     """Async version of :class:`sa_wfstate.CanonicalStore`."""
 
     def __init__(
-        self, bind: AsyncEngine | async_sessionmaker[Any], entity: Entity[StateT]
+        self,
+        bind: AsyncEngine | async_sessionmaker[Any],
+        entity: Entity[StateT],
+        *,
+        resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
     ) -> None:
-        self._store = _store.CanonicalStore(_sync(bind), entity)
+        self._store = _AwaitingStore(sync_bind(bind), entity, resolve=resolve)
 
     async def get_state(self, workflow_key: str) -> WorkflowSnapshot[StateT]:
         """Async version of :meth:`sa_wfstate.CanonicalStore.get_state`."""
@@ -79,6 +110,7 @@ class CanonicalStore(Generic[StateT]):
         expected_version: int,
         state_prime: StateT,
         provenance: Provenance | Mapping[str, Any],
+        expected_effect_id: str | None = None,
     ) -> StateCommitted[StateT] | StateConflict:
         """Async version of :meth:`sa_wfstate.CanonicalStore.try_commit`."""
         return await greenlet_spawn(
@@ -87,7 +119,35 @@ class CanonicalStore(Generic[StateT]):
             expected_version=expected_version,
             state_prime=state_prime,
             provenance=provenance,
+            expected_effect_id=expected_effect_id,
         )
+
+
+class _AwaitingStore(_store.CanonicalStore[StateT]):
+    _waiting = Awaiting
+
+
+async def run_transaction(
+    sessions: async_sessionmaker[Any],
+    fn: Callable[[AsyncSession], Awaitable[T]],
+    *,
+    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
+    resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
+) -> T:
+    """Async version of :func:`sa_wfstate.run_transaction`."""
+    attempt: Any = None
+
+    def begin() -> Any:
+        nonlocal attempt
+        attempt = sessions()
+        return attempt.sync_session
+
+    def call(_: object) -> Any:
+        return fn(attempt)
+
+    return await greenlet_spawn(
+        _transactions.run, begin, call, retry, resolve, Awaiting()
+    )
 
 
 class ReducerService(Generic[StateT]):
@@ -114,14 +174,14 @@ class ReducerService(Generic[StateT]):
         dedup_ttl: timedelta = TTL,
         on_intents: Callable[[StateCommitted[StateT], Sequence[Intent]], Any]
         | None = None,
-        writers: Iterable[_reducer.Writer] = (),
+        writers: Iterable[Writer] = (),
         fold: int = 1,
         escalate: bool = True,
         keep: int = 1024,
         hooks: Hooks | None = None,
     ) -> None:
         self._service: _reducer.ReducerService[StateT] = _AwaitingService(
-            _sync(bind),
+            sync_bind(bind),
             entity,
             reducer,  # type: ignore[arg-type]
             retry=retry,
@@ -140,20 +200,12 @@ class ReducerService(Generic[StateT]):
         """Async version of :meth:`sa_wfstate.ReducerService.handle`."""
         return await greenlet_spawn(self._service.handle, action)
 
+    async def handle_many(
+        self, actions: Iterable[Action[Any]]
+    ) -> list[StateCommitted[StateT] | Exception]:
+        """Async version of :meth:`sa_wfstate.ReducerService.handle_many`."""
+        return await greenlet_spawn(self._service.handle_many, actions)
+
 
 class _AwaitingService(_reducer.ReducerService[StateT]):
     _waiting = Awaiting
-
-
-def _sync(bind: AsyncEngine | async_sessionmaker[Any]) -> Any:
-    return bind.sync_engine if isinstance(bind, AsyncEngine) else _SyncSessions(bind)
-
-
-class _SyncSessions:
-    """Make the sync sessions of an async_sessionmaker."""
-
-    def __init__(self, sessions: async_sessionmaker[Any]) -> None:
-        self._sessions = sessions
-
-    def __call__(self) -> Any:
-        return self._sessions().sync_session

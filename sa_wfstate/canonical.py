@@ -10,12 +10,16 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import Field
-from sqlalchemy import BigInteger, DateTime, Index, Text, Uuid, func, text
+from sqlalchemy import DateTime, Index, Text, Uuid
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase
 
 from .dedup import ActionDedupMixin
+from .history import HistoryMixin
 from .mixin import WorkflowStateMixin
+from .outbox import IntentMixin
+from .projection import ProjectionMixin
+from .watermarks import WatermarkMixin
 
 StateDict = Annotated[dict[str, Any], Field(min_length=1)]
 """A plain-dict state; it must not be empty."""
@@ -45,7 +49,7 @@ class ActionDedupLog(ActionDedupMixin, CanonicalBase):
     __tablename__ = "action_dedup_log"
 
 
-class WorkflowProjection(CanonicalBase):
+class WorkflowProjection(ProjectionMixin, CanonicalBase):
     """The read model of a workflow, as of *version* of its canonical row."""
 
     __tablename__ = "workflow_projection"
@@ -54,25 +58,20 @@ class WorkflowProjection(CanonicalBase):
         Index("idx_workflow_projection_tag", "tag"),
     )
 
-    workflow_key: Mapped[str] = mapped_column(primary_key=True)
-    version: Mapped[int] = mapped_column(BigInteger)
-    tag: Mapped[str]
-    last_action: Mapped[str | None]
-    namespace: Mapped[str]
-    updated_at: Mapped[datetime] = mapped_column(
-        server_default=func.now(), onupdate=func.now()
-    )
-    indices: Mapped[dict[str, Any] | None]
-    extras: Mapped[dict[str, Any] | None]
 
-
-class ProjectionWatermark(CanonicalBase):
+class ProjectionWatermark(WatermarkMixin, CanonicalBase):
     """How far a partition of the projection has followed the commits."""
 
     __tablename__ = "projection_watermarks"
 
-    partition_id: Mapped[str] = mapped_column(primary_key=True)
-    offset: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    updated_at: Mapped[datetime] = mapped_column(
-        server_default=func.now(), onupdate=func.now()
-    )
+
+class WorkflowHistory(HistoryMixin, CanonicalBase):
+    """Every version of a workflow, if ``keep_history`` says so."""
+
+    __tablename__ = "workflow_history"
+
+
+class WorkflowIntent(IntentMixin, CanonicalBase):
+    """What is still to be handed over, if ``store_intents`` is one of the writers."""
+
+    __tablename__ = "workflow_intents"

@@ -29,6 +29,8 @@ HEAD = {
     "action_dedup_log",
     "workflow_projection",
     "projection_watermarks",
+    "workflow_history",
+    "workflow_intents",
     "sa_wfstate_alembic_version",
 }
 DRIVERS = [

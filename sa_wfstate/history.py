@@ -1,0 +1,331 @@
+"""History: every version of a workflow, kept beside it and written with it.
+
+::
+
+    class OrderHistory(HistoryMixin, Base):
+        __tablename__ = "order_history"
+
+
+    keep_history(Order, OrderHistory)
+
+From then on each commit of an Order, by a flush or by ``try_commit``, adds a row to
+``order_history`` in its own transaction. The state is copied inside the database, so it
+goes over the wire once::
+
+    INSERT INTO order_history (workflow_key, version, committed_at, …)
+    SELECT workflow_key, version, clock_timestamp(), … FROM orders
+    WHERE workflow_key IN ('order-42')
+
+Rows are only ever added, and taken away by :func:`trim_history`. A workflow that is
+deleted keeps its history; created again under the same key it starts at version 1, and
+by a version number the functions here mean the latest one. What goes around the library
+is not seen: SQL by hand, and the bulk inserts of the ORM.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    DateTime,
+    Engine,
+    Integer,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    delete,
+    insert,
+    inspect,
+    select,
+    tuple_,
+    type_coerce,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Mapped, Mapper, Session, mapped_column, sessionmaker
+from sqlalchemy.sql.functions import FunctionElement
+
+from .connections import Connections
+from .diffs import diff_json
+from .errors import MappingError, StateConflict, VersionNotInHistory
+from .mixin import check_key
+from .provenance import Provenance
+from .side_writes import attach, lineage_of
+from .statements import CANONICAL_COLUMNS, Statements, snapshot_of, statements_of
+from .store import Entity, connection_of, try_commit
+from .types import PydanticJSON
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from .snapshots import StateCommitted, WorkflowSnapshot
+
+StateT = TypeVar("StateT")
+
+
+class HistoryMixin:
+    """The columns of a history table, for a mapped class of the application's own."""
+
+    workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-60)
+    version: Mapped[int] = mapped_column(
+        BigInteger, primary_key=True, autoincrement=False, sort_order=-50
+    )
+    committed_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), primary_key=True, sort_order=-40
+    )
+    """When the version was written, by the server's clock; later for later versions."""
+
+    state: Mapped[Any] = mapped_column(
+        PydanticJSON(Any), nullable=False, sort_order=-30
+    )
+    schema_version: Mapped[int] = mapped_column(Integer, sort_order=-20)
+    provenance: Mapped[Provenance] = mapped_column(
+        PydanticJSON(Provenance), sort_order=-10
+    )
+
+
+class _Clock(FunctionElement[datetime]):
+    """The time of this moment, where now() is that of the transaction's beginning.
+
+    Two versions of a workflow are in order by it, since the row was locked in between.
+    """
+
+    inherit_cache = True
+    type = DateTime(timezone=True)
+
+
+@compiles(_Clock)
+def _current_timestamp(*_: object, **__: object) -> str:
+    return "CURRENT_TIMESTAMP"
+
+
+@compiles(_Clock, "postgresql")
+def _clock_timestamp(*_: object, **__: object) -> str:
+    return "clock_timestamp()"
+
+
+class _Writer:
+    def __init__(self, statements: Statements[Any], history: Table) -> None:
+        source = statements.table
+        names = ["workflow_key", "version", "state", "schema_version", "provenance"]
+        rows = select(
+            *(
+                type_coerce(source.c[name], history.c[name].type.impl_instance)  # type: ignore[attr-defined]
+                if name in {"state", "provenance"}
+                else source.c[name]
+                for name in names
+            ),
+            _Clock(),
+        ).where(source.c.workflow_key.in_(bindparam("keys", expanding=True)))
+        self._copy = insert(history).from_select([*names, "committed_at"], rows)
+
+    def written(
+        self, connection: Connection, commits: Sequence[StateCommitted[Any]]
+    ) -> None:
+        keys = [commit.workflow_key for commit in commits]
+        connection.execute(self._copy, {"keys": keys})
+
+    def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
+        """Keep what was."""
+
+
+_histories: WeakKeyDictionary[Mapper[Any], Table] = WeakKeyDictionary()
+
+
+def keep_history(entity: Entity[Any], history: type[HistoryMixin]) -> None:
+    """Keep every version of *entity*, and of its subclasses, in the table of *history*.
+
+    Call it once, where the classes are defined. Raises MappingError if *entity* has a
+    history already.
+    """
+    statements = statements_of(entity)
+    if _find(statements.mapper) is not None:
+        raise MappingError(statements.entity, "has a history already")
+    table = inspect(history).local_table
+    assert isinstance(table, Table)  # noqa: S101
+    _histories[statements.mapper] = table
+    attach(entity, _Writer(statements, table))
+
+
+def get_version(
+    session: Session, entity: Entity[StateT], workflow_key: str, version: int
+) -> WorkflowSnapshot[StateT]:
+    """Read *version* of a workflow as it was committed.
+
+    The snapshot's ``updated_at`` is the time at which it was written. Raises
+    VersionNotInHistory if it is not kept, or never was there.
+    """
+    query = _Query(entity, workflow_key)
+    wanted = query.rows.where(query.table.c.version == version)
+    found = query.read(session, wanted.limit(1))
+    if not found:
+        raise VersionNotInHistory(query.entity, workflow_key, version)
+    return found[0]
+
+
+def get_state_as_of(
+    session: Session, entity: Entity[StateT], workflow_key: str, time: datetime
+) -> WorkflowSnapshot[StateT]:
+    """Read the version of a workflow that was the newest one at *time*.
+
+    *time* must have a time zone. Versions are timed when they are written, a moment
+    before their COMMIT. Raises VersionNotInHistory if there was none, or none is kept.
+    """
+    if time.tzinfo is None:
+        raise ValueError("time must have a time zone")
+    query = _Query(entity, workflow_key)
+    wanted = query.rows.where(query.table.c.committed_at <= time)
+    found = query.read(session, wanted.limit(1))
+    if not found:
+        raise VersionNotInHistory(query.entity, workflow_key, None)
+    return found[0]
+
+
+def list_versions(
+    session: Session,
+    entity: Entity[StateT],
+    workflow_key: str,
+    *,
+    limit: int | None = None,
+) -> list[WorkflowSnapshot[StateT]]:
+    """Read the versions that are kept of a workflow, the newest first."""
+    query = _Query(entity, workflow_key)
+    return query.read(session, query.rows.limit(limit))
+
+
+def diff_versions(
+    session: Session,
+    entity: Entity[Any],
+    workflow_key: str,
+    from_version: int,
+    to_version: int,
+) -> list[dict[str, Any]]:
+    """Return the JSON Patch (RFC 6902) that leads from one version to another.
+
+    Their states are compared in the current shape, whatever the schema version they
+    were written with. Needs the extra ``history``.
+    """
+    before, after = (
+        get_version(session, entity, workflow_key, version).state
+        for version in (from_version, to_version)
+    )
+    dump = statements_of(entity).state_type.dump
+    return diff_json(dump(before), dump(after))
+
+
+def restore_version(
+    session: Session,
+    entity: Entity[StateT],
+    workflow_key: str,
+    version: int,
+    *,
+    expected_version: int,
+    provenance: Provenance | Mapping[str, Any],
+) -> StateCommitted[StateT] | StateConflict:
+    """Commit the state of *version* again, as a new version.
+
+    It is a :func:`~sa_wfstate.try_commit` like any other: checked against
+    *expected_version*, counted, and part of the history. With *expected_version* 0 a
+    deleted workflow comes back.
+    """
+    return try_commit(
+        session,
+        entity,
+        workflow_key,
+        expected_version=expected_version,
+        state=get_version(session, entity, workflow_key, version).state,
+        provenance=provenance,
+    )
+
+
+def trim_history(
+    bind: Engine | sessionmaker[Any],
+    entity: Entity[Any],
+    *,
+    before: datetime,
+    batch_size: int = 1000,
+    progress: Callable[[int], object] | None = None,
+) -> int:
+    """Delete the versions committed before *before*, and return how many there were.
+
+    The newest version of each workflow stays, so that its state at any later time is
+    known. The table is gone through in batches of *batch_size* rows, each a transaction
+    of its own, which pass over rows that another one has locked; *progress* is called
+    with the number of rows deleted so far.
+    """
+    if before.tzinfo is None:
+        raise ValueError("before must have a time zone")
+    statements = statements_of(entity)
+    table = _history(statements)
+    newer = table.alias()
+    superseded = (
+        select(newer.c.version)
+        .where(
+            newer.c.workflow_key == table.c.workflow_key,
+            newer.c.committed_at > table.c.committed_at,
+        )
+        .exists()
+    )
+    identity = tuple_(*table.primary_key)
+    page = (
+        select(*table.primary_key, (table.c.committed_at < before) & superseded)
+        .order_by(*table.primary_key)
+        .limit(batch_size)
+        .with_for_update(skip_locked=True, of=table)
+    )
+    connections = Connections(bind, statements.mapper)
+    deleted, rows = 0, None
+    while rows is None or len(rows) == batch_size:
+        with connections.transaction("READ COMMITTED") as connection:
+            after = page if rows is None else page.where(identity > tuple(rows[-1][:3]))
+            rows = connection.execute(after).all()
+            old = [tuple(row[:3]) for row in rows if row[3]]
+            connection.execute(delete(table).where(identity.in_(old)))
+        deleted += len(old)
+        if progress is not None:
+            progress(deleted)
+    return deleted
+
+
+def _find(mapper: Mapper[Any]) -> Table | None:
+    found = (_histories.get(each) for each in lineage_of(mapper))
+    return next((table for table in found if table is not None), None)
+
+
+def _history(statements: Statements[Any]) -> Table:
+    table = _find(statements.mapper)
+    if table is None:
+        raise MappingError(statements.entity, "has no history; see keep_history()")
+    return table
+
+
+class _Query:
+    """The history of one workflow, newest first, read as snapshots."""
+
+    def __init__(self, entity: Entity[Any], workflow_key: str) -> None:
+        self._statements = statements_of(entity)
+        self.entity = self._statements.entity
+        check_key(self.entity, workflow_key)
+        self.table = table = _history(self._statements)
+        columns = [
+            type_coerce(
+                table.c.committed_at if name == "updated_at" else table.c[name],
+                self._statements.table.c[name].type,
+            ).label(name)
+            for name in CANONICAL_COLUMNS
+        ]
+        self.rows: Select[Any] = (
+            select(*columns)
+            .where(table.c.workflow_key == workflow_key)
+            .order_by(table.c.committed_at.desc(), table.c.version.desc())
+        )
+
+    def read(self, session: Session, rows: Select[Any]) -> list[WorkflowSnapshot[Any]]:
+        if session.autoflush:
+            session.flush()
+        connection = connection_of(session, self._statements)
+        return [snapshot_of(row) for row in connection.execute(rows)]

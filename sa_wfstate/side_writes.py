@@ -1,0 +1,190 @@
+"""Side writes: what goes into the transaction of each commit, beside the row itself.
+
+A *side writer* is attached to a workflow class and called for every version of it that
+is written, whichever way: by a flush of the ORM, at its end and once for all its rows,
+and by the compare-and-set of ``try_commit``, the stores and the reducer service, which
+all go through the module ``statements``. It is handed the connection of the write,
+whose transaction it shares: what it raises undoes the commit.
+
+A class without side writers is not listened to.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import event, inspect
+from sqlalchemy.orm import Session
+
+from .snapshots import StateCommitted, WorkflowSnapshot
+from .types import Unread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import InstanceState, Mapper
+
+    from .mixin import WorkflowStateMixin
+
+_KEY = "sa_wfstate.side_writes"
+
+
+class SideWriter(Protocol):
+    """Called with what a transaction has just written to the rows of one class."""
+
+    def written(
+        self, connection: Connection, commits: Sequence[StateCommitted[Any]]
+    ) -> None:
+        """Follow *commits*; no key is in them twice, and all their rows are locked."""
+
+    def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
+        """Follow the deletion of *workflow_keys* by a flush."""
+
+
+_writers: WeakKeyDictionary[Mapper[Any], tuple[SideWriter, ...]] = WeakKeyDictionary()
+
+
+def attach(entity: type[WorkflowStateMixin[Any]], writer: SideWriter) -> None:
+    """Call *writer* for every commit of *entity* and of its subclasses from now on."""
+    mapper: Mapper[Any] = inspect(entity)
+    if mapper not in _writers:
+        for name, listener in _LISTENERS.items():
+            event.listen(entity, name, listener, propagate=True, raw=True)
+    if not event.contains(Session, "after_flush", _after_flush):
+        event.listen(Session, "before_flush", _before_flush)
+        event.listen(Session, "after_flush", _after_flush)
+    _writers[mapper] = (*_writers.get(mapper, ()), writer)
+
+
+def writers_of(mapper: Mapper[Any]) -> tuple[SideWriter, ...]:
+    """Return the side writers of the class of *mapper*, its parents' first."""
+    if not _writers:
+        return ()
+    lineage = lineage_of(mapper)
+    return tuple(writer for each in lineage for writer in _writers.get(each, ()))
+
+
+def lineage_of(mapper: Mapper[Any]) -> list[Mapper[Any]]:
+    """Return *mapper* and its parents whose rows are rows of its own, eldest first."""
+    lineage = [mapper]
+    while lineage[0].inherits is not None and not lineage[0].concrete:
+        lineage.insert(0, lineage[0].inherits)
+    return lineage
+
+
+def write(
+    connection: Connection, mapper: Mapper[Any], commits: Sequence[StateCommitted[Any]]
+) -> None:
+    """Let the side writers of *mapper* follow *commits*."""
+    for writer in writers_of(mapper):
+        writer.written(connection, commits)
+
+
+class _Noted(NamedTuple):
+    """What a flush did to a row: the commit, or for a deletion the key."""
+
+    connection: Connection
+    mapper: Mapper[Any]
+    what: Any
+
+
+class _Flushed:
+    """What one flush has written: instances by version, and the keys it deleted."""
+
+    def __init__(self) -> None:
+        self.before: dict[InstanceState[Any], int] = {}
+        # By instance: where side writers are attached to a class and to a subclass of
+        # it, the events of an instance come twice.
+        self.commits: dict[InstanceState[Any], _Noted] = {}
+        self.deleted: dict[InstanceState[Any], _Noted] = {}
+
+
+def _flushed(state: InstanceState[Any]) -> _Flushed | None:
+    session = state.session
+    if session is None:
+        return None
+    flushed: _Flushed = session.info.setdefault(_KEY, _Flushed())
+    return flushed
+
+
+def _before_update(_: object, __: object, state: InstanceState[Any]) -> None:
+    flushed, instance = _flushed(state), state.obj()
+    if flushed is not None and instance is not None:
+        flushed.before[state] = instance.version
+
+
+def _after_write(
+    mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+) -> None:
+    flushed = _flushed(state)
+    # An UPDATE has counted the version; without one there was nothing to write.
+    if flushed is None or state.dict.get("version") == flushed.before.get(state):
+        return
+    commit = StateCommitted(
+        state.dict["workflow_key"],
+        state.dict["version"],
+        lambda: _snapshot(mapper, state),
+    )
+    flushed.commits[state] = _Noted(connection, mapper, commit)
+
+
+def _after_delete(
+    mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+) -> None:
+    flushed = _flushed(state)
+    if flushed is not None:
+        key = state.dict["workflow_key"]
+        flushed.deleted[state] = _Noted(connection, mapper, key)
+
+
+_LISTENERS = {
+    "before_update": _before_update,
+    "after_insert": _after_write,
+    "after_update": _after_write,
+    "after_delete": _after_delete,
+}
+
+
+def _snapshot(mapper: Mapper[Any], state: InstanceState[Any]) -> WorkflowSnapshot[Any]:
+    """Read the row from its instance; the state is a copy, as from the database."""
+    instance: Any = state.obj()
+    column_type: Any = mapper.columns["state"].type
+    value = state.dict.get("state")
+    if value is None:
+        value = instance.state
+    text = value.text if isinstance(value, Unread) else column_type.dump(value)
+    return WorkflowSnapshot(
+        workflow_key=instance.workflow_key,
+        version=instance.version,
+        state=column_type.load(text),
+        updated_at=instance.updated_at,
+        schema_version=instance.schema_version,
+        provenance=instance.provenance,
+    )
+
+
+def _before_flush(session: Session, *_: object) -> None:
+    session.info.pop(_KEY, None)  # A flush that failed has left its notes.
+
+
+def _after_flush(session: Session, *_: object) -> None:
+    flushed: _Flushed | None = session.info.pop(_KEY, None)
+    if flushed is None:
+        return
+    for (connection, mapper), keys in _grouped(flushed.deleted):
+        for writer in writers_of(mapper):
+            writer.deleted(connection, keys)
+    for (connection, mapper), commits in _grouped(flushed.commits):
+        write(connection, mapper, commits)
+
+
+def _grouped(
+    noted: dict[InstanceState[Any], _Noted],
+) -> Iterable[tuple[tuple[Connection, Mapper[Any]], list[Any]]]:
+    groups: defaultdict[tuple[Connection, Mapper[Any]], list[Any]] = defaultdict(list)
+    for connection, mapper, what in noted.values():
+        groups[connection, mapper].append(what)
+    return groups.items()
