@@ -33,6 +33,17 @@ nox.options.reuse_venv = "yes"
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 OLDEST = PYTHONS[0]
+# The oldest that the package says it supports, and the last of each minor version.
+ALEMBICS = [
+    "1.13.2",
+    "1.14.1",
+    "1.15.2",
+    "1.16.5",
+    "1.17.2",
+    "1.18.5",
+    "1.19.2",
+    "1.20.1",
+]
 
 
 def install(session: nox.Session, *groups: str, package: bool = True) -> None:
@@ -80,6 +91,20 @@ def tests(session: nox.Session) -> None:
     run_pytest(session, *session.posargs)
 
 
+@nox.session
+def stress(session: nox.Session) -> None:
+    """Kill processes and a server under load; takes a minute or two."""
+    install(session, "test")
+    session.run("pytest", "-m", "stress", *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Prove that no commit is lost or doubled while servers and connections die."""
+    install(session, "test")
+    session.run("pytest", "-m", "faults", "-s", "tests/faults", *session.posargs)
+
+
 @nox.session(python=PYTHONS)
 @nox.parametrize("sqlalchemy", ["2.0", "2.1"])
 def matrix(session: nox.Session, sqlalchemy: str) -> None:
@@ -88,6 +113,18 @@ def matrix(session: nox.Session, sqlalchemy: str) -> None:
     lowest = "2.0.40" if sqlalchemy == "2.0" else f"{sqlalchemy}.0"
     session.install(f"sqlalchemy[asyncio]~={lowest}")
     run_pytest(session, *session.posargs)
+
+
+@nox.session
+@nox.parametrize("alembic", ALEMBICS)
+def alembic_versions(session: nox.Session, alembic: str) -> None:
+    """Run what concerns migrations on an Alembic, beside other extensions of it."""
+    install(session, "test")
+    neighbours = ["alembic-utils", "alembic-postgresql-enum", "pytest-alembic"]
+    session.install(*neighbours, f"alembic=={alembic}")
+    # Or pytest-alembic collects its tests by itself, without an environment.
+    arguments = ["-o", "pytest_alembic_tests_path=none.py"]
+    run_pytest(session, *arguments, "tests/alembic_projects", "tests/migrations")
 
 
 @nox.session(python=OLDEST)

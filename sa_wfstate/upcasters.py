@@ -1,0 +1,239 @@
+"""Schema versions: which shape a payload has, and how an older one becomes the current.
+
+::
+
+    def v1_to_v2(data):
+        data["lines"] = data.pop("items")
+        return data
+
+
+    class Order(WorkflowStateMixin[OrderState], Base):
+        __tablename__ = "orders"
+        __schema_version__ = 2
+        __upcasters__ = {1: v1_to_v2}
+
+An upcaster is a pure function from plain JSON data to plain JSON data, called with data
+of its own to change. ``__upcasters__`` has one for each version before the current, so
+that a row of any age can be read. :class:`Upcaster` adds the same step in SQL.
+
+While two releases run side by side, the new one can go on writing the old shape, with
+``__write_schema_version__`` and ``__downcasters__``, one step per version down.
+
+A payload whose row is at the current version crosses the driver as it is. Any other
+comes as *marked* text: after a ``v``, the JSON list of its schema version, its key and
+itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from pydantic_core import from_json, to_json
+
+from .errors import MappingError, PayloadError, SchemaVersionAhead
+
+Step = Callable[[Any], Any]
+
+MARK: Final = "v"
+"""What a marked text starts with; no JSON does."""
+
+
+class Upcaster(NamedTuple):
+    r"""One step in two languages: a function for reading, SQL for rewriting rows.
+
+    *sql* is an expression over the column ``state`` of type JSONB, for PostgreSQL:
+    :func:`~sa_wfstate.upcasting.upcast_all` and migrations need not fetch rows then.
+
+    >>> step = Upcaster(lambda data: data | {"lines": []}, "state || '{\"lines\": []}'")
+    >>> step({"status": "new"})
+    {'status': 'new', 'lines': []}
+    """
+
+    function: Step
+    sql: str
+
+    def __call__(self, data: Any) -> Any:
+        return self.function(data)
+
+
+class PayloadSchema:
+    """The schema versions of one class: the current one, and the steps that lead there.
+
+    *version* is what the application sees, *write_version* what it stores, *oldest*
+    what there may still be.
+
+    Raises MappingError if a step is missing, is one too many, or is no function.
+    """
+
+    def __init__(
+        self,
+        entity: str,
+        version: int = 1,
+        upcasters: Mapping[int, Step] | None = None,
+        *,
+        write_version: int | None = None,
+        downcasters: Mapping[int, Step] | None = None,
+        oldest: int = 1,
+    ) -> None:
+        self.entity = entity
+        self.oldest = oldest
+        self.version = _checked(entity, "__schema_version__", version)
+        self.write_version = self.version
+        if write_version is not None:
+            name = "__write_schema_version__"
+            self.write_version = _checked(entity, name, write_version)
+            if write_version > version:
+                raise MappingError(entity, f"{name} is beyond __schema_version__")
+        up = range(oldest, self.version)
+        self.upcasters = _steps(entity, "__upcasters__", upcasters, up)
+        self.downcasters = _steps(
+            entity,
+            "__downcasters__",
+            downcasters,
+            range(self.version, self.write_version, -1),
+        )
+
+    def upcast(
+        self,
+        data: Any,
+        schema_version: int,
+        workflow_key: str,
+        to_version: int | None = None,
+    ) -> Any:
+        """Return *data* of *schema_version* in the current shape, or an older one.
+
+        Raises PayloadError, which names the row, if a step raises.
+        """
+        versions = range(schema_version, to_version or self.version)
+        return self._walk(self.upcasters, data, versions, workflow_key)
+
+    def read(self, text: str) -> str:
+        """Return the JSON text of the current shape that a marked *text* stands for.
+
+        Raises SchemaVersionAhead if it is newer than the code.
+        """
+        if not text.startswith(MARK):
+            return text
+        schema_version, workflow_key, data = from_json(text[len(MARK) :])
+        if schema_version > self.version:
+            raise SchemaVersionAhead(
+                self.entity, workflow_key, schema_version, self.version
+            )
+        return json_of(self.upcast(data, schema_version, workflow_key))
+
+    def mark(self, text: str, schema_version: int | None, workflow_key: str) -> str:
+        """Mark *text* of a row at *schema_version*, unless it is marked or current."""
+        if schema_version in {None, self.version} or text.startswith(MARK):
+            return text
+        return f"{MARK}[{schema_version},{json.dumps(workflow_key)},{text}]"
+
+    def version_of(self, text: str) -> int:
+        """Return the schema version of a *text* that may be marked."""
+        if not text.startswith(MARK):
+            return self.version
+        version: int = from_json(text[len(MARK) :])[0]
+        return version
+
+    def write(self, text: str) -> str:
+        """Return *text*, JSON of the current shape, in the shape that is stored."""
+        if self.write_version == self.version:
+            return text
+        down = range(self.version, self.write_version, -1)
+        return json_of(self._walk(self.downcasters, from_json(text), down, None))
+
+    def sql(self, row: str) -> str | None:
+        """Return SQL for the new state of *row*, a table's name; None without any.
+
+        It is for :func:`sqlalchemy.text`: its colons are escaped.
+        """
+        branches = []
+        for version in range(self.oldest, self.write_version):
+            state = f"{row}.state"
+            for step in range(version, self.write_version):
+                upcaster = self.upcasters[step]
+                if not isinstance(upcaster, Upcaster):
+                    return None
+                sql = upcaster.sql.replace(":", "\\:")
+                inner = f"(SELECT {state} AS state) AS wfs_step"
+                state = f"(SELECT {sql} FROM {inner})"  # noqa: S608 - the caller's SQL
+            branches.append(f"WHEN {version} THEN {state}")
+        cases = " ".join(branches)
+        return f"CASE {row}.schema_version {cases} END" if branches else None
+
+    def where(self, text: str) -> str:
+        """Name the state in *text*; also its row, if the text is marked."""
+        if not text.startswith(MARK):
+            return self._where(self.version, None)
+        schema_version, workflow_key, _ = from_json(text[len(MARK) :])
+        return self._where(schema_version, workflow_key)
+
+    def _where(self, schema_version: int, workflow_key: str | None) -> str:
+        who = self.entity if workflow_key is None else f"{self.entity} {workflow_key!r}"
+        return f"{who} state (schema version {schema_version})"
+
+    def _walk(
+        self,
+        steps: Mapping[int, Step],
+        data: Any,
+        versions: range,
+        workflow_key: str | None,
+    ) -> Any:
+        for version in versions:
+            try:
+                data = steps[version](data)
+            except Exception as error:
+                problem = (
+                    f"the step from version {version} raised {type(error).__name__}"
+                )
+                where = self._where(versions.start, workflow_key)
+                raise PayloadError(where, "", problem) from error
+        return data
+
+
+def json_of(data: Any) -> str:
+    """Return the JSON text of *data*, as an upcaster has made it."""
+    # A NaN is refused by whoever reads it; as null it would be lost.
+    return to_json(data, inf_nan_mode="constants").decode()
+
+
+def schema_of(cls: type[Any]) -> PayloadSchema:
+    """Return the schema that *cls* declares; MappingError if it is not one."""
+    return PayloadSchema(
+        cls.__name__,
+        cls.__schema_version__,
+        cls.__upcasters__,
+        write_version=cls.__write_schema_version__,
+        downcasters=cls.__downcasters__,
+    )
+
+
+def _checked(entity: str, name: str, version: object) -> int:
+    if type(version) is not int or not 1 <= version < 2**31:  # True is an int
+        raise MappingError(entity, f"{name} must be an int from 1, got {version!r}")
+    return version
+
+
+def _steps(
+    entity: str, name: str, steps: Mapping[int, Step] | None, versions: range
+) -> dict[int, Step]:
+    """Check that *steps* holds one function for each of *versions*, and no more."""
+    steps = {} if steps is None else steps
+    if not isinstance(steps, Mapping):
+        problem = f"{name} must be a dict of functions by version"
+        raise MappingError(entity, f"{problem}, got {type(steps).__name__}")
+    for version in versions:
+        if version not in steps:
+            raise MappingError(entity, f"{name} has no step from version {version}")
+    for version, step in steps.items():
+        if type(version) is not int or version not in versions:
+            raise MappingError(
+                entity,
+                f"{name} has a step from version {version!r}, to or from which no "
+                "payload goes",
+            )
+        if not callable(step):
+            problem = f"{name}[{version}] must be a function of the JSON data"
+            raise MappingError(entity, f"{problem}, got {type(step).__name__}")
+    return dict(steps)

@@ -1,0 +1,144 @@
+"""Whoever is imported first, in processes of their own, warnings being errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import alembic
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ALEMBIC = tuple(int(part) for part in alembic.__version__.split(".")[:2])
+GENERATE = """
+import models
+from alembic.config import Config
+from alembic import command
+
+config = Config("alembic.ini")
+command.revision(config, "generated", autogenerate=True)
+"""
+MIGRATE = """
+command.upgrade(config, "head")
+command.check(config)
+command.downgrade(config, "base")
+"""
+
+
+def run(project: Any, *command: str) -> str:
+    """Run Python in the folder of *project*."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *command],
+        cwd=project.folder,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def make_complete(make_project: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that sets up a project whose alembic.ini has the URL, too."""
+
+    def make(options: str = "") -> Any:
+        project = make_project("plain", options)
+        write_url(project)
+        return project
+
+    return make
+
+
+def write_url(project: Any) -> None:
+    """Write the URL of the database where a person would."""
+    ini = project.folder / "alembic.ini"
+    ini.write_text(
+        ini.read_text().replace(
+            "driver://user:pass@localhost/dbname", project.url.replace("%", "%%")
+        )
+    )
+
+
+@pytest.fixture
+def project(make_complete: Callable[..., Any]) -> Any:
+    """Set up a project that the command line can be run in."""
+    return make_complete()
+
+
+def revision_of(project: Any) -> str:
+    """Read the only revision of *project*."""
+    (path,) = Path(project.folder, "migrations", "versions").glob("*.py")
+    return path.read_text()
+
+
+def test_command_line_is_clean(project: Any) -> None:
+    """``alembic init``, two lines edited, and every command runs."""
+    run(project, "-m", "alembic", "revision", "--autogenerate", "-m", "generated")
+    assert "sa_wfstate" not in revision_of(project)
+    for command in [["upgrade", "head"], ["check"], ["downgrade", "base"]]:
+        run(project, "-m", "alembic", *command)
+
+
+def test_models_may_come_before_alembic(project: Any) -> None:
+    """A program that has imported its models already generates the same revision."""
+    run(project, "-c", GENERATE + MIGRATE)
+    assert "sa_wfstate" not in revision_of(project)
+
+
+def test_columns_added_by_a_program_that_imported_its_models_first(
+    project: Any,
+) -> None:
+    """The same for columns that an existing table lacks."""
+    project.execute(
+        "CREATE TABLE orders (workflow_key TEXT PRIMARY KEY, state JSONB NOT NULL)"
+    )
+    run(project, "-c", GENERATE)
+    revision = revision_of(project)
+    assert (
+        "op.add_column('orders', sa.Column('provenance', postgresql.JSONB" in revision
+    )
+    assert "sa_wfstate" not in revision
+
+
+def test_importing_the_package_does_not_import_alembic(project: Any) -> None:
+    """Applications that never migrate do not load it."""
+    run(
+        project,
+        "-c",
+        "import sys, models, sa_wfstate.canonical; "
+        "assert not [m for m in sys.modules if m.startswith('alembic')]",
+    )
+
+
+@pytest.mark.parametrize("first", ["alembic_operations", "alembic_plugin"])
+def test_our_own_modules_may_come_before_alembic(project: Any, first: str) -> None:
+    """Whatever imports Alembic first, the operations are there afterwards."""
+    run(
+        project,
+        "-c",
+        f"import sa_wfstate.{first}, alembic.op, models; "
+        "assert hasattr(alembic.op, 'upcast_workflow_state')",
+    )
+
+
+@pytest.mark.skipif(
+    ALEMBIC < (1, 18)
+    or not metadata.entry_points(group="alembic.plugins", name="sa_wfstate"),
+    reason="Alembic has plugins since 1.18, and knows them when they are installed",
+)
+def test_plugin_may_be_named_in_the_environment(make_complete: Any) -> None:
+    """``autogenerate_plugins`` may say ``sa_wfstate``, and drift is compared."""
+    plugins = '["alembic.autogenerate.*", "sa_wfstate"]'
+    project = make_complete(f"autogenerate_plugins={plugins}")
+    run(project, "-c", GENERATE + MIGRATE)
+    assert "sa_wfstate" not in revision_of(project)
+    project.upgrade()
+    project.execute("ALTER TABLE orders DROP CONSTRAINT orders_version_check")
+    check = ["alembic.config.main(['check'])", "except SystemExit: pass"]
+    run(project, "-c", f"import models, alembic.config\ntry: {check[0]}\n{check[1]}")

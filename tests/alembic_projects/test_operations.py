@@ -1,0 +1,151 @@
+"""Operations in migrations: online, offline, by name and as plain functions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from alembic import command
+from alembic.util import CommandError
+from sqlalchemy import create_engine
+from sqlalchemy.exc import IntegrityError
+
+from sa_wfstate import PayloadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BY_NAME = "op.upcast_workflow_state"
+PLAIN = "upcast_workflow_state"
+PYTHON = "{1: lambda data: {'status': data['state']}, 2: lambda data: data | {'n': 0}}"
+SQL = (
+    "{1: \"jsonb_build_object('status', state->'state')\", "
+    '2: "state || \'{\\"n\\":0}\'::jsonb"}'
+)
+
+
+def write_migration(project: Any, call: str, undo: str = "pass") -> None:
+    """Add a revision that does *call*, after the one that makes the tables."""
+    project.revise("tables")
+    script = command.revision(project.config, "upcast")
+    path = Path(script.path)
+    text = path.read_text()
+    names = {f.partition("(")[0] for f in (call, undo) if f[:3] != "op." and "(" in f}
+    if names:
+        line = f"from sa_wfstate.alembic_operations import {', '.join(sorted(names))}"
+        text = text.replace(
+            "import sqlalchemy as sa", f"{line}\nimport sqlalchemy as sa"
+        )
+    for body in (call, undo):
+        text = text.replace("    pass", f"    {body}  #", 1)
+    path.write_text(text)
+
+
+def upgrade(project: Any, state: str) -> None:
+    """Make the tables, put three rows of old versions in, and upcast them."""
+    command.upgrade(project.config, "+1")
+    project.execute(
+        f"""
+        INSERT INTO orders (workflow_key, schema_version, state, provenance) VALUES
+        ('o-1', 1, '{state}', '{{}}'),
+        ('o-2', 2, '{{"status": "new"}}', '{{}}'),
+        ('o-3', 3, '{{"status": "new", "n": 0}}', '{{}}')
+        """
+    )
+    command.upgrade(project.config, "+1")
+
+
+def stored(project: Any) -> list[tuple[int, Any]]:
+    """Read schema version and state of all rows."""
+    engine = create_engine(project.url)
+    with engine.connect() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT schema_version, CAST(state AS TEXT) FROM orders "
+            "ORDER BY workflow_key"
+        ).all()
+    engine.dispose()
+    return [(version, json.loads(state)) for version, state in rows]
+
+
+@pytest.mark.parametrize("name", [BY_NAME, PLAIN])
+@pytest.mark.parametrize("steps", [PYTHON, SQL], ids=["python", "sql"])
+def test_rows_are_upcast_by_a_migration(
+    make_project: Callable[..., Any], name: str, steps: str
+) -> None:
+    """With functions and with SQL, as ``op.…`` and as a plain function."""
+    project = make_project("plain")
+    write_migration(project, f"{name}('orders', {steps}, batch_size=2)")
+    upgrade(project, '{"state": "new"}')
+    assert stored(project) == [(3, {"status": "new", "n": 0})] * 3
+
+
+def test_offline_one_update_is_written(make_project: Callable[..., Any]) -> None:
+    """``--sql`` prints a statement that psql could run."""
+    project = make_project("plain")
+    write_migration(project, f"{BY_NAME}('orders', {SQL})")
+    config = project.config
+    command.upgrade(config, "head", sql=True)
+    script = config.output_buffer.getvalue()
+    (update,) = [line for line in script.splitlines() if "UPDATE orders" in line]
+    assert update.startswith(
+        "UPDATE orders AS wfs SET schema_version = 3, state = CASE"
+    )
+    upgrade(project, '{"state": "new"}')
+    project.execute('UPDATE orders SET schema_version = 1, state = \'{"state": "x"}\'')
+    project.execute(update)
+    assert stored(project) == [(3, {"status": "x", "n": 0})] * 3
+
+
+def test_offline_functions_are_refused(make_project: Callable[..., Any]) -> None:
+    """The error says what to do."""
+    project = make_project("plain")
+    write_migration(project, f"{BY_NAME}('orders', {PYTHON})")
+    with pytest.raises(CommandError, match="has a step without SQL, and --sql cannot"):
+        command.upgrade(project.config, "head", sql=True)
+
+
+def test_failing_step_rolls_the_migration_back(
+    make_project: Callable[..., Any],
+) -> None:
+    """The row is named, and no row is changed."""
+    project = make_project("plain")
+    write_migration(project, f"{BY_NAME}('orders', {PYTHON})")
+    with pytest.raises(PayloadError, match=r"orders 'o-1' state \(schema version 1\)"):
+        upgrade(project, '{"other": "new"}')
+    assert [version for version, _ in stored(project)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("prefix", ["op.", ""], ids=["by name", "plain"])
+def test_version_trigger_goes_up_and_down(
+    make_project: Callable[..., Any], prefix: str
+) -> None:
+    """What does not count the version is refused, an upcast is not."""
+    project = make_project("plain")
+    create, drop = (f"{prefix}{verb}_version_trigger" for verb in ("create", "drop"))
+    write_migration(project, f"{create}('orders')", f"{drop}('orders')")
+    command.upgrade(project.config, "head")
+    project.execute(
+        "INSERT INTO orders (workflow_key, schema_version, state, provenance) "
+        "VALUES ('o-1', 1, '{\"n\": 1}', '{}')"
+    )
+    blind = "UPDATE orders SET state = '{\"n\": 2}'"
+    with pytest.raises(IntegrityError, match="can only be followed by version 2"):
+        project.execute(blind)
+    project.execute(f"{blind}, schema_version = 2")
+    project.execute(f"{blind}, version = version + 1")
+    project.check()
+    command.downgrade(project.config, "-1")
+    project.execute(blind)
+
+
+def test_version_trigger_is_written_offline(make_project: Callable[..., Any]) -> None:
+    """``--sql`` prints the function and the trigger."""
+    project = make_project("plain")
+    write_migration(project, "op.create_version_trigger('orders')")
+    config = project.config
+    command.upgrade(config, "head", sql=True)
+    script = config.output_buffer.getvalue()
+    assert "CREATE TRIGGER wfstate_count_version BEFORE UPDATE ON orders" in script
+    assert "'workflow %: version % can only" in script

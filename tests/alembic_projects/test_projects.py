@@ -1,0 +1,216 @@
+"""A stock environment stays clean: autogenerate, upgrade, check, downgrade."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import alembic
+import pytest
+from alembic.util import CommandError
+from sqlalchemy import NullPool, create_engine, inspect, make_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import URL
+
+PROJECTS = sorted(
+    path.parent.name for path in Path(__file__).parent.glob("*/models.py")
+)
+ALEMBIC = tuple(int(part) for part in alembic.__version__.split(".")[:3])
+CHECKS = '["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"]'
+EVERYTHING = "compare_type=True, compare_server_default=True, include_schemas=True" + (
+    f", autogenerate_plugins={CHECKS}" if ALEMBIC >= (1, 19, 2) else ""
+)
+JSONB = "postgresql.JSONB(astext_type=sa.Text())"
+
+
+def schemas_of(project: Any, name: str) -> None:
+    """Make the schema that a project expects."""
+    if name == "schema_and_convention":
+        project.execute("CREATE SCHEMA shop")
+
+
+def imports(revision: str) -> set[str]:
+    """Return the modules that *revision* imports."""
+    found = set()
+    for node in ast.walk(ast.parse(revision)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+def tables(url: str) -> set[str]:
+    """Return the tables of the application and of Alembic."""
+    inspector = inspect(create_engine(url, poolclass=NullPool))
+    return {
+        table
+        for schema in {"public", "shop", "main"} & {*inspector.get_schema_names()}
+        for table in inspector.get_table_names(schema)
+    }
+
+
+@pytest.mark.parametrize("options", ["", EVERYTHING], ids=["stock", "everything"])
+@pytest.mark.parametrize("name", PROJECTS)
+def test_up_check_down_are_clean(
+    make_project: Callable[..., Any], name: str, options: str
+) -> None:
+    """What was generated is all there is to do, and can be undone."""
+    if "shop" in (Path(__file__).parent / name / "models.py").read_text() and (
+        not options
+    ):
+        # A schema of the application's own is compared only if it says so.
+        options = "include_schemas=True"
+    project = make_project(name, options)
+    schemas_of(project, name)
+    revision = project.revise()
+    assert JSONB in revision
+    assert "sa_wfstate" not in revision
+    assert imports(revision) <= {
+        *("typing", "collections.abc", "alembic", "sqlalchemy"),
+        "sqlalchemy.dialects",
+    }
+    project.upgrade()
+    project.check()
+    assert len(tables(project.url)) > 1
+    project.downgrade()
+    assert tables(project.url) == {"alembic_version"}
+
+
+@pytest.mark.parametrize("name", ["plain", "own_table_args", "two_tables"])
+def test_sqlite_is_clean_too(
+    make_project: Callable[..., Any], name: str, tmp_path: Path
+) -> None:
+    """A revision made on SQLite runs there, and says what PostgreSQL stores."""
+    url = make_url(f"sqlite:///{tmp_path}/test.db")
+    project = make_project(name, url=url)
+    revision = project.revise()
+    assert f'sa.JSON().with_variant({JSONB}, "postgresql")' in revision
+    assert "sa_wfstate" not in revision
+    project.upgrade()
+    project.check()
+    project.downgrade()
+    assert tables(project.url) == {"alembic_version"}
+
+
+def test_revision_made_on_sqlite_runs_on_postgresql(
+    make_project: Callable[..., Any], tmp_path: Path, database: URL
+) -> None:
+    """Whoever generates on SQLite still gets JSONB in production."""
+    project = make_project("plain", url=make_url(f"sqlite:///{tmp_path}/test.db"))
+    project.revise()
+    project.url = database.render_as_string(hide_password=False)
+    project.upgrade()
+    project.check()
+    inspector = inspect(create_engine(project.url, poolclass=NullPool))
+    types = {
+        column["name"]: column["type"] for column in inspector.get_columns("orders")
+    }
+    assert type(types["state"]).__name__ == "JSONB"
+
+
+def test_revision_has_the_checks_and_the_chosen_indexes(
+    make_project: Callable[..., Any],
+) -> None:
+    """Names are PostgreSQL's own, marked as final."""
+    revision = make_project("own_table_args").revise()
+    for name in ("orders_version_check", "orders_schema_version_check"):
+        assert f"name=op.f('{name}')" in revision
+    for index in ("version", "updated", "state", "provenance"):
+        assert f"op.f('idx_orders_{index}')" in revision
+    assert "postgresql_using='gin'" in revision
+
+
+def test_own_render_item_is_asked_first(make_project: Callable[..., Any]) -> None:
+    """A render_item of the application's own keeps its say."""
+    theirs = "render_item=lambda kind, item, context: "
+    project = make_project("plain", theirs + "'sa.JSON()' if kind == 'type' else False")
+    assert "sa.Column('state', sa.JSON()" in project.revise()
+
+
+RAW = """
+    CREATE TABLE orders (
+        workflow_key TEXT PRIMARY KEY,
+        version BIGINT NOT NULL DEFAULT 1 CHECK (version >= 1),
+        state JSONB NOT NULL,
+        updated_at TIMESTAMPTZ NOT NULL DEFAULT NOW(),
+        schema_version INT NOT NULL DEFAULT 1 CHECK (schema_version >= 1),
+        provenance JSONB NOT NULL
+    )
+"""
+
+
+@pytest.mark.parametrize("options", ["", EVERYTHING], ids=["stock", "everything"])
+def test_table_made_by_raw_sql_is_adopted(
+    make_project: Callable[..., Any], options: str
+) -> None:
+    """The table of the design, made by psql, shows no difference."""
+    project = make_project("plain", options)
+    project.execute(RAW)
+    assert "op." not in project.revise().partition("def upgrade()")[2]
+    project.upgrade()
+    project.check()
+
+
+def test_check_with_another_name_is_accepted(make_project: Callable[..., Any]) -> None:
+    """What a constraint says matters, not what it is called."""
+    project = make_project("plain")
+    project.execute(
+        RAW,
+        "ALTER TABLE orders RENAME CONSTRAINT orders_version_check TO positive",
+    )
+    project.check()
+
+
+DRIFTS = {
+    "a CHECK is missing": (
+        "ALTER TABLE orders DROP CONSTRAINT orders_version_check",
+        "op.create_check_constraint(op.f('orders_version_check'), 'orders', sa.text(",
+    ),
+    "a CHECK is weaker": (
+        """
+        ALTER TABLE orders DROP CONSTRAINT orders_version_check,
+        ADD CONSTRAINT orders_version_check CHECK (version >= 0)
+        """,
+        "op.drop_constraint('orders_version_check', 'orders', type_='check')",
+    ),
+    "a default is missing": (
+        "ALTER TABLE orders ALTER version DROP DEFAULT",
+        "server_default=sa.text('1')",
+    ),
+    "a default is another": (
+        "ALTER TABLE orders ALTER schema_version SET DEFAULT 2",
+        "server_default=sa.text('1')",
+    ),
+    "columns are missing": (
+        "ALTER TABLE orders DROP provenance, DROP schema_version",
+        f"op.add_column('orders', sa.Column('provenance', {JSONB}, nullable=False))",
+    ),
+}
+
+
+@pytest.mark.parametrize("drift", DRIFTS)
+@pytest.mark.parametrize("options", ["", EVERYTHING], ids=["stock", "everything"])
+def test_drift_is_seen_and_mended(
+    make_project: Callable[..., Any], drift: str, options: str
+) -> None:
+    """A stock environment sees it; the revision mends it, and its undoing works."""
+    statement, expected = DRIFTS[drift]
+    if options and "weaker" in drift:
+        pytest.skip("not compared by name")
+    project = make_project("plain", options)
+    project.execute(RAW, statement)
+    with pytest.raises(CommandError, match="New upgrade operations detected"):
+        project.check()
+    revision = project.revise()
+    if not options:
+        assert expected in revision
+    project.upgrade()
+    project.check()
+    project.downgrade()
+    project.upgrade()
+    project.check()
