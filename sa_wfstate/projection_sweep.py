@@ -10,10 +10,12 @@ import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, bindparam, delete, func, select
-from sqlalchemy.exc import StatementError
+from sqlalchemy.exc import SQLAlchemyError, StatementError
+from tenacity import Retrying, retry_if_exception
 
 from .connections import Connections
 from .errors import WorkflowStateError
+from .retry import RetryPolicy
 from .sqlstates import ErrorKind, classify
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from .snapshots import WorkflowSnapshot
 
 _log = logging.getLogger(__name__)
+
+_RETRY = RetryPolicy.held()
 
 
 class Swept(NamedTuple):
@@ -59,7 +63,9 @@ def rebuild(
 
     For a table that is new, or a function that has changed. Commits and workers go on
     meanwhile; a row that is newer by then is left alone. *progress* is called with the
-    number of workflows seen so far. An error of the function is raised.
+    number of workflows seen so far. A page that meets a transient error, such as a
+    deadlock with a commit, is made again, for 30 seconds at most. An error of the
+    function is raised.
     """
     seen = 0
     for page in sweep(bind, projection, batch_size=batch_size, everything=True):
@@ -100,14 +106,26 @@ def sweep(
 ) -> Iterator[Swept]:
     """Go through *projection* in pages of *batch_size* keys and set right what differs.
 
-    With *everything* every row is made anew, and what fails is raised.
+    With *everything* every row is made anew, a page is tried again after a transient
+    error, and what else fails is raised.
     """
     connections = Connections(bind, projection.statements.mapper)
     pages = _Pages(projection, batch_size)
+
+    def turn(after: str) -> tuple[Swept, str | None]:
+        with connections.transaction("READ COMMITTED") as connection:
+            return pages.sweep(connection, after, everything=everything)
+
+    retrying = Retrying(
+        stop=_RETRY.stop,
+        wait=_RETRY.wait,
+        retry=retry_if_exception(_is_transient),
+        reraise=True,
+    )
     after: str | None = ""
     while after is not None:
-        with connections.transaction("READ COMMITTED") as connection:
-            swept, after = pages.sweep(connection, after, everything=everything)
+        # A worker sees to that itself, since it must not block while it waits.
+        swept, after = retrying(turn, after) if everything else turn(after)
         yield swept
 
 
@@ -181,6 +199,11 @@ def _read(
             except WorkflowStateError as error:
                 failed(key, error)
         return found
+
+
+def _is_transient(error: BaseException) -> bool:
+    # Any other class, an OSError for instance, may be that of the function.
+    return isinstance(error, SQLAlchemyError) and classify(error) is ErrorKind.TRANSIENT
 
 
 def _raise(_: str, error: Exception) -> None:

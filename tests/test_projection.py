@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 from sqlalchemy import bindparam, create_engine, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sa_wfstate import (
@@ -376,6 +377,58 @@ def test_rebuild_and_lag(engine: Engine) -> None:
     assert seen == [2, 3]
     assert set(rows(engine).values()) == {(1, "changed"), (3, "changed")}
     assert measure_lag(engine, changed) == (0, 0, 0.0)
+
+
+def test_rebuild_survives_a_deadlock(engine: Engine, database: URL) -> None:
+    """A page that deadlocks with a transaction's inline rows is made again."""
+    place(engine, "p-1", "p-2", "p-3", entity=Parcel)
+    other = create_engine(database)
+    seen: list[int] = []
+    done: list[Any] = []
+
+    def run() -> None:
+        try:
+            done.append(rebuild(other, parcels, batch_size=2, progress=seen.append))
+        except DBAPIError as error:
+            done.append(error)
+
+    thread = Thread(target=run)
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        " AND datname = current_database()"
+    )
+    with Session(engine) as session:
+        # Of the two that wait for each other, the rebuild is the one that looks.
+        session.execute(text("SET LOCAL deadlock_timeout = '1min'"))
+        put(session, Parcel, "p-2", 2, "sent")
+        thread.start()
+        with engine.connect() as connection:
+            while not connection.scalar(waiting):
+                connection.rollback()
+        put(session, Parcel, "p-1", 2, "paid")
+        session.commit()
+    thread.join()
+    other.dispose()
+    assert (done, seen) == ([3], [2, 3])
+    assert rows(engine, ParcelProjection) == {
+        "p-1": (2, "paid"),
+        "p-2": (2, "sent"),
+        "p-3": (1, "new"),
+    }
+
+
+def test_rebuild_raises_what_the_function_raises(engine: Engine) -> None:
+    """An error of the function is not tried again, though it looks like a lost one."""
+    calls: list[int] = []
+
+    def fail(order: WorkflowSnapshot[OrderState]) -> Mapping[str, Any]:
+        calls.append(order.version)
+        raise TimeoutError
+
+    place(engine, "o-1")
+    with pytest.raises(TimeoutError):
+        rebuild(engine, Projection(Order, OrderProjection, fail))
+    assert calls == [1]
 
 
 @pytest.mark.parametrize("wrap", [lambda engine: engine, sessionmaker])
