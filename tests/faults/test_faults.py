@@ -341,31 +341,3 @@ def test_timeouts_are_tried_again(database: URL) -> None:
     with sessions() as session:
         assert session.get_one(Tally, "hot-0").version == 3
     engine.dispose()
-
-
-def test_standby_is_left(database: URL) -> None:
-    """Connections to what became read-only are dropped, and the next attempt wins."""
-    engine = create_engine(database)
-    Tally.metadata.create_all(engine)
-    create_counters(engine, Claims())
-    read_only = text(
-        f"ALTER DATABASE {database.database} SET default_transaction_read_only = on"
-    )
-    writable = text(f"ALTER DATABASE {database.database} RESET ALL")
-    with engine.begin() as connection:
-        connection.execute(read_only)
-    engine.dispose()
-    calls = []
-
-    def fn(session: Session) -> None:
-        calls.append(session.scalar(text("SELECT pg_backend_pid()")))
-        if len(calls) == 1:
-            with create_engine(database, poolclass=NullPool).connect() as other:
-                other.execute(text("SET transaction_read_only = off"))
-                other.execute(writable)
-                other.commit()
-        session.get_one(Tally, "hot-0").state.value += 1
-
-    run_transaction(sessionmaker(engine), fn)
-    assert len(set(calls)) == 2
-    engine.dispose()
