@@ -6,18 +6,20 @@ tell, since no two writes have the same effect id. This module adds ``AND
 provenance->>'effect_id' = …`` to the UPDATE and DELETE statements of a flush, next to
 the version that SQLAlchemy compares.
 
-The criterion is added by an event of the one connection that writes, while it writes.
+The criterion is added by an event of the engine that writes workflow rows; a listener
+for each connection would cost more than all the rest of it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Delete,
+    Engine,
     Table,
     Text,
     Update,
@@ -52,16 +54,24 @@ def _compare_effects(
         return statement, many, one
     key_of_update, criterion = _added_to(table)
     name = key_of_update if isinstance(statement, Update) else "workflow_key"
-    if name not in (one or many[0]):
-        return statement, many, one  # Not a statement of the unit of work.
+    parameters = one or many[0]
+    if name not in parameters or _PARAMETER in parameters:
+        # Not a statement of the unit of work; or an engine with options of its own,
+        # which passes on the events of the one that it was made from.
+        return statement, many, one
     statement = statement.where(criterion)
     if one:
         return statement, many, _with_effect(one, name, entries)
     return statement, [_with_effect(each, name, entries) for each in many], one
 
 
+_attended: WeakSet[Engine] = WeakSet()
+
+
 def _listen(connection: Connection) -> None:
-    event.listen(connection, "before_execute", _compare_effects, retval=True)
+    if connection.engine not in _attended:
+        _attended.add(connection.engine)
+        event.listen(connection.engine, "before_execute", _compare_effects, retval=True)
 
 
 on_first_write.append(_listen)
