@@ -41,19 +41,12 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from . import side_writes
+from .commits import lost, prepare, refused
 from .errors import PayloadError, StateConflict
 from .ledger import record
 from .snapshots import StateCommitted
 from .statements import Statements, Write, effect_id_of, statements_of
-from .store import (
-    Entity,
-    connection_of,
-    held_instance,
-    lost,
-    prepare,
-    refused,
-    update_instance,
-)
+from .store import Entity, connection_of, held_instance, update_instance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -43,6 +43,19 @@ class WorkflowStateError(Exception):
     """Base of every error that the library raises."""
 
 
+class RowError(WorkflowStateError):
+    """Base of the errors of one row: *entity*, the mapped class, and *workflow_key*."""
+
+    def __init__(self, entity: str, workflow_key: str, *details: Any) -> None:
+        super().__init__(entity, workflow_key, *details)
+        self.entity = entity
+        self.workflow_key = workflow_key
+
+    @property
+    def _row(self) -> str:
+        return f"{self.entity} {self.workflow_key!r}"
+
+
 class ConflictReason(StrEnum):
     """How a commit lost its race."""
 
@@ -62,7 +75,7 @@ class ConflictReason(StrEnum):
     """The database refused the transaction (SQLSTATE 40001)."""
 
 
-class StateConflict(WorkflowStateError, StaleDataError):
+class StateConflict(RowError, StaleDataError):
     """Somebody else committed first; nothing of this commit was written.
 
     It is an exception, raised when a flush loses, and a value, returned by
@@ -98,8 +111,6 @@ class StateConflict(WorkflowStateError, StaleDataError):
             current,
             others,
         )
-        self.entity = entity
-        self.workflow_key = workflow_key
         self.expected_version = expected_version
         self.actual_version = actual_version
         self.reason = reason
@@ -131,7 +142,7 @@ class StateConflict(WorkflowStateError, StaleDataError):
         return f"{'; '.join(lines)}; {advice}"
 
     def _describe(self) -> str:
-        who = f"{self.entity} {self.workflow_key!r}"
+        who = f"{self._row}"
         if self.reason is ConflictReason.EXISTS:
             found = f"exists already at version {self.actual_version}"
             return f"{who} {found}{self._winner()}, it was to be created"
@@ -150,7 +161,7 @@ class StateConflict(WorkflowStateError, StaleDataError):
         return f" (written by effect {self.current.provenance.effect_id!r})"
 
 
-class WriteSuppressed(WorkflowStateError, StaleDataError):
+class WriteSuppressed(RowError, StaleDataError):
     """The row has the expected version, and yet the write changed no row.
 
     Nobody else wrote, so this is not a conflict and retrying would never end. Row
@@ -159,29 +170,22 @@ class WriteSuppressed(WorkflowStateError, StaleDataError):
 
     def __init__(self, entity: str, workflow_key: str, version: int) -> None:
         super().__init__(entity, workflow_key, version)
-        self.entity = entity
-        self.workflow_key = workflow_key
         self.version = version
 
     def __str__(self) -> str:
         return (
-            f"{self.entity} {self.workflow_key!r} is at the expected version "
+            f"{self._row} is at the expected version "
             f"{self.version}, but the write changed no row; look for row security or a "
             "trigger that suppresses it, a retry will not help"
         )
 
 
-class WorkflowNotFound(WorkflowStateError, LookupError):
+class WorkflowNotFound(RowError, LookupError):
     """There is no row with this workflow key."""
-
-    def __init__(self, entity: str, workflow_key: str) -> None:
-        super().__init__(entity, workflow_key)
-        self.entity = entity
-        self.workflow_key = workflow_key
 
     def __str__(self) -> str:
         return (
-            f"{self.entity} {self.workflow_key!r} does not exist; create it with "
+            f"{self._row} does not exist; create it with "
             "try_commit(…, expected_version=0) or by adding an instance to the session"
         )
 
@@ -205,7 +209,7 @@ class PayloadError(WorkflowStateError, ValueError, DontWrapMixin):
         return f"{self.where}{at}: {self.problem}"
 
 
-class SchemaVersionAhead(WorkflowStateError):
+class SchemaVersionAhead(RowError):
     """A row was written by newer code than this, in a shape that is not known here.
 
     It is refused rather than read as far as possible: what this code does not know, its
@@ -217,36 +221,29 @@ class SchemaVersionAhead(WorkflowStateError):
         self, entity: str, workflow_key: str, schema_version: int, known: int
     ) -> None:
         super().__init__(entity, workflow_key, schema_version, known)
-        self.entity = entity
-        self.workflow_key = workflow_key
         self.schema_version = schema_version
         self.known = known
 
     def __str__(self) -> str:
         return (
-            f"{self.entity} {self.workflow_key!r} has schema version "
+            f"{self._row} has schema version "
             f"{self.schema_version}, and this code knows versions up to {self.known}; "
             "leave the row to newer code, or deploy that here"
         )
 
 
-class UnflushedChanges(WorkflowStateError):
+class UnflushedChanges(RowError):
     """``try_commit`` was asked for a row that this session has changed itself."""
-
-    def __init__(self, entity: str, workflow_key: str) -> None:
-        super().__init__(entity, workflow_key)
-        self.entity = entity
-        self.workflow_key = workflow_key
 
     def __str__(self) -> str:
         return (
-            f"{self.entity} {self.workflow_key!r} has changes in this session that are "
+            f"{self._row} has changes in this session that are "
             "not flushed; flush() or refresh() it before try_commit, or leave the "
             "write to the flush alone"
         )
 
 
-class OutcomeUnknown(WorkflowStateError):
+class OutcomeUnknown(RowError):
     """The answer to a COMMIT was lost, and whether it was done could not be found out.
 
     Either the database stayed out of reach, or other commits have since replaced
@@ -258,14 +255,12 @@ class OutcomeUnknown(WorkflowStateError):
         self, entity: str, workflow_key: str, effect_ids: tuple[str, ...]
     ) -> None:
         super().__init__(entity, workflow_key, effect_ids)
-        self.entity = entity
-        self.workflow_key = workflow_key
         self.effect_ids = effect_ids
 
     def __str__(self) -> str:
         effects = ", ".join(map(repr, self.effect_ids))
         return (
-            f"{self.entity} {self.workflow_key!r}: the answer to COMMIT was lost, and "
+            f"{self._row}: the answer to COMMIT was lost, and "
             f"it is not known whether effect {effects} was committed; look for its "
             "outcome before you commit it again"
         )
@@ -287,17 +282,12 @@ class UnversionedWrite(WorkflowStateError, TypeError):
         )
 
 
-class VersionNotSeen(WorkflowStateError):
+class VersionNotSeen(RowError):
     """An instance is to be written whose version was not loaded with its state."""
-
-    def __init__(self, entity: str, workflow_key: str) -> None:
-        super().__init__(entity, workflow_key)
-        self.entity = entity
-        self.workflow_key = workflow_key
 
     def __str__(self) -> str:
         return (
-            f"{self.entity} {self.workflow_key!r}: its version was not loaded together "
+            f"{self._row}: its version was not loaded together "
             "with its state, so the write cannot be checked; load the whole row, or "
             "refresh() both attributes, and decide again"
         )
@@ -329,7 +319,7 @@ class MappingError(WorkflowStateError, TypeError):
         return f"{self.entity}: {self.problem}"
 
 
-class ReducerGaveUp(WorkflowStateError):
+class ReducerGaveUp(RowError):
     """An action was not committed within the attempts and the time of its policy.
 
     *conflict* is the last one that was lost; None if the last attempt failed with an
@@ -345,8 +335,6 @@ class ReducerGaveUp(WorkflowStateError):
         elapsed: float,
     ) -> None:
         super().__init__(entity, workflow_key, conflict, attempts, elapsed)
-        self.entity = entity
-        self.workflow_key = workflow_key
         self.conflict = conflict
         self.attempts = attempts
         self.elapsed = elapsed
@@ -354,7 +342,7 @@ class ReducerGaveUp(WorkflowStateError):
     def __str__(self) -> str:
         last = "" if self.conflict is None else f"; last conflict: {self.conflict}"
         return (
-            f"{self.entity} {self.workflow_key!r}: not committed after {self.attempts} "
+            f"{self._row}: not committed after {self.attempts} "
             f"attempt(s) in {self.elapsed:.3f} s; deliver the action again, or allow "
             f"more in the RetryPolicy{last}"
         )
@@ -375,41 +363,37 @@ class ActionIdReused(WorkflowStateError, ValueError):
         )
 
 
-class VersionNotKept(WorkflowStateError, LookupError):
+class VersionNotKept(RowError, LookupError):
     """The snapshot of a version was asked for that the row has moved on from."""
 
     def __init__(self, entity: str, workflow_key: str, version: int) -> None:
         super().__init__(entity, workflow_key, version)
-        self.entity = entity
-        self.workflow_key = workflow_key
         self.version = version
 
     def __str__(self) -> str:
         return (
-            f"{self.entity} {self.workflow_key!r} had version {self.version} when this "
+            f"{self._row} had version {self.version} when this "
             "action was first processed, and only the newest state is kept; read that "
             "with get_state"
         )
 
 
-class VersionNotInHistory(WorkflowStateError, LookupError):
+class VersionNotInHistory(RowError, LookupError):
     """The history holds no such version; *version* None: none of the time asked for."""
 
     def __init__(self, entity: str, workflow_key: str, version: int | None) -> None:
         super().__init__(entity, workflow_key, version)
-        self.entity = entity
-        self.workflow_key = workflow_key
         self.version = version
 
     def __str__(self) -> str:
         which = "of that time" if self.version is None else str(self.version)
         return (
-            f"the history of {self.entity} {self.workflow_key!r} holds no version "
+            f"the history of {self._row} holds no version "
             f"{which}; list_versions says which ones it holds"
         )
 
 
-class ProjectionBehind(WorkflowStateError):
+class ProjectionBehind(RowError):
     """A projection has not reached the version that was required of it.
 
     *found* is the version that was there when the wait was over, 0 if there was none.
@@ -419,14 +403,12 @@ class ProjectionBehind(WorkflowStateError):
         self, entity: str, workflow_key: str, required: int, found: int
     ) -> None:
         super().__init__(entity, workflow_key, required, found)
-        self.entity = entity
-        self.workflow_key = workflow_key
         self.required = required
         self.found = found
 
     def __str__(self) -> str:
         return (
-            f"{self.entity} {self.workflow_key!r}: version {self.required} is needed, "
+            f"{self._row}: version {self.required} is needed, "
             f"found {self.found}; wait longer, or see whether the projection's worker "
             "runs"
         )

@@ -44,6 +44,7 @@ from .attempts import (
     Writer,
 )
 from .bulk import CHUNK
+from .commits import refused
 from .connections import Connections
 from .dedup import TTL, ActionDedupMixin, DedupLog
 from .errors import OutcomeUnknown, ReducerGaveUp, StateConflict
@@ -53,7 +54,6 @@ from .mixin import check_key
 from .retry import RetryPolicy
 from .sqlstates import ErrorKind, classify
 from .statements import statements_of
-from .store import Entity, refused
 from .waiting import Blocking, Waiting
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
     from .actions import Action, Intent, Reducer
     from .snapshots import StateCommitted
+    from .store import Entity
 
 StateT = TypeVar("StateT")
 

@@ -9,41 +9,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
 from tenacity import Retrying, retry_if_exception
 
 from . import flushes, incarnations, stale_loads  # noqa: F401 - they listen
-from .codec import canonical_json
-from .conflicts import conflict_of
+from .commits import compare_and_set, conflict_of_write, prepare, refused
 from .connections import Connections, limit_lock_waits
 from .errors import (
-    ConflictReason,
     OutcomeUnknown,
-    PayloadError,
     StateConflict,
     UnflushedChanges,
     WorkflowNotFound,
-    WriteSuppressed,
 )
 from .ledger import record
 from .mixin import WorkflowStateMixin, check_key
-from .provenance import Provenance
 from .retry import RetryPolicy
 from .snapshots import StateCommitted, WorkflowSnapshot
-from .sqlstates import SERIALIZATION_FAILURE, ErrorKind, classify, sqlstate
+from .sqlstates import ErrorKind, classify
 from .statements import Statements, Write, statements_of
 from .tracking import changed_in_place, rebase
 from .waiting import Blocking, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
     from sqlalchemy import Connection, Engine
     from sqlalchemy.orm import Mapper, Session, sessionmaker
+
+    from .provenance import Provenance
 
 StateT = TypeVar("StateT")
 Entity = type[WorkflowStateMixin[StateT]]
@@ -105,7 +100,7 @@ def try_commit(
     instance = held_instance(session, statements.mapper, workflow_key)
     connection = connection_of(session, statements)
     try:
-        outcome = _compare_and_set(connection, statements, write)
+        outcome = compare_and_set(connection, statements, write)
     except DBAPIError as error:
         conflict = refused(statements, write, error)
         if conflict is None:
@@ -190,14 +185,14 @@ class CanonicalStore(Generic[StateT]):
     ) -> StateCommitted[StateT] | StateConflict:
         statements = self._statements
         try:
-            return _compare_and_set(connection, statements, write)
+            return compare_and_set(connection, statements, write)
         except DBAPIError as error:
             conflict = refused(statements, write, error)
             if conflict is None:
                 raise
             connection.rollback()
             current = statements.read(connection, write.workflow_key)
-            return _conflict_of(statements, write, current) or conflict
+            return conflict_of_write(statements, write, current) or conflict
 
     def _commit_again(
         self, write: Write, cause: BaseException
@@ -233,7 +228,7 @@ class CanonicalStore(Generic[StateT]):
     def _send_again(self, write: Write) -> StateCommitted[StateT] | StateConflict:
         with self._connections.transaction("READ COMMITTED") as connection:
             limit_lock_waits(connection)
-            return _compare_and_set(connection, self._statements, write, again=True)
+            return compare_and_set(connection, self._statements, write, again=True)
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -253,132 +248,6 @@ def _read(
     if snapshot is None:
         raise WorkflowNotFound(statements.entity, workflow_key)
     return snapshot
-
-
-def prepare(
-    statements: Statements[StateT],
-    workflow_key: str,
-    expected_version: int,
-    state: StateT,
-    provenance: Provenance | Mapping[str, Any],
-    *,
-    expected_effect_id: str | None = None,
-) -> Write:
-    """Check everything that can be checked before any SQL is sent."""
-    entity = statements.entity
-    check_key(entity, workflow_key)
-    where = f"{entity} {workflow_key!r}"
-    if type(expected_version) is not int:  # True is an int, but no version
-        raise PayloadError(where, "expected_version", "must be an int")
-    if not 0 <= expected_version < 2**63 - 1:
-        problem = f"must be 0 or a version that was read, got {expected_version}"
-        raise PayloadError(where, "expected_version", problem)
-    if not isinstance(provenance, Provenance):
-        try:
-            provenance = Provenance.model_validate(provenance)
-        except ValidationError as error:
-            problems = error.errors(include_url=False, include_input=False)
-            path = ".".join(str(part) for part in problems[0]["loc"])
-            raise PayloadError(
-                f"{where} provenance", path, problems[0]["msg"]
-            ) from None
-    text = statements.state_type.codec.encode(state, where=f"{where} state")
-    return Write(
-        workflow_key,
-        expected_version + 1,
-        text,
-        provenance,
-        statements.schema.write_version,
-        expected_effect_id,
-    )
-
-
-def _compare_and_set(
-    connection: Connection,
-    statements: Statements[StateT],
-    write: Write,
-    *,
-    again: bool = False,
-) -> StateCommitted[StateT] | StateConflict:
-    """Send *write*; *again* says that it was sent before, and the answer was lost."""
-    creating = write.version == 1
-    send = statements.create if creating else statements.swap
-    updated_at = send(connection, write)
-    if updated_at is not None:
-        return committed(statements, write, updated_at)
-    current = statements.read(connection, write.workflow_key)
-    if current is not None and _is_own(statements, write, current, again=again):
-        return StateCommitted(
-            current.workflow_key, write.version, current, replayed=True
-        )
-    return lost(statements, write, current)
-
-
-def _is_own(
-    statements: Statements[StateT],
-    write: Write,
-    current: WorkflowSnapshot[StateT],
-    *,
-    again: bool,
-) -> bool:
-    """Say whether *current* is what *write* itself has written, some time before."""
-    if current.version != write.version or current.provenance != write.provenance:
-        return False
-    # An effect id that is used twice by mistake must not pass for a replay.
-    text = statements.state_type.dump(current.state)
-    return again or canonical_json(text) == canonical_json(write.state_text)
-
-
-def committed(
-    statements: Statements[StateT],
-    write: Write,
-    updated_at: datetime,
-    *,
-    attempts: int = 1,
-) -> StateCommitted[StateT]:
-    """Make the outcome of a write that won."""
-    return statements.committed(write, updated_at, attempts=attempts)
-
-
-def lost(
-    statements: Statements[StateT],
-    write: Write,
-    current: WorkflowSnapshot[StateT] | None,
-) -> StateConflict:
-    """Make the outcome of a write that changed no row; *current* was read after it."""
-    conflict = _conflict_of(statements, write, current)
-    if conflict is None:
-        raise WriteSuppressed(statements.entity, write.workflow_key, write.version - 1)
-    return conflict
-
-
-def _conflict_of(
-    statements: Statements[StateT],
-    write: Write,
-    current: WorkflowSnapshot[StateT] | None,
-) -> StateConflict | None:
-    return conflict_of(
-        statements,
-        write.workflow_key,
-        write.version - 1,
-        current,
-        write.base_effect_id,
-    )
-
-
-def refused(
-    statements: Statements[Any], write: Write, error: DBAPIError
-) -> StateConflict | None:
-    """Return the conflict that *error* stands for, as far as it is known by itself."""
-    if sqlstate(error) != SERIALIZATION_FAILURE:
-        return None
-    return StateConflict(
-        statements.entity,
-        write.workflow_key,
-        write.version - 1,
-        None,
-        ConflictReason.SERIALIZATION,
-    )
 
 
 def held_instance(session: Session, mapper: Mapper[Any], workflow_key: str) -> Any:
