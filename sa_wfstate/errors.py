@@ -22,7 +22,8 @@
 
 Messages are built from attributes when they are shown. They name the entity, the
 workflow key and the versions, and say what to do next; they never hold a payload.
-Each error passes all it knows to ``args``, so that it survives pickle and copy.
+Each error survives pickle and copy; its ``args``, which ``repr()`` shows, hold no
+payload either.
 """
 
 from __future__ import annotations
@@ -102,20 +103,16 @@ class StateConflict(RowError, StaleDataError):
         current: WorkflowSnapshot[Any] | None = None,
         others: tuple[StateConflict, ...] = (),
     ) -> None:
-        super().__init__(
-            entity,
-            workflow_key,
-            expected_version,
-            actual_version,
-            reason,
-            current,
-            others,
-        )
+        # Not the snapshot: args are what repr() shows, and so asyncio's log.
+        super().__init__(entity, workflow_key, expected_version, actual_version, reason)
         self.expected_version = expected_version
         self.actual_version = actual_version
         self.reason = reason
         self.current = current
         self._others = others
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.current, self._others), self.__dict__
 
     @property
     def conflicts(self) -> tuple[StateConflict, ...]:
