@@ -42,4 +42,4 @@ def path_goes_on_behind_a_field_that_may_be_none() -> None:
 
 
 def wrong_field_is_an_error() -> None:
-    field_of(Order.state, lambda state: state.totl)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownLambdaType, reportUnknownArgumentType]
+    field_of(Order.state, lambda state: state.totl)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownLambdaType]
