@@ -25,7 +25,7 @@ import asyncio
 import logging
 import os
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from alembic import context
 from alembic.util import CommandError
@@ -33,11 +33,10 @@ from sqlalchemy import URL, Engine, NullPool, create_engine, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from sa_wfstate.alembic_plugin import render_item
 from sa_wfstate.canonical import CanonicalBase
-from sa_wfstate.types import PydanticJSON
 
 if TYPE_CHECKING:
-    from alembic.autogenerate.api import AutogenContext
     from sqlalchemy import Connection
 
 # Of its own, so that these migrations can share a database with an application's.
@@ -67,16 +66,6 @@ def database_url() -> URL:
     # The driver that a plain URL means depends on the version of SQLAlchemy.
     plain = url.drivername == "postgresql"
     return url.set(drivername="postgresql+psycopg") if plain else url
-
-
-def render_item(
-    kind: str, item: object, autogen_context: AutogenContext
-) -> str | Literal[False]:
-    """Write a generated revision without sa_wfstate, which will change under it."""
-    if kind == "type" and isinstance(item, PydanticJSON):
-        autogen_context.imports.add("from sqlalchemy.dialects import postgresql")
-        return "postgresql.JSONB(astext_type=sa.Text())"
-    return False
 
 
 def autogenerate_options() -> dict[str, Any]:

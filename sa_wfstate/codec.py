@@ -103,7 +103,7 @@ class Codec(Generic[T]):
         except ValidationError as error:
             if where is None:
                 where = self.name if schema is None else schema.where(str(text))
-            raise PayloadError(where, *_first_problem(error)) from None
+            raise PayloadError(where, *first_problem(error)) from None
         return value
 
     def encode(self, value: T, *, where: str | None = None) -> str:
@@ -179,7 +179,7 @@ def _may_be_reordered(text: str, other: str) -> bool:
     )
 
 
-def _first_problem(error: ValidationError) -> tuple[str, str]:
+def first_problem(error: ValidationError) -> tuple[str, str]:
     """Return the path and the message of the first problem, without the input."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[
         0

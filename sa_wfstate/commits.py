@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from .codec import canonical_json
+from .codec import canonical_json, first_problem
 from .conflicts import conflict_of
 from .errors import ConflictReason, PayloadError, StateConflict, WriteSuppressed
 from .mixin import check_key
@@ -49,11 +49,8 @@ def prepare(
         try:
             provenance = Provenance.model_validate(provenance)
         except ValidationError as error:
-            problems = error.errors(include_url=False, include_input=False)
-            path = ".".join(str(part) for part in problems[0]["loc"])
-            raise PayloadError(
-                f"{where} provenance", path, problems[0]["msg"]
-            ) from None
+            found = first_problem(error)
+            raise PayloadError(f"{where} provenance", *found) from None
     text = statements.state_type.codec.encode(state, where=f"{where} state")
     return Write(
         workflow_key,
