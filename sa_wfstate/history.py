@@ -9,12 +9,7 @@
     keep_history(Order, OrderHistory)
 
 From then on each commit of an Order, by a flush or by ``try_commit``, adds a row to
-``order_history`` in its own transaction. The state is copied inside the database, so it
-goes over the wire once::
-
-    INSERT INTO order_history (workflow_key, version, committed_at, …)
-    SELECT workflow_key, version, clock_timestamp(), … FROM orders
-    WHERE workflow_key IN ('order-42')
+``order_history`` in its own transaction (``history_tables.py``); here it is read.
 
 Rows are only ever added, and taken away by :func:`trim_history`. A workflow that is
 deleted keeps its history; created again under the same key it starts at version 1, and
@@ -24,131 +19,40 @@ is not seen: SQL by hand, and the bulk inserts of the ORM.
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary
 
-from sqlalchemy import (
-    BigInteger,
-    Connection,
-    DateTime,
-    Engine,
-    Integer,
-    Select,
-    Table,
-    Text,
-    bindparam,
-    delete,
-    insert,
-    inspect,
-    select,
-    tuple_,
-    type_coerce,
-)
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Mapped, Mapper, Session, mapped_column, sessionmaker
-from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy import delete, select, tuple_, type_coerce
 
 from .connections import Connections
 from .diffs import diff_json
-from .errors import MappingError, StateConflict, VersionNotInHistory
+from .errors import StateConflict, VersionNotInHistory
+from .history_tables import HistoryMixin, history_of, keep_history
 from .mixin import check_key
-from .provenance import Provenance
-from .side_writes import attach, lineage_of
-from .statements import CANONICAL_COLUMNS, Statements, snapshot_of, statements_of
+from .statements import CANONICAL_COLUMNS, snapshot_of, statements_of
 from .store import Entity, connection_of, try_commit
-from .types import PydanticJSON
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
 
+    from sqlalchemy import Engine, Select
+    from sqlalchemy.orm import Session, sessionmaker
+
+    from .provenance import Provenance
     from .snapshots import StateCommitted, WorkflowSnapshot
 
 StateT = TypeVar("StateT")
 
-
-class HistoryMixin:
-    """The columns of a history table, for a mapped class of the application's own."""
-
-    workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-60)
-    version: Mapped[int] = mapped_column(
-        BigInteger, primary_key=True, autoincrement=False, sort_order=-50
-    )
-    committed_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), primary_key=True, sort_order=-40
-    )
-    """When the version was written, by the server's clock; later for later versions."""
-
-    state: Mapped[Any] = mapped_column(
-        PydanticJSON(Any), nullable=False, sort_order=-30
-    )
-    schema_version: Mapped[int] = mapped_column(Integer, sort_order=-20)
-    provenance: Mapped[Provenance] = mapped_column(
-        PydanticJSON(Provenance), sort_order=-10
-    )
-
-
-class _Clock(FunctionElement[datetime]):
-    """The time of this moment, where now() is that of the transaction's beginning.
-
-    Two versions of a workflow are in order by it, since the row was locked in between.
-    """
-
-    inherit_cache = True
-    type = DateTime(timezone=True)
-
-
-@compiles(_Clock)
-def _current_timestamp(*_: object, **__: object) -> str:
-    return "CURRENT_TIMESTAMP"
-
-
-@compiles(_Clock, "postgresql")
-def _clock_timestamp(*_: object, **__: object) -> str:
-    return "clock_timestamp()"
-
-
-class _Writer:
-    def __init__(self, statements: Statements[Any], history: Table) -> None:
-        source = statements.table
-        names = ["workflow_key", "version", "state", "schema_version", "provenance"]
-        rows = select(
-            *(
-                type_coerce(source.c[name], history.c[name].type.impl_instance)  # type: ignore[attr-defined]
-                if name in {"state", "provenance"}
-                else source.c[name]
-                for name in names
-            ),
-            _Clock(),
-        ).where(source.c.workflow_key.in_(bindparam("keys", expanding=True)))
-        self._copy = insert(history).from_select([*names, "committed_at"], rows)
-
-    def written(
-        self, connection: Connection, commits: Sequence[StateCommitted[Any]]
-    ) -> None:
-        keys = [commit.workflow_key for commit in commits]
-        connection.execute(self._copy, {"keys": keys})
-
-    def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
-        """Keep what was."""
-
-
-_histories: WeakKeyDictionary[Mapper[Any], Table] = WeakKeyDictionary()
-
-
-def keep_history(entity: Entity[Any], history: type[HistoryMixin]) -> None:
-    """Keep every version of *entity*, and of its subclasses, in the table of *history*.
-
-    Call it once, where the classes are defined. Raises MappingError if *entity* has a
-    history already.
-    """
-    statements = statements_of(entity)
-    if _find(statements.mapper) is not None:
-        raise MappingError(statements.entity, "has a history already")
-    table = inspect(history).local_table
-    assert isinstance(table, Table)  # noqa: S101
-    _histories[statements.mapper] = table
-    attach(entity, _Writer(statements, table))
+__all__ = [
+    "HistoryMixin",
+    "diff_versions",
+    "get_state_as_of",
+    "get_version",
+    "keep_history",
+    "list_versions",
+    "restore_version",
+    "trim_history",
+]
 
 
 def get_version(
@@ -260,7 +164,7 @@ def trim_history(
     if before.tzinfo is None:
         raise ValueError("before must have a time zone")
     statements = statements_of(entity)
-    table = _history(statements)
+    table = history_of(statements)
     newer = table.alias()
     superseded = (
         select(newer.c.version)
@@ -291,18 +195,6 @@ def trim_history(
     return deleted
 
 
-def _find(mapper: Mapper[Any]) -> Table | None:
-    found = (_histories.get(each) for each in lineage_of(mapper))
-    return next((table for table in found if table is not None), None)
-
-
-def _history(statements: Statements[Any]) -> Table:
-    table = _find(statements.mapper)
-    if table is None:
-        raise MappingError(statements.entity, "has no history; see keep_history()")
-    return table
-
-
 class _Query:
     """The history of one workflow, newest first, read as snapshots."""
 
@@ -310,7 +202,7 @@ class _Query:
         self._statements = statements_of(entity)
         self.entity = self._statements.entity
         check_key(self.entity, workflow_key)
-        self.table = table = _history(self._statements)
+        self.table = table = history_of(self._statements)
         columns = [
             type_coerce(
                 table.c.committed_at if name == "updated_at" else table.c[name],

@@ -1,0 +1,142 @@
+"""The table of a history, and what adds a row to it with each commit.
+
+The state is copied inside the database, so it goes over the wire once::
+
+    INSERT INTO order_history (workflow_key, version, committed_at, …)
+    SELECT workflow_key, version, clock_timestamp(), … FROM orders
+    WHERE workflow_key IN ('order-42')
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    DateTime,
+    Integer,
+    Table,
+    Text,
+    bindparam,
+    insert,
+    inspect,
+    select,
+    type_coerce,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Mapped, Mapper, mapped_column
+from sqlalchemy.sql.functions import FunctionElement
+
+from .errors import MappingError
+from .provenance import Provenance
+from .side_writes import attach, lineage_of
+from .statements import Statements, statements_of
+from .types import PydanticJSON
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .mixin import WorkflowStateMixin
+    from .snapshots import StateCommitted
+
+
+class HistoryMixin:
+    """The columns of a history table, for a mapped class of the application's own."""
+
+    workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-60)
+    version: Mapped[int] = mapped_column(
+        BigInteger, primary_key=True, autoincrement=False, sort_order=-50
+    )
+    committed_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), primary_key=True, sort_order=-40
+    )
+    """When the version was written, by the server's clock; later for later versions."""
+
+    state: Mapped[Any] = mapped_column(
+        PydanticJSON(Any), nullable=False, sort_order=-30
+    )
+    schema_version: Mapped[int] = mapped_column(Integer, sort_order=-20)
+    provenance: Mapped[Provenance] = mapped_column(
+        PydanticJSON(Provenance), sort_order=-10
+    )
+
+
+class _Clock(FunctionElement[datetime]):
+    """The time of this moment, where now() is that of the transaction's beginning.
+
+    Two versions of a workflow are in order by it, since the row was locked in between.
+    """
+
+    inherit_cache = True
+    type = DateTime(timezone=True)
+
+
+@compiles(_Clock)
+def _current_timestamp(*_: object, **__: object) -> str:
+    return "CURRENT_TIMESTAMP"
+
+
+@compiles(_Clock, "postgresql")
+def _clock_timestamp(*_: object, **__: object) -> str:
+    return "clock_timestamp()"
+
+
+class _Writer:
+    def __init__(self, statements: Statements[Any], history: Table) -> None:
+        source = statements.table
+        names = ["workflow_key", "version", "state", "schema_version", "provenance"]
+        rows = select(
+            *(
+                type_coerce(source.c[name], history.c[name].type.impl_instance)  # type: ignore[attr-defined]
+                if name in {"state", "provenance"}
+                else source.c[name]
+                for name in names
+            ),
+            _Clock(),
+        ).where(source.c.workflow_key.in_(bindparam("keys", expanding=True)))
+        self._copy = insert(history).from_select([*names, "committed_at"], rows)
+
+    def written(
+        self, connection: Connection, commits: Sequence[StateCommitted[Any]]
+    ) -> None:
+        keys = [commit.workflow_key for commit in commits]
+        connection.execute(self._copy, {"keys": keys})
+
+    def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
+        """Keep what was."""
+
+
+_histories: WeakKeyDictionary[Mapper[Any], Table] = WeakKeyDictionary()
+
+
+def keep_history(
+    entity: type[WorkflowStateMixin[Any]], history: type[HistoryMixin]
+) -> None:
+    """Keep every version of *entity*, and of its subclasses, in the table of *history*.
+
+    Call it once, where the classes are defined. Raises MappingError if *entity* has a
+    history already.
+    """
+    statements = statements_of(entity)
+    if _find(statements.mapper) is not None:
+        raise MappingError(statements.entity, "has a history already")
+    table = inspect(history).local_table
+    assert isinstance(table, Table)  # noqa: S101
+    _histories[statements.mapper] = table
+    attach(entity, _Writer(statements, table))
+
+
+def _find(mapper: Mapper[Any]) -> Table | None:
+    found = (_histories.get(each) for each in lineage_of(mapper))
+    return next((table for table in found if table is not None), None)
+
+
+def history_of(statements: Statements[Any]) -> Table:
+    """Return the history table of an entity; raise MappingError if it has none."""
+    table = _find(statements.mapper)
+    if table is None:
+        raise MappingError(statements.entity, "has no history; see keep_history()")
+    return table
