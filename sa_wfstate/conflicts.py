@@ -12,23 +12,25 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from sqlalchemy import Connection, Dialect, ExceptionContext, event
+from sqlalchemy import (
+    Connection,
+    Dialect,
+    ExceptionContext,
+    TwoPhaseTransaction,
+    event,
+)
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
-from .errors import (
-    ConflictReason,
-    PayloadError,
-    SchemaVersionAhead,
-    StateConflict,
-    WriteSuppressed,
-)
+from .errors import PayloadError, SchemaVersionAhead
 from .guards import NOTHING, Seen
 from .ledger import Deed, Entry, existing_ledger, on_first_write, written_on
+from .races import ConflictReason, StateConflict, WriteSuppressed
 from .snapshots import WorkflowSnapshot
 from .sqlstates import SERIALIZATION_FAILURE, UNIQUE_VIOLATION, sqlstate
 
@@ -178,15 +180,27 @@ def read_again(
     outer transaction that a test has put around everything.
     """
     joined = connection.in_transaction()
+    reader = connection if joined else _beside(connection)
     try:
-        return statements.read_many(connection, workflow_keys)
+        return statements.read_many(reader, workflow_keys)
     except (PayloadError, SchemaVersionAhead):
         # A state that cannot be read, of a newer program perhaps, has a version still.
-        versions = statements.versions(connection, workflow_keys)
+        versions = statements.versions(reader, workflow_keys)
         return {key: Seen(*version) for key, version in versions.items()}
     finally:
         if not joined:
-            connection.rollback()
+            reader.rollback()
+
+
+def _beside(connection: Connection) -> Connection:
+    """Return another face of *connection*.
+
+    One whose ``with connection.begin()`` the session has rolled back refuses to go on
+    before the end of that block.
+    """
+    beside = Connection(connection.engine, connection.connection)
+    schemas = connection.get_execution_options().get("schema_translate_map")
+    return beside.execution_options(schema_translate_map=schemas)
 
 
 _attended: WeakSet[Dialect] = WeakSet()
@@ -204,8 +218,8 @@ on_first_write.append(_listen)
 def _commit_refused(context: ExceptionContext) -> None:
     """Translate the serialization failure of a COMMIT that holds workflow rows.
 
-    The server's transaction is over by then, so the rows are read in the next one,
-    which the rollback that is due in any case will end.
+    The server's transaction is over by then, so the rows are read in the next one. That
+    is ended here: for SQLAlchemy there is none that a rollback would have to end.
     """
     error, connection = context.sqlalchemy_exception, context.connection
     if (
@@ -213,6 +227,8 @@ def _commit_refused(context: ExceptionContext) -> None:
         or connection is None
         or context.statement is not None
         or sqlstate(error) != SERIALIZATION_FAILURE
+        # What it has prepared, or not, allows no reading; nor would the error last.
+        or isinstance(connection.get_transaction(), TwoPhaseTransaction)
     ):
         return
     first: dict[tuple[Statements[Any], str], Entry] = {}
@@ -222,6 +238,9 @@ def _commit_refused(context: ExceptionContext) -> None:
         lost, unmoved = _judge(list(first.values()))
     except SQLAlchemyError:
         lost, unmoved = [], list(first.values())
+    finally:
+        with suppress(SQLAlchemyError, context.dialect.loaded_dbapi.Error):
+            connection.connection.rollback()
     conflict = conflict_of_all(lost or [_refused(entry) for entry in unmoved])
     if conflict is not None:
         raise conflict from error

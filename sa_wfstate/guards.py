@@ -15,22 +15,27 @@ anything of the order loads its row, and moves the base to what was read.
 Statements that would write workflow rows past the unit of work, ``update(Order)``,
 ``delete(Order)`` and ON CONFLICT DO UPDATE, check no version at all. They are refused
 unless they carry the execution option ``wfstate_unversioned=True``; an UPDATE counts
-the version then, so that whoever holds the old one loses.
+the version then, so that whoever holds the old one loses. Bulk updates by primary key
+are refused in any case. A bulk INSERT can only create.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Delete, Insert, Update, event
+from sqlalchemy import Connection, Delete, Insert, Update, event, inspect
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import InstanceState, Mapper, ORMExecuteState, Session
+from sqlalchemy.orm import FromStatement, InstanceState, ORMExecuteState, Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from .errors import MappingError, UnversionedWrite, VersionNotSeen
-from .mixin import WorkflowStateMixin
+from .mixin import WorkflowStateMixin, check_key
 from .provenance import Provenance
+from .session_methods import around
 from .types import Unread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 UNVERSIONED: Final = "wfstate_unversioned"
 
@@ -135,34 +140,107 @@ def require_row_counts(connection: Connection, entity: str) -> None:
         )
 
 
+_BY_NAME = "or give the statement the execution option wfstate_unversioned=True"
+_MANY = "use try_commit_many, which checks each row"
+
+
 @event.listens_for(Session, "do_orm_execute")
 def _refuse_unversioned(execute: ORMExecuteState) -> None:
     if execute.is_select:
         return
-    mapper = execute.bind_mapper
+    mapper, statement = execute.bind_mapper, execute.statement
     if mapper is None or not issubclass(mapper.class_, WorkflowStateMixin):
         return
-    statement = execute.statement
+    entity = mapper.class_.__name__
+    if isinstance(statement, FromStatement):
+        statement = statement.element
     if isinstance(statement, Insert):
-        upsert: Any = statement._post_values_clause  # noqa: SLF001 - no public name
-        if isinstance(upsert, _UPSERTS):
-            what = "INSERT … ON CONFLICT DO UPDATE"
-            _allow(execute, mapper, what)
-            written = {getattr(c, "key", c) for c in dict(upsert.update_values_to_set)}
-            if "version" not in written:
-                raise UnversionedWrite(
-                    mapper.class_.__name__, f"{what} without version = version + 1"
-                )
+        _check_keys(entity, execute.parameters)
+        _check_upsert(execute, entity, statement)
     elif isinstance(statement, Update):
-        _allow(execute, mapper, "UPDATE")
         if execute.is_executemany:
-            raise UnversionedWrite(mapper.class_.__name__, "UPDATE by primary key")
+            raise UnversionedWrite(entity, "bulk UPDATE by primary key", _MANY)
+        _allow(execute, entity, "UPDATE")
+        if execute.is_from_statement:
+            what, instead = "from_statement() with an UPDATE", "execute it by itself"
+            raise UnversionedWrite(entity, what, instead)
         version = mapper.class_.version
         execute.statement = statement.values({version: version + 1})
     elif isinstance(statement, Delete):
-        _allow(execute, mapper, "DELETE")
+        _allow(execute, entity, "DELETE")
 
 
-def _allow(execute: ORMExecuteState, mapper: Mapper[Any], what: str) -> None:
+def _check_upsert(execute: ORMExecuteState, entity: str, statement: Insert) -> None:
+    upsert: Any = statement._post_values_clause  # noqa: SLF001 - no public name
+    if isinstance(upsert, _UPSERTS):
+        what = "INSERT … ON CONFLICT DO UPDATE"
+        _allow(execute, entity, what)
+        written = {getattr(c, "key", c) for c in dict(upsert.update_values_to_set)}
+        if "version" not in written:
+            instead = f"let it set version to {entity}.version + 1 too"
+            raise UnversionedWrite(entity, what, instead)
+
+
+def _allow(execute: ORMExecuteState, entity: str, what: str) -> None:
     if not execute.execution_options.get(UNVERSIONED, False):
-        raise UnversionedWrite(mapper.class_.__name__, what)
+        raise UnversionedWrite(entity, what, f"{_MANY}, {_BY_NAME}")
+
+
+def _check_keys(entity: str, rows: Any) -> None:
+    for row in rows if isinstance(rows, (list, tuple)) else [rows or {}]:
+        if "workflow_key" in row:
+            check_key(entity, row["workflow_key"])
+
+
+@around("bulk_save_objects")
+def _bulk_save(
+    method: Callable[..., None],
+    session: Session,
+    objects: Iterable[object],
+    *args: Any,
+    **options: Any,
+) -> None:
+    objects = list(objects)
+    for instance in objects:
+        if isinstance(instance, WorkflowStateMixin):
+            state: InstanceState[Any] = inspect(instance)
+            if state.key is not None:
+                instead = "flush them in a session, by add_all() or merge()"
+                raise UnversionedWrite(
+                    state.class_.__name__, "bulk_save_objects()", instead
+                )
+            if "provenance" not in state.dict:
+                instance.provenance = instance.default_provenance()
+    method(session, objects, *args, **options)
+
+
+@around("bulk_insert_mappings")
+def _bulk_insert(
+    method: Callable[..., None],
+    session: Session,
+    mapper: Any,
+    mappings: Iterable[Any],
+    *args: Any,
+    **options: Any,
+) -> None:
+    entity = _workflow(mapper)
+    if entity is not None:
+        mappings = list(mappings)
+        _check_keys(entity, mappings)
+    method(session, mapper, mappings, *args, **options)
+
+
+@around("bulk_update_mappings")
+def _bulk_update(
+    method: Callable[..., None], session: Session, mapper: Any, mappings: Iterable[Any]
+) -> None:
+    entity = _workflow(mapper)
+    if entity is not None:
+        raise UnversionedWrite(entity, "bulk_update_mappings()", _MANY)
+    method(session, mapper, mappings)
+
+
+def _workflow(mapped: Any) -> str | None:
+    """Return the name of a workflow class, or of that of a mapper; else None."""
+    class_ = getattr(inspect(mapped, raiseerr=False), "class_", object)
+    return class_.__name__ if issubclass(class_, WorkflowStateMixin) else None

@@ -7,15 +7,20 @@ those of the very statements that failed.
 
 Entries of a flush that succeeded are kept until the transaction ends. They are what a
 COMMIT loses, and a row in them is locked by this transaction: nobody else can win it.
+The transaction may be an outer one, which sessions join one after another. So what a
+COMMIT loses is kept by the transaction of the connection, not by a session, and it is
+the savepoints of the connection that undo it.
+
+Nothing here keeps a connection alive: a session that is dropped gives back its own.
 """
 
 from __future__ import annotations
 
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
-from sqlalchemy import Connection, Table, inspect
+from sqlalchemy import Connection, Engine, RootTransaction, Table, event, inspect
 
 from .guards import Seen, saw
 
@@ -41,10 +46,13 @@ class Entry:
     """One row that a session writes, or has written."""
 
     __slots__ = (
+        "__weakref__",
+        "_connection",
+        "account",
         "base",
-        "connection",
         "deed",
         "effect_id",
+        "engine",
         "state",
         "statements",
         "won",
@@ -66,13 +74,45 @@ class Entry:
         self.workflow_key = workflow_key
         self.base = base
         self.effect_id = effect_id
-        self.connection = connection
+        self._connection = ref(connection)
+        self.engine: Engine = connection.engine
+        self.account = _account_of(connection)
         self.state = state
         self.won = False
 
     @property
+    def connection(self) -> Connection:
+        """The connection; whoever asks has it, or a session that does."""
+        connection = self._connection()
+        assert connection is not None  # noqa: S101
+        return connection
+
+    @property
     def table(self) -> Table:
         return self.statements.table
+
+
+class Account:
+    """What one transaction of a connection has written, whichever sessions wrote it."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self._savepoints: dict[str, int] = {}
+
+    def add(self, entry: Entry) -> None:
+        """Add what was written, in whichever savepoints the connection is."""
+        savepoint: Any = entry.connection.get_nested_transaction()
+        while savepoint is not None:
+            # The event that tells of a rollback knows the name alone.
+            name = savepoint._savepoint  # noqa: SLF001
+            self._savepoints.setdefault(name, len(self.entries))
+            savepoint = savepoint._previous_nested  # noqa: SLF001
+        self.entries.append(entry)
+
+    def undo(self, savepoint: str) -> None:
+        """Forget what was written in *savepoint*."""
+        start = self._savepoints.pop(savepoint, len(self.entries))
+        del self.entries[start:]
 
 
 class Ledger:
@@ -87,6 +127,7 @@ class Ledger:
         """Move *entry* to what is written; its instance has seen the new version."""
         entry.won = True
         self.written.append(entry)
+        entry.account.add(entry)
         if entry.state is not None and entry.deed is not Deed.DELETE:
             saw(entry.state, Seen(entry.base.version + 1, entry.effect_id))
 
@@ -95,7 +136,13 @@ class Ledger:
 
         A row that this transaction had written before cannot have lost: it was locked.
         """
-        own = {entry.effect_id for entry in self.written}
+        accounts = {entry.account for entry in self.pending.values()}
+        standing = [entry for account in accounts for entry in account.entries]
+        own = set[str | None]()
+        for entry in dict.fromkeys([*standing, *self.written]):
+            # Another session in the same transaction may have written over it.
+            own.discard(entry.base.effect_id)
+            own.add(entry.effect_id)
         doubtful = [
             entry
             for entry in self.pending.values()
@@ -121,9 +168,9 @@ class Ledger:
         del self.written[start:]
 
     def forget(self) -> None:
-        """Forget what was written: the transaction is over."""
+        """Forget what was written: the transaction of the session is over."""
         for entry in self.written:
-            _ledgers.pop(entry.connection, None)
+            entry.state = None  # Its account may stand for longer.
         self.written.clear()
 
 
@@ -158,10 +205,20 @@ def record(
 
 _ledgers: WeakKeyDictionary[Connection, Ledger] = WeakKeyDictionary()
 
-_attended: WeakSet[Connection] = WeakSet()
-
 on_first_write: list[Callable[[Connection], None]] = []
-"""Called when a connection is about to write its first workflow row."""
+"""Called when a session is about to write its first workflow row on a connection."""
+
+_accounts: WeakKeyDictionary[RootTransaction, Account] = WeakKeyDictionary()
+
+
+def _account_of(connection: Connection) -> Account:
+    transaction = connection.get_transaction()
+    account = None if transaction is None else _accounts.get(transaction)
+    if account is None:
+        account = Account()
+        if transaction is not None:
+            _accounts[transaction] = account
+    return account
 
 
 def ledger_of(session: Session) -> Ledger:
@@ -182,20 +239,34 @@ def pending_on(connection: Connection) -> list[Entry]:
     """Return what is being written on *connection* to workflow rows."""
     ledger = _ledgers.get(connection)
     pending = ledger.pending.values() if ledger is not None else ()
-    return [entry for entry in pending if entry.connection is connection]
+    its = ref(connection)  # There is but one of each connection.
+    return [entry for entry in pending if entry._connection is its]  # noqa: SLF001
 
 
 def written_on(connection: Connection) -> list[Entry]:
     """Return what the transaction of *connection* has written to workflow rows."""
-    ledger = _ledgers.get(connection)
-    written = ledger.written if ledger is not None else []
-    return [entry for entry in written if entry.connection is connection]
+    return _account_of(connection).entries
 
 
 def attend(connection: Connection, ledger: Ledger) -> None:
     """Let *connection*, which writes workflow rows, be known by its *ledger*."""
-    _ledgers[connection] = ledger
-    if connection not in _attended:
-        _attended.add(connection)
+    if _ledgers.get(connection) is not ledger:
+        _ledgers[connection] = ledger
         for listen in on_first_write:
             listen(connection)
+
+
+_attended: WeakSet[Engine] = WeakSet()
+
+
+def _listen(connection: Connection) -> None:
+    if connection.engine not in _attended:
+        _attended.add(connection.engine)
+        event.listen(connection.engine, "rollback_savepoint", _rolled_back)
+
+
+on_first_write.append(_listen)
+
+
+def _rolled_back(connection: Connection, name: str, _: object) -> None:
+    _account_of(connection).undo(name)

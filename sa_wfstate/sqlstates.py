@@ -17,7 +17,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
 
-from .errors import OutcomeUnknown, WriteSuppressed
+from .errors import OutcomeUnknown
+from .races import WriteSuppressed
 
 SERIALIZATION_FAILURE: Final = "40001"
 UNIQUE_VIOLATION: Final = "23505"
@@ -66,8 +67,8 @@ _BY_CLASS: Final = (
 
 
 def sqlstate(error: BaseException) -> str | None:
-    """Return the SQLSTATE of a DBAPI error as SQLAlchemy wraps it, None without one."""
-    state: str | None = getattr(getattr(error, "orig", None), "sqlstate", None)
+    """Return the SQLSTATE of a DBAPI error, wrapped or not; None without one."""
+    state: str | None = getattr(getattr(error, "orig", error), "sqlstate", None)
     return state
 
 
@@ -106,4 +107,6 @@ def _is_lost_connection(error: BaseException, code: str | None) -> bool:
             codeless and isinstance(error, OperationalError)
         )
     # asyncpg's socket errors and timeouts come out as they are; each is an OSError.
-    return isinstance(error, OSError)
+    # So does what it raises of its own when a connection is cut while it is set up.
+    cut = code is None and type(error).__module__.startswith("asyncpg.")
+    return cut or isinstance(error, OSError)

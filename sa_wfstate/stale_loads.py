@@ -12,74 +12,68 @@ would take over that row's version and write over it unseen, so that is a confli
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event, inspect
+from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError, NoInspectionAvailable
 from sqlalchemy.orm import InstanceState, Mapper, Session
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 from sqlalchemy.orm.util import identity_key
 
 from .conflicts import conflict_of, conflict_of_all, read_again
-from .errors import ConflictReason, StateConflict
 from .guards import NOTHING, Seen, key_of, seen_of
 from .mixin import WorkflowStateMixin
+from .races import ConflictReason, StateConflict
+from .session_methods import around
 from .sqlstates import SERIALIZATION_FAILURE, sqlstate
 from .statements import statements_of
+from .tracking import check_unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-_wrapped = "_sa_wfstate_wrapped"
+
+@around("merge")
+def _merge(
+    method: Callable[..., Any], session: Session, instance: Any, **options: Any
+) -> Any:
+    if options.get("load") is False:  # It compares, and sends no SQL.
+        check_unchanged(_Merging(session, [instance]).workflows())
+        return method(session, instance, **options)
+    with _Merging(session, [instance]):
+        return method(session, instance, **options)
 
 
-@event.listens_for(WorkflowStateMixin, "after_mapper_constructed", propagate=True)
-def _wrap_session(_: Mapper[Any], __: type[Any]) -> None:
-    if _wrapped not in Session.__dict__:
-        setattr(Session, _wrapped, True)
-        for name, wrapper in _WRAPPERS.items():
-            if name in Session.__dict__:
-                setattr(Session, name, wrapper(getattr(Session, name)))
+@around("merge_all")
+def _merge_all(
+    method: Callable[..., Any],
+    session: Session,
+    instances: Iterable[Any],
+    **options: Any,
+) -> Any:
+    instances = list(instances)
+    if options.get("load") is False:
+        check_unchanged(_Merging(session, instances).workflows())
+        return method(session, instances, **options)
+    with _Merging(session, instances):
+        return method(session, instances, **options)
 
 
-def _merge(method: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(method)
-    def merge(self: Session, instance: Any, **options: Any) -> Any:
-        if options.get("load") is False:  # It compares, and sends no SQL.
-            return method(self, instance, **options)
-        with _Merging(self, [instance]):
-            return method(self, instance, **options)
-
-    return merge
-
-
-def _merge_all(method: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(method)
-    def merge_all(self: Session, instances: Iterable[Any], **options: Any) -> Any:
-        instances = list(instances)
-        if options.get("load") is False:
-            return method(self, instances, **options)
-        with _Merging(self, instances):
-            return method(self, instances, **options)
-
-    return merge_all
-
-
-def _get(method: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(method)
-    def get(self: Session, entity: Any, ident: Any, **options: Any) -> Any:
-        try:
-            return method(self, entity, ident, **options)
-        except (StaleDataError, DBAPIError) as error:
-            if not isinstance(error, StateConflict):
-                _translate_get(self, entity, ident, error)
-            raise
-
-    return get
-
-
-_WRAPPERS = {"merge": _merge, "merge_all": _merge_all, "get": _get}
+@around("get")
+def _get(
+    method: Callable[..., Any],
+    session: Session,
+    entity: Any,
+    ident: Any,
+    **options: Any,
+) -> Any:
+    try:
+        return method(session, entity, ident, **options)
+    except (StaleDataError, DBAPIError) as error:
+        # An error of the autoflush before it has made the session inactive.
+        if options.get("with_for_update") and session.is_active:
+            _translate_get(session, entity, ident, error)
+        raise
 
 
 class _Merging:
@@ -90,7 +84,7 @@ class _Merging:
         self._instances = instances
 
     def __enter__(self) -> None:
-        for state in self._workflows():
+        for state in self.workflows():
             if state.key is None:
                 if "workflow_key" in state.dict:
                     self._refuse_to_replace(state)
@@ -102,16 +96,16 @@ class _Merging:
                     held.version  # noqa: B018 - to load it
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if type(error) is not StaleDataError:
+        if type(error) is not StaleDataError or not self._session.is_active:
             return
         with self._session.no_autoflush:
             conflict = conflict_of_all(
-                [each for state in self._workflows() for each in self._lost(state)]
+                [each for state in self.workflows() for each in self._lost(state)]
             )
         if conflict is not None:
             raise conflict from error
 
-    def _workflows(self) -> Iterator[InstanceState[Any]]:
+    def workflows(self) -> Iterator[InstanceState[Any]]:
         """Return the workflow instances that the merge cascades to."""
         for instance in self._instances:
             try:

@@ -12,15 +12,16 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception
 
 from .connections import limit_lock_waits
 from .errors import OutcomeUnknown
-from .ledger import Deed, Entry, existing_ledger
+from .ledger import Deed, Entry, Ledger, existing_ledger
 from .retry import RetryPolicy
 from .sqlstates import READ_ONLY_TRANSACTION, ErrorKind, classify, sqlstate
+from .twins import refuse_async
 from .waiting import Blocking, Waiting
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ def run(
     """Do what run_transaction does, waiting as *waiting* waits."""
 
     def attempt() -> T:
-        return _Attempt(sessions(), resolve, waiting).make(fn)
+        session = sessions()
+        refuse_async(session)
+        return _Attempt(session, resolve, waiting).make(fn)
 
     retrying = Retrying(
         stop=retry.stop,
@@ -94,27 +97,30 @@ class _Attempt:
         self._engine: Engine | None = None
         self._transaction_id: str | None = None
         self._read_only = False
+        self._committing = False
 
     def make(self, fn: Callable[[Session], T]) -> T:
         session = self._session
-        committing = False
         try:
             with session:
                 result: T = self._waiting.call(fn, session)
-                session.flush()
-                self._prepare()
-                committing = True
+                # After the listeners that are there already, which may write.
+                event.listen(session, "before_commit", self._prepare)
                 session.commit()
         except Exception as error:
             self._leave_standby(error)
-            kind = classify(error, committing=committing)
+            kind = classify(error, committing=self._committing)
             if kind is not ErrorKind.UNKNOWN or not self._find_out(error):
                 raise
         return result
 
-    def _prepare(self) -> None:
-        """Note what to look for if the answer to COMMIT is lost."""
-        ledger = existing_ledger(self._session)
+    def _prepare(self, session: Session) -> None:
+        """Flush, and note what to look for if the answer to COMMIT is lost."""
+        session.flush()
+        self._find_evidence(existing_ledger(session))
+        self._committing = True
+
+    def _find_evidence(self, ledger: Ledger | None) -> None:
         self._entries = [] if ledger is None else list(ledger.written)
         if any(entry.deed is Deed.UPDATE for entry in self._entries):
             return
@@ -163,7 +169,7 @@ class _Attempt:
     def _look(self) -> bool | None:
         for entry in self._entries:
             if entry.deed is Deed.UPDATE:
-                with _reading(entry.connection.engine) as connection:
+                with _reading(entry.engine) as connection:
                     verdict = _verdict(connection, entry)
                 if verdict is not None:
                     return verdict

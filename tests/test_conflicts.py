@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import create_engine, func, select, text
+from sqlalchemy import create_engine, func, inspect, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -23,11 +25,13 @@ from sqlalchemy.orm.exc import StaleDataError
 from sa_wfstate import (
     ConflictReason,
     Provenance,
+    StateCommitted,
     StateConflict,
     WorkflowStateMixin,
     WriteSuppressed,
     try_commit,
 )
+from sa_wfstate.ledger import written_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,7 +77,7 @@ def winner(
 ) -> Iterator[sessionmaker[Session]]:
     """Make the sessions of the one who wins, synchronous and at READ COMMITTED."""
     create_tables(Base.metadata)
-    engine = create_engine(database, pool_size=1)
+    engine = create_engine(database, pool_size=1, max_overflow=0, pool_timeout=2)
     yield sessionmaker(engine)
     engine.dispose()
 
@@ -459,6 +463,191 @@ def test_commit_that_is_refused(engine: Engine, winner: sessionmaker[Session]) -
         two.commit()
 
 
+def cancel(session: Session, key: str) -> None:
+    """Write the next version of *key*."""
+    order = session.get_one(Order, key)
+    order.state.status = f"cancelled {order.version}"
+    session.flush()
+
+
+def skew(engine: Engine, committed: Callable[[], object]) -> StateConflict:
+    """Let somebody else write what was read, and return the loss of *committed*."""
+    with Session(engine) as rival:
+        rival.scalars(select(Order)).all()
+        rival.add(Order(workflow_key="rival", state=OrderState()))
+        rival.commit()
+    with pytest.raises(StateConflict) as caught:
+        committed()
+    return caught.value
+
+
+JOINING: list[Any] = ["create_savepoint", "rollback_only", "conditional_savepoint"]
+
+
+@pytest.mark.parametrize("mode", JOINING)
+def test_outer_commit_that_is_refused(
+    engine: Engine, winner: sessionmaker[Session], mode: Any
+) -> None:
+    """It loses what the sessions that joined it wrote, and what was not undone."""
+    place(winner, *(f"o-{n}" for n in range(1, 10)))
+    engine = at(engine, "SERIALIZABLE")
+    with engine.connect() as connection:
+        sessions = sessionmaker(connection, join_transaction_mode=mode)
+        connection.begin()
+        with sessions.begin() as session:
+            cancel(session, "o-1")
+        connection.commit()  # That one is over.
+
+        connection.execute(select(Order.version)).all()
+        with sessions.begin() as session:
+            cancel(session, "o-2")
+        savepoint = connection.begin_nested()
+        with sessions.begin() as session:
+            cancel(session, "o-3")
+        savepoint.rollback()
+        with connection.begin_nested(), sessions.begin() as session:
+            cancel(session, "o-4")
+        if mode == "create_savepoint":
+            with sessions() as session:
+                cancel(session, "o-5")  # It rolls back to its savepoint.
+        with sessions.begin() as session:
+            cancel(session, "o-2")
+            with session.begin_nested():
+                cancel(session, "o-6")
+            undone = session.begin_nested()
+            cancel(session, "o-7")
+            undone.rollback()
+            outcome = try_commit(
+                session,
+                Order,
+                "o-8",
+                expected_version=1,
+                state=OrderState(status="cancelled"),
+                provenance=Provenance.now(),
+            )
+            assert isinstance(outcome, StateCommitted)
+        conflict = skew(engine, connection.commit)
+        connection.rollback()
+    assert isinstance(conflict.__cause__, Exception)
+    assert getattr(conflict.__cause__, "sqlstate", None) == "40001"
+    assert {each.reason for each in conflict.conflicts} == {
+        ConflictReason.SERIALIZATION
+    }
+    expected = {each.workflow_key: each.expected_version for each in conflict.conflicts}
+    assert expected == {"o-2": 1, "o-4": 1, "o-6": 1, "o-8": 1}
+
+
+def test_outer_transaction_whose_session_is_not_committed(
+    engine: Engine, winner: sessionmaker[Session]
+) -> None:
+    """What was flushed is lost, whoever commits, and whether the session is there."""
+    place(winner, "o-1", "o-2", "o-3")
+    engine = at(engine, "SERIALIZABLE")
+    with engine.connect() as connection:
+        session = Session(connection, join_transaction_mode="control_fully")
+        connection.execute(select(Order.version)).all()
+        cancel(session, "o-1")
+        conflict = skew(engine, session.commit)
+        assert [each.workflow_key for each in conflict.conflicts] == ["o-1"]
+        session.rollback()
+        delete(winner, "rival")
+
+        connection.execute(select(Order.version)).all()
+        with Session(connection) as session:
+            cancel(session, "o-2")
+        held = Session(connection)
+        cancel(held, "o-3")
+        conflict = skew(engine, connection.commit)
+        assert [each.workflow_key for each in conflict.conflicts] == ["o-2", "o-3"]
+
+
+def test_row_written_by_a_session_before_has_not_lost(
+    engine: Engine, winner: sessionmaker[Session]
+) -> None:
+    """What another session has written in the same outer transaction is locked too.
+
+    That transaction, which the session has rolled back, allows no reading any more.
+    """
+    place(winner, "o-1", "o-2")
+    with engine.begin() as connection:
+        with Session(connection) as session:
+            cancel(session, "o-1")
+            session.commit()
+        with Session(connection) as session:
+            for order in session.scalars(select(Order)):
+                order.state.status = "refunded"
+            pay(winner, "o-2")
+            conflict = lose(Session.commit, session)
+    assert [each.workflow_key for each in conflict.conflicts] == ["o-2"]
+
+
+def test_schema_of_a_tenant_is_read_again(
+    engine: Engine, winner: sessionmaker[Session]
+) -> None:
+    """The row is looked for where it was written, also after the outer rollback."""
+    with winner.begin() as session:
+        session.execute(text("CREATE SCHEMA tenant"))
+        session.execute(text("CREATE TABLE tenant.orders (LIKE orders INCLUDING ALL)"))
+    in_tenant = {"schema_translate_map": {None: "tenant"}}
+    tenant = sessionmaker(winner.kw["bind"].execution_options(**in_tenant))
+    place(tenant, "o-1")
+    with engine.connect() as connection:
+        connection.execution_options(**in_tenant)
+        with connection.begin(), Session(connection) as session:
+            session.get_one(Order, "o-1").state.status = "cancelled"
+            pay(tenant, "o-1")
+            assert_moved(lose(Session.commit, session))
+    with winner.begin() as session:
+        session.execute(text("DROP SCHEMA tenant CASCADE"))
+
+
+def test_sessions_of_one_transaction_lose_to_each_other(
+    engine: Engine, winner: sessionmaker[Session], isolation_level: str
+) -> None:
+    """That the row is locked by their transaction keeps no other session away."""
+    place(winner, "o-1")
+    with at(engine, isolation_level).begin() as connection:
+        joined = sessionmaker(connection, join_transaction_mode="create_savepoint")
+        with joined() as one:
+            order = one.get_one(Order, "o-1")
+            order.state = OrderState(status="cancelled")
+            one.commit()
+            pay(joined, "o-1")
+            order.state = OrderState(status="refunded")
+            assert_moved(lose(Session.commit, one), found=3)
+
+
+def test_nothing_is_kept_of_a_transaction(
+    engine: Engine, winner: sessionmaker[Session]
+) -> None:
+    """A connection that lives for long does not gather what was written on it."""
+    place(winner, "o-1")
+    with engine.connect() as connection:
+        for end in (connection.commit, connection.rollback):
+            connection.begin()
+            with Session(connection) as session:
+                cancel(session, "o-1")
+                session.commit()
+                states = weakref.WeakSet([inspect(session.get_one(Order, "o-1"))])
+            assert [entry.workflow_key for entry in written_on(connection)] == ["o-1"]
+            entries = weakref.WeakSet(written_on(connection))
+            gc.collect()
+            assert (len(states), len(entries)) == (0, 1)
+            end()
+            gc.collect()
+            assert not entries
+
+
+def test_session_that_is_dropped_gives_back_its_connection(
+    winner: sessionmaker[Session],
+) -> None:
+    """What a session has written does not keep its connection from the pool of one."""
+    place(winner, "o-1")
+    for _ in range(2):
+        cancel(winner(), "o-1")
+        gc.collect()
+
+
 def test_recreated_workflow_is_another(
     engine: Engine, isolation_level: str, winner: sessionmaker[Session]
 ) -> None:
@@ -510,6 +699,41 @@ def test_replaced_row_is_checked(engine: Engine, winner: sessionmaker[Session]) 
         session.commit()
         order.state.status = "changed"
         session.commit()
+
+
+def test_own_unversioned_write_is_no_conflict(
+    engine: Engine, winner: sessionmaker[Session]
+) -> None:
+    """Nobody else has won if the transaction itself has counted the row before."""
+    place(winner, "o-1")
+    with Session(engine) as session:
+        order = session.get_one(Order, "o-1")
+        session.execute(
+            update(Order).values(number=1),
+            execution_options={"wfstate_unversioned": True},
+        )
+        order.state.status = "paid"
+        with pytest.raises(WriteSuppressed, match="same transaction"):
+            session.commit()
+
+
+def test_prepare_that_is_refused_is_left_alone(
+    database: URL, winner: sessionmaker[Session]
+) -> None:
+    """It ends as it does in SQLAlchemy, which cannot roll it back and says so."""
+    place(winner, "o-1")
+    engine = create_engine(database, isolation_level="SERIALIZABLE")
+    with Session(engine, twophase=True) as session:
+        session.scalars(select(Order)).all()
+        cancel(session, "o-1")
+        with Session(engine) as rival:
+            rival.scalars(select(Order)).all()
+            rival.add(Order(workflow_key="rival", state=OrderState()))
+            rival.commit()
+        with pytest.raises(DBAPIError) as caught:
+            session.commit()
+        assert not isinstance(caught.value.__context__, StateConflict)
+    engine.dispose()
 
 
 def test_suppressed_write_is_no_conflict(

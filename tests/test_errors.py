@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
 
 import pytest
 from sqlalchemy.orm.exc import StaleDataError
 
 from sa_wfstate import (
+    ActionIdReused,
     ConflictReason,
+    MappingError,
     OutcomeUnknown,
+    PayloadError,
+    ReducerGaveUp,
+    SchemaVersionAhead,
     StateConflict,
     UnversionedWrite,
     VersionNotAssignable,
+    VersionNotKept,
     VersionNotSeen,
+    WorkflowNotFound,
     WorkflowSnapshot,
     WorkflowStateError,
     WriteSuppressed,
+    errors,
+    races,
 )
+from sa_wfstate.errors import ProjectionBehind, UnflushedChanges, VersionNotInHistory
 
 CURRENT = WorkflowSnapshot[dict](
     workflow_key="o-1",
     version=2,
-    state={"secret": "payload"},
+    state={"secret": "hidden"},
     updated_at=datetime.now(UTC),
     provenance={"effect_id": "effect-2", "timestamp": datetime.now(UTC)},
 )
@@ -39,21 +52,35 @@ ERRORS = [
     StateConflict("Order", "o-1", 1, None, ConflictReason.SERIALIZATION),
     WriteSuppressed("Order", "o-1", 1),
     OutcomeUnknown("Order", "o-1", ("effect-1", "effect-2")),
-    UnversionedWrite("Order", "UPDATE"),
+    UnversionedWrite("Order", "UPDATE", "use try_commit_many"),
     VersionNotSeen("Order", "o-1"),
     VersionNotAssignable("Order"),
+    WorkflowNotFound("Order", "o-1"),
+    PayloadError("Order 'o-1' state", "items.0", "is missing; give one"),
+    PayloadError("Order 'o-1' state", "", "is missing; give one"),
+    SchemaVersionAhead("Order", "o-1", 3, known=2),
+    UnflushedChanges("Order", workflow_key="o-1"),
+    MappingError("Order", "it has no state; give it one"),
+    ReducerGaveUp("Order", "o-1", MOVED, attempts=3, elapsed=0.25),
+    ReducerGaveUp("Order", "o-1", None, 3, 0.25),
+    ActionIdReused("Order 1", UUID(int=1)),
+    VersionNotKept("Order", "o-1", 1),
+    VersionNotInHistory("Order", "o-1", None),
+    ProjectionBehind("Order", "o-1", 2, 1),
 ]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=range(len(ERRORS)))
 def test_error_survives(error: WorkflowStateError) -> None:
     """A copy says and knows what the original does."""
+    error.add_note("noted")
     for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):
         assert type(again) is type(error)
         assert str(again) == str(error)
         assert vars(again).keys() == vars(error).keys()
         assert getattr(again, "current", None) == getattr(error, "current", None)
         assert again.args[:2] == error.args[:2]
+        assert again.__notes__ == ["noted"]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=range(len(ERRORS)))
@@ -63,8 +90,23 @@ def test_message_is_fit_for_a_log(error: WorkflowStateError) -> None:
     assert "Order" in message
     assert ";" in message
     for shown in (message, repr(error)):
-        assert "payload" not in shown
+        assert "hidden" not in shown
         assert "secret" not in shown
+
+
+def test_every_error_is_tried_and_documented() -> None:
+    """No error of the two modules is missing above, or without its anchor."""
+    page = Path(__file__).parents[1] / "docs" / "reference" / "errors.md"
+    anchors = set(re.findall(r"^\((\w+)\)=$", page.read_text(), re.MULTILINE))
+    tried = {type(error) for error in ERRORS}
+    assert not {kind.__name__.lower() for kind in tried} - anchors
+    defined = {
+        each
+        for module in (errors, races)
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, WorkflowStateError)
+    }
+    assert defined - tried == {WorkflowStateError, errors.RowError}
 
 
 def test_conflict_is_a_stale_data_error() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel
@@ -20,7 +21,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -33,6 +34,7 @@ from sqlalchemy.orm import (
 from sa_wfstate import (
     ConflictReason,
     MappingError,
+    PayloadError,
     Provenance,
     StateConflict,
     UnversionedWrite,
@@ -56,6 +58,18 @@ class Order(WorkflowStateMixin[OrderState], Base):
     __tablename__ = "orders"
 
     note: Mapped[str | None] = mapped_column()
+
+    def default_provenance(self) -> Provenance:
+        return Provenance.now(f"of an order {uuid4()}")
+
+
+class Plain(Base):
+    """No workflow."""
+
+    __tablename__ = "plain"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column()
 
 
 @pytest.fixture
@@ -250,7 +264,13 @@ UNVERSIONED: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("statement", UNVERSIONED, ids=["update", "delete", "upsert"])
+UNVERSIONED += [
+    select(Order).from_statement(UNVERSIONED[0].returning(Order)),
+    select(Order).from_statement(UNVERSIONED[2].returning(Order)),
+]
+
+
+@pytest.mark.parametrize("statement", UNVERSIONED, ids=range(len(UNVERSIONED)))
 @pytest.mark.usefixtures("winner")
 def test_unversioned_statement_is_refused(engine: Engine, statement: Any) -> None:
     """Statements that check no version are refused, and say what to use instead."""
@@ -273,8 +293,10 @@ def test_unversioned_statement_by_name_counts(engine: Engine) -> None:
             write(holder, held)
         assert caught.value.actual_version == 2
         holder.rollback()
-        with pytest.raises(UnversionedWrite, match="version = version"):
+        with pytest.raises(UnversionedWrite, match=r"Order\.version \+ 1"):
             session.execute(UNVERSIONED[2], execution_options=options)
+        with pytest.raises(UnversionedWrite, match="by itself"):
+            session.execute(UNVERSIONED[3], execution_options=options)
         upsert = postgresql.insert(Order).values(
             workflow_key="o-1", state=OrderState(), provenance=Provenance.now()
         )
@@ -289,6 +311,95 @@ def test_unversioned_statement_by_name_counts(engine: Engine) -> None:
         session.execute(UNVERSIONED[1].execution_options(**options))
         session.commit()
         assert session.scalars(select(Order)).all() == []
+
+
+def save_held(session: Session) -> None:
+    """Change an order, and save it past the unit of work."""
+    order = session.get_one(Order, "o-1")
+    order.state.status = "saved"
+    session.bulk_save_objects([Plain(id=1), order])
+
+
+def save_detached(session: Session) -> None:
+    """Save an order of a session that is closed."""
+    order = session.get_one(Order, "o-1")
+    session.expunge(order)
+    order.note = "saved"
+    session.bulk_save_objects([order])
+
+
+def update_by_key(**more: Any) -> Callable[[Session], None]:
+    """Return a bulk UPDATE as of SQLAlchemy 2."""
+    rows = [{"workflow_key": "o-1", "note": "x", **more}]
+    options = {"wfstate_unversioned": True}
+    return lambda session: session.execute(
+        update(Order), rows, execution_options=options
+    )
+
+
+def update_mappings(**more: Any) -> Callable[[Session], None]:
+    """Return a bulk UPDATE as of SQLAlchemy 1."""
+    row = {"workflow_key": "o-1", "note": "x", **more}
+    return lambda session: session.bulk_update_mappings(Order, [row])
+
+
+BULK_UPDATES = {
+    "save_held": (save_held, "add_all"),
+    "save_detached": (save_detached, "merge"),
+    "by_key": (update_by_key(), "try_commit_many"),
+    "by_key_and_version": (update_by_key(version=1), "try_commit_many"),
+    "mappings": (update_mappings(), "try_commit_many"),
+    "mappings_with_version": (update_mappings(version=1), "try_commit_many"),
+}
+
+
+@pytest.mark.parametrize("how", BULK_UPDATES)
+@pytest.mark.usefixtures("winner")
+def test_bulk_update_is_refused(engine: Engine, how: str) -> None:
+    """Whether its rows bring a version or not; nothing is sent, not even the rest."""
+    write, instead = BULK_UPDATES[how]
+    with Session(engine) as session:
+        with pytest.raises(UnversionedWrite, match=instead) as caught:
+            write(session)
+        assert caught.value.entity == "Order"
+        assert "execution option" not in str(caught.value)
+        session.expire_all()
+        assert session.scalars(select(Order.version)).all() == [1, 1]
+        assert not session.scalars(select(Plain)).all()
+
+
+@pytest.mark.usefixtures("winner")
+def test_bulk_insert_creates(engine: Engine) -> None:
+    """Payload and key are checked, provenance is stamped; it is never an update."""
+
+    def inserts(key: str, **more: Any) -> list[Callable[[Session], object]]:
+        row = {"workflow_key": key, "state": OrderState(), **more}
+        return [
+            lambda session: session.execute(insert(Order), [row]),
+            lambda session: session.bulk_insert_mappings(Order, [row]),
+            lambda session: session.bulk_save_objects([Order(**row)]),
+        ]
+
+    with Session(engine) as session:
+        for n, create in enumerate(inserts("o-3")):
+            create(session)
+            order = session.get_one(Order, "o-3")
+            assert (order.version, order.state.status) == (1, "new")
+            own = order.provenance.effect_id.startswith("of an order")
+            assert own is (n == 2)  # The others know only the class.
+            session.rollback()
+        for create in inserts("o-1"):
+            with pytest.raises(IntegrityError):
+                create(session)
+            session.rollback()
+        for create in [*inserts("k" * 256), *inserts("o-3", state={"status": 1})]:
+            with pytest.raises(PayloadError):
+                create(session)
+            session.rollback()
+        session.bulk_save_objects([Plain(id=1)], return_defaults=True)
+        session.bulk_insert_mappings(Plain, [{"id": 2}], render_nulls=True)
+        session.bulk_update_mappings(Plain, [{"id": 2, "name": "x"}])
+        assert session.scalars(select(Plain.name)).all() == [None, "x"]
 
 
 @pytest.mark.usefixtures("winner")
@@ -361,16 +472,6 @@ def test_trigger_guards_what_goes_around(
 @pytest.mark.usefixtures("winner")
 def test_flush_without_workflows_sends_and_hears_nothing(engine: Engine) -> None:
     """A session that writes no workflow row has no ledger and no listeners."""
-
-    class PlainBase(DeclarativeBase):
-        pass
-
-    class Plain(PlainBase):
-        __tablename__ = "plain"
-
-        id: Mapped[int] = mapped_column(primary_key=True)
-
-    PlainBase.metadata.create_all(engine)
     sent: list[str] = []
 
     @event.listens_for(engine, "before_cursor_execute")

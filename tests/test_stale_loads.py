@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import URL, Engine, MetaData, create_engine
+from sqlalchemy import URL, Engine, MetaData, create_engine, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -21,6 +22,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.exc import StaleDataError
 
 from sa_wfstate import ConflictReason, StateConflict, WorkflowStateMixin
+from sa_wfstate.sqlstates import sqlstate
 
 pytestmark = pytest.mark.contract
 
@@ -35,6 +37,8 @@ class OrderState(BaseModel):
 
 class Order(WorkflowStateMixin[OrderState], Base):
     __tablename__ = "orders"
+
+    note: Mapped[str | None] = mapped_column()
 
 
 class Customer(Base):
@@ -199,6 +203,47 @@ def test_staleness_of_others_passes_through(
             session.merge(stale)
         assert type(caught.value) is StaleDataError
         session.merge(Customer(id=2, name="Cid"))
+
+
+def test_autoflush_of_others_passes_through(
+    engine: Engine, winner: sessionmaker[Session], isolation_level: str
+) -> None:
+    """What another entity loses in the autoflush of a get or merge is its own."""
+    stale = detached(winner)
+    pay(winner)
+    engine = engine.execution_options(isolation_level=isolation_level)
+    for load in (
+        lambda: session.get(Order, "o-1", with_for_update=True),
+        lambda: session.merge(stale),
+    ):
+        with Session(engine) as session:
+            session.get_one(Order, "o-1")
+            session.get_one(Customer, 1).name = "Cid"
+            with winner.begin() as other:
+                customer = other.get_one(Customer, 1)
+                customer.name = f"Bea {customer.revision}"
+                other.get_one(Order, "o-1").note = f"{customer.revision}"
+            with pytest.raises((StaleDataError, DBAPIError)) as caught:
+                load()
+            assert not isinstance(caught.value, StateConflict)
+            assert "customers" in str(caught.value)
+
+
+@pytest.mark.usefixtures("winner")
+def test_read_that_is_refused_is_no_conflict(engine: Engine) -> None:
+    """A plain read of a held object writes nothing, so nothing of it is lost."""
+    engine = engine.execution_options(isolation_level="SERIALIZABLE")
+    with Session(engine) as session, Session(engine) as other:
+        order = session.get_one(Order, "o-1")
+        session.scalars(select(Customer)).all()
+        other.scalars(select(Order)).all()
+        other.get_one(Customer, 1).name = "Bea"
+        session.execute(text("UPDATE orders SET note = 'x'"))
+        other.commit()
+        session.expire(order)
+        with pytest.raises(DBAPIError) as caught:
+            session.get(Order, "o-1")
+        assert sqlstate(caught.value) == "40001"
 
 
 def test_sessions_of_other_programs_are_left_alone() -> None:

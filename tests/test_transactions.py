@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import URL, Engine, MetaData, create_engine, func, select, text
+from sqlalchemy import (
+    URL,
+    Engine,
+    MetaData,
+    create_engine,
+    event,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
@@ -217,6 +226,27 @@ def test_lost_answer_is_found_out(
 
 
 @pytest.mark.contract
+@pytest.mark.parametrize("done", [True, False], ids=["done", "undone"])
+def test_what_a_commit_hook_writes_is_found_out_too(
+    engine: Engine, faults: Faults, winner: sessionmaker[Session], done: bool
+) -> None:
+    """A listener that writes at the last moment makes a reading transaction write."""
+    faults.times, faults.done = 1, done
+
+    class AuditedSession(Session):
+        pass
+
+    @event.listens_for(AuditedSession, "before_commit")
+    def audit(session: Session) -> None:
+        order = session.get_one(Order, "o-1")
+        order.state = OrderState(status=f"audited {order.version}")
+
+    sessions = sessionmaker(engine, class_=AuditedSession)
+    run_transaction(sessions, lambda session: session.get(Order, "o-1"))
+    assert versions(winner) == {"o-1": 2}
+
+
+@pytest.mark.contract
 def test_replaced_evidence_is_not_guessed(
     engine: Engine, faults: Faults, winner: sessionmaker[Session]
 ) -> None:
@@ -358,3 +388,16 @@ async def test_cancelled_commit_can_be_repeated(
     assert versions(winner) == {"o-1": 2}
     async with AsyncSession(async_engine) as session:
         assert await session.scalar(select(func.count()).select_from(Order)) == 1
+
+
+async def test_wrong_kind_of_session_names_the_other_twin(
+    async_engine: AsyncEngine, winner: sessionmaker[Session]
+) -> None:
+    """A sync session where an async one is due is refused with a word, or the other."""
+    asynchronous: Any = async_sessionmaker(async_engine)
+    with pytest.raises(TypeError, match="an asynchronous AsyncSession; await"):
+        run_transaction(asynchronous, decide)
+    synchronous: Any = winner
+    with pytest.raises(TypeError, match="a synchronous Session; give"):
+        await sa_wfstate.asyncio.run_transaction(synchronous, asynchronous)
+    assert versions(winner) == {"o-1": 1}
