@@ -2,29 +2,34 @@
 
 What a codec encodes has made the round trip: its text was read back and found to be the
 same value. So what JSON or the model cannot keep is refused, with its path, before any
-SQL is sent. Errors name paths and types, never the payload.
+SQL is sent. Errors name paths and types, never the payload: a key that the type
+does not name is shown as ``*``.
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
 from .errors import PayloadError
-from .payloads import Schema, has_one_spelling, holds_sets, is_frozen
-from .roundtrip import difference, unordered, unstorable
+from .payloads import Schema, has_one_spelling, holds_sets, is_frozen, names_in
+from .roundtrip import ANY, culprit, difference, unordered, unstorable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from .roundtrip import Path
     from .upcasters import PayloadSchema
 
 T = TypeVar("T")
 
 _FREQUENT = "0123456789aeinorst"
+_TELLING = '"01e'
+_LONGEST_PATH = 8
 _AS_STORED: dict[str, Any] = {"by_alias": True, "round_trip": True}
 # Problems that Pydantic describes with a piece of the input, or an application with
 # whatever it likes.
@@ -57,6 +62,7 @@ class Codec(Generic[T]):
         self.round_trip = round_trip
         self._adapter: TypeAdapter[T] = TypeAdapter(type_)
         self._traits: tuple[bool, bool, bool] | None = None
+        self._names: frozenset[str] | None = None
 
     @property
     def schema(self) -> Schema:
@@ -99,11 +105,14 @@ class Codec(Generic[T]):
         if schema is not None and isinstance(text, str):
             read = schema.read(text)
         try:
-            value: T = self._adapter.validator.validate_json(read)
+            return self._validate(read)
         except ValidationError as error:
             if where is None:
                 where = self.name if schema is None else schema.where(str(text))
-            raise PayloadError(where, *first_problem(error)) from None
+            raise self._refusal(where, *first_problem(error)) from None
+
+    def _validate(self, text: str | bytes) -> T:
+        value: T = self._adapter.validator.validate_json(text)
         return value
 
     def encode(self, value: T, *, where: str | None = None) -> str:
@@ -112,17 +121,55 @@ class Codec(Generic[T]):
         self.check(value, text, where=where)
         return text
 
-    def check(self, value: T, text: str, *, where: str | None = None) -> None:
-        """Raise PayloadError unless *text*, the JSON of *value*, reads as the same."""
-        found = None
-        if "\\u0000" in text:
-            found = unstorable(from_json(text))
-        if found is None and self.round_trip:
-            copy = self.load(text, where=where)
+    def check(self, value: T, text: str, *, where: str | None = None) -> T | None:
+        """Raise PayloadError unless *text*, the JSON of *value*, reads as the same.
+
+        Returns what it was read as; None without the round trip.
+        """
+        self.refuse_nul(text, where=where)
+        found = copy = None
+        if self.round_trip:
+            try:
+                copy = self._validate(text)
+            except ValidationError as error:
+                path, problem = first_problem(error)
+                if error.errors(include_input=False)[0]["type"] == "json_invalid":
+                    problem = "is nested too deeply"
+                raise self._refusal(where, path, problem) from None
             if copy != value:
                 found = difference(value, copy, self.accept)
         if found:
-            raise PayloadError(where or self.name, *found)
+            raise self._refusal(where, *found)
+        return copy
+
+    def refuse_nul(self, text: str, *, where: str | None = None) -> None:
+        """Raise PayloadError if there is a NUL in the JSON *text*."""
+        found = unstorable(from_json(text)) if holds_nul(text) else None
+        if found is not None:
+            raise self._refusal(where, *found)
+
+    def _refusal(self, where: str | None, path: Path, problem: str) -> PayloadError:
+        if self._names is None:
+            self._names = names_in(self.schema)
+        shown = [
+            str(part) if isinstance(part, int) or part in self._names else ANY
+            for part in path[:_LONGEST_PATH]
+        ]
+        shown += ["…"] * (len(path) > _LONGEST_PATH)
+        return PayloadError(where or self.name, ".".join(shown), problem)
+
+    def stands_for(self, stored: str, text: str) -> tuple[bool, T | None]:
+        """Say whether *stored*, as a row has it, is what was dumped as *text*.
+
+        JSONB has its own order of keys and its own spacing. Returns also what *stored*
+        was read as, if it had to be read.
+        """
+        if stored == text:
+            return True, None
+        if any(stored.count(each) != text.count(each) for each in _TELLING):
+            return False, None  # Found out for a fraction of what the rest takes.
+        copy = self.load(stored)
+        return self.same(text, self.dump(copy)), copy
 
     def same(self, text: str, other: str) -> bool:
         """Say whether two texts that :meth:`dump` returned stand for the same value."""
@@ -144,7 +191,6 @@ class Codec(Generic[T]):
 
     def _cannot_dump(self, value: Any, where: str | None) -> PayloadError:
         """Find out why: slowly, but only after it has failed."""
-        where = where or self.name
         try:
             text = self._adapter.dump_json(value, warnings=False, **_AS_STORED)
             self.check(value, text.decode(), where=where)
@@ -157,11 +203,27 @@ class Codec(Generic[T]):
             found = unstorable(plain)
         except Exception:  # noqa: BLE001 - whatever a serializer raises, once more
             found = None
-        problem = (
-            f"is a {type(value).__name__} that is not a {self.name}, or holds what "
-            "cannot be dumped"
-        )
-        return PayloadError(where, *(found or ("", problem)))
+        if found is None:
+            path, part, problem = culprit(value, partial(self._dumps, value))
+            kind = type(part).__name__
+            other = "" if path or kind == self.name else f", not {self.name}"
+            problem = problem or f"is of type {kind}{other}, and cannot be dumped"
+            found = path, problem
+        return self._refusal(where, *found)
+
+    def _dumps(self, value: Any, include: Any) -> bool:
+        try:
+            self._adapter.serializer.to_json(
+                value, include=include, warnings="error", **_AS_STORED
+            )
+        except Exception:  # noqa: BLE001 - whatever a serializer raises, once more
+            return False
+        return True
+
+
+def holds_nul(text: str) -> bool:
+    """Say whether there may be a NUL in the JSON *text*."""
+    return "\\u0000" in text
 
 
 def canonical_json(text: str) -> str:
@@ -179,7 +241,7 @@ def _may_be_reordered(text: str, other: str) -> bool:
     )
 
 
-def first_problem(error: ValidationError) -> tuple[str, str]:
+def first_problem(error: ValidationError) -> tuple[Path, str]:
     """Return the path and the message of the first problem, without the input."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[
         0
@@ -188,4 +250,4 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     problem = first["msg"]
     if first["type"] in _INDISCREET or "parsing" in first["type"]:
         problem = f"is not valid ({first['type']})"
-    return ".".join(str(part) for part in first["loc"]), problem + more
+    return first["loc"], problem + more

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from .codec import canonical_json, first_problem
 from .conflicts import conflict_of
-from .errors import ConflictReason, PayloadError, StateConflict, WriteSuppressed
+from .errors import PayloadError
 from .mixin import check_key
 from .provenance import Provenance
-from .snapshots import StateCommitted, WorkflowSnapshot
+from .races import ConflictReason, StateConflict, WriteSuppressed
+from .snapshots import StateCommitted, WorkflowSnapshot, remembered
 from .sqlstates import SERIALIZATION_FAILURE, sqlstate
 from .statements import Statements, Write
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 StateT = TypeVar("StateT")
 
+_LAST_VERSION = 2**63 - 1
+
 
 def prepare(
     statements: Statements[StateT],
@@ -35,23 +38,31 @@ def prepare(
     provenance: Provenance | Mapping[str, Any],
     *,
     expected_effect_id: str | None = None,
+    base: WorkflowSnapshot[StateT] | None = None,
 ) -> Write:
     """Check everything that can be checked before any SQL is sent."""
-    entity = statements.entity
+    entity, codec = statements.entity, statements.state_type.codec
     check_key(entity, workflow_key)
-    where = f"{entity} {workflow_key!r}"
-    if type(expected_version) is not int:  # True is an int, but no version
-        raise PayloadError(where, "expected_version", "must be an int")
-    if not 0 <= expected_version < 2**63 - 1:
-        problem = f"must be 0 or a version that was read, got {expected_version}"
-        raise PayloadError(where, "expected_version", problem)
+    # True is an int, but no version.
+    if type(expected_version) is not int or not 0 <= expected_version < _LAST_VERSION:
+        raise _bad_version(entity, workflow_key, expected_version)
     if not isinstance(provenance, Provenance):
-        try:
-            provenance = Provenance.model_validate(provenance)
-        except ValidationError as error:
-            found = first_problem(error)
-            raise PayloadError(f"{where} provenance", *found) from None
-    text = statements.state_type.codec.encode(state, where=f"{where} state")
+        provenance = _provenance_of(entity, workflow_key, provenance)
+    if base is not None:
+        _check_base(entity, workflow_key, expected_version, base)
+        expected_effect_id = expected_effect_id or base.provenance.effect_id
+    unchanged = False
+    copy: Any = None
+    try:
+        text = codec.dump(state)
+        # Only if it is the one that the statement is going to look for.
+        if base is not None and expected_effect_id == base.provenance.effect_id:
+            unchanged, copy = _is_unchanged(statements, base, text)
+        if not unchanged:
+            copy = codec.check(state, text)
+    except PayloadError as error:
+        where = f"{entity} {workflow_key!r} state"
+        raise PayloadError(where, error.path, error.problem) from error.__cause__
     return Write(
         workflow_key,
         expected_version + 1,
@@ -59,7 +70,52 @@ def prepare(
         provenance,
         statements.schema.write_version,
         expected_effect_id,
+        unchanged,
+        copy,
     )
+
+
+def _bad_version(entity: str, workflow_key: str, version: object) -> PayloadError:
+    problem = "must be an int"
+    if type(version) is int:
+        problem = f"must be 0 or a version that was read, got {version}"
+    return PayloadError(f"{entity} {workflow_key!r}", "expected_version", problem)
+
+
+def _provenance_of(
+    entity: str, workflow_key: str, provenance: Mapping[str, Any]
+) -> Provenance:
+    try:
+        return Provenance.model_validate(provenance)
+    except ValidationError as error:
+        path, problem = first_problem(error)
+        shown = ".".join(str(part) for part in path)
+        where = f"{entity} {workflow_key!r} provenance"
+        raise PayloadError(where, shown, problem) from None
+
+
+def _check_base(
+    entity: str, workflow_key: str, version: int, base: WorkflowSnapshot[Any]
+) -> None:
+    if (base.workflow_key, base.version) != (workflow_key, version):
+        problem = (
+            f"must be a snapshot of version {version}, is one of "
+            f"{base.workflow_key!r} at version {base.version}"
+        )
+        raise PayloadError(f"{entity} {workflow_key!r}", "base", problem)
+
+
+def _is_unchanged(
+    statements: Statements[StateT], base: WorkflowSnapshot[StateT], text: str
+) -> tuple[bool, StateT | None]:
+    """Say whether the row of *base* holds *text*, in the shape that is written.
+
+    Returns also the state of the row, if it was read for that.
+    """
+    stored = remembered(base)
+    if stored is None or base.schema_version != statements.schema.write_version:
+        return False, None
+    return statements.state_type.codec.stands_for(stored, text)
 
 
 def compare_and_set(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, text
 
 from .side_writes import writers_of
+from .twins import refuse_async, refuse_sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,14 +24,19 @@ class Connections:
     """Lend connections to the database in which the class of *mapper* lives."""
 
     def __init__(self, bind: Engine | sessionmaker[Any], mapper: Mapper[Any]) -> None:
+        refuse_async(bind)
         self._bind = bind
         self._mapper = mapper
 
     @contextmanager
     def autocommit(self) -> Iterator[Connection]:
         """Lend one that commits by itself: half the round trips of BEGIN, COMMIT."""
-        with self._lend("AUTOCOMMIT") as connection:
-            yield connection
+        if isinstance(self._bind, Engine):
+            with self._bind.connect() as connection:
+                yield connection.execution_options(isolation_level="AUTOCOMMIT")
+        else:
+            with self._lend("AUTOCOMMIT") as connection:
+                yield connection
 
     def commit(self) -> AbstractContextManager[Connection]:
         """Lend one for a single commit; with its side writes it is a transaction."""
@@ -83,6 +89,7 @@ def limit_lock_waits(connection: Connection) -> None:
 
 def sync_bind(bind: AsyncEngine | async_sessionmaker[Any]) -> Any:
     """Return the Engine of an AsyncEngine, or something that makes sync sessions."""
+    refuse_sync(bind)
     # Only an AsyncEngine has it; that class is not imported for whoever never awaits.
     engine = getattr(bind, "sync_engine", None)
     return _SyncSessions(bind) if engine is None else engine

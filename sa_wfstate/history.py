@@ -25,10 +25,11 @@ from sqlalchemy import delete, select, tuple_, type_coerce
 
 from .connections import Connections
 from .diffs import diff_json
-from .errors import StateConflict, VersionNotInHistory
+from .errors import VersionNotInHistory
 from .history_tables import HistoryMixin, history_of, keep_history
 from .mixin import check_key
-from .statements import CANONICAL_COLUMNS, snapshot_of, statements_of
+from .row_sql import CANONICAL_COLUMNS
+from .statements import snapshot_of, statements_of
 from .store import Entity, connection_of, try_commit
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session, sessionmaker
 
     from .provenance import Provenance
+    from .races import StateConflict
     from .snapshots import StateCommitted, WorkflowSnapshot
 
 StateT = TypeVar("StateT")
@@ -217,7 +219,7 @@ class _Query:
         )
 
     def read(self, session: Session, rows: Select[Any]) -> list[WorkflowSnapshot[Any]]:
+        connection = connection_of(session, self._statements)
         if session.autoflush:
             session.flush()
-        connection = connection_of(session, self._statements)
         return [snapshot_of(row) for row in connection.execute(rows)]

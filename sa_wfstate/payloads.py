@@ -143,6 +143,32 @@ def has_one_spelling(schema: Schema) -> bool:
     )
 
 
+def names_in(schema: Schema) -> frozenset[str]:
+    """Return the names that *schema* consists of: fields, aliases, tags, types.
+
+    They stand in the code, so an error may show them; other keys are payload.
+    """
+    found: set[str] = set()
+    for node in _nodes(schema):
+        found.add(node["type"])
+        for name, field in _fields(node.get("fields") or {}):
+            aliases = (field.get("validation_alias"), field.get("serialization_alias"))
+            found.update((name, *_strings(aliases)))
+        if node["type"] == "tagged-union":
+            found.update(str(tag) for tag in node["choices"])
+        if "cls" in node:
+            found.add(node["cls"].__name__)
+    return frozenset(found)
+
+
+def _strings(part: Any) -> Iterator[str]:
+    if isinstance(part, str):
+        yield part
+    elif isinstance(part, (list, tuple)):
+        for each in part:
+            yield from _strings(each)
+
+
 def _nodes(part: Any) -> Iterator[Schema]:
     """Yield each schema in *part* of a schema."""
     if isinstance(part, dict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Self
 from uuid import UUID, uuid4
 
@@ -57,3 +57,25 @@ class Provenance(BaseModel):
                 "action_id": action_id,
             }
         )
+
+
+_PLAIN = frozenset({str, int, bool, type(None)})
+
+
+def survives(provenance: Provenance) -> bool:
+    """Say whether it is plain to see that *provenance* makes the round trip by JSON.
+
+    Most do, and need not be read back. What cannot be dumped or stored at all is
+    nothing that is looked for here.
+    """
+    # Not by attribute: of an instance that nobody validated they may be missing.
+    fields, more = provenance.__dict__, provenance.model_extra or {}
+    timestamp = fields.get("timestamp")
+    return (
+        type(provenance) is Provenance
+        and bool(fields.get("effect_id"))
+        and type(timestamp) is datetime
+        and timestamp.utcoffset() == timedelta(0)
+        and type(fields.get("action_id")) in {UUID, type(None)}
+        and all(type(each) in _PLAIN for each in more.values())
+    )

@@ -1,7 +1,8 @@
 """The round trip: a value, and what its JSON is read back as.
 
 :func:`difference` finds the first part of a value that does not survive, without ever
-showing it: paths and the names of types are all that an error may tell.
+showing it: paths and the names of types are all that an error may tell. A path is a
+tuple of names and numbers, in which a key that is no text is a ``*``.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
-Parts = list[tuple[object, Any, Any]]
+Path = tuple[str | int, ...]
+Parts = list[tuple[str | int, Any, Any]]
+
+ANY = "*"
+_DEEP = 100
 
 
 def difference(
-    value: Any, copy: Any, accepted: Collection[str] = (), path: str = ""
-) -> tuple[str, str] | None:
+    value: Any, copy: Any, accepted: Collection[str] = (), path: Path = ()
+) -> tuple[Path, str] | None:
     """Return path and kind of the first loss between *value* and its *copy*, or None.
 
     Models are compared field by field, except for those fields that are *accepted*
@@ -32,7 +37,7 @@ def difference(
     if isinstance(parts, str):
         return path, parts
     for key, part, other in parts:
-        found = difference(part, other, accepted, f"{path}.{key}" if path else str(key))
+        found = difference(part, other, accepted, (*path, key))
         if found:
             return found
     return None
@@ -64,7 +69,11 @@ def _items(value: dict[Any, Any], copy: dict[Any, Any]) -> Parts | str:
             return f"has a key of type {type(key).__name__} that JSON changes"
     if len(value) != len(copy):
         return "has keys that are one and the same in JSON"
-    return [(key, part, copy[key]) for key, part in value.items()]
+    return [(_shown(key), part, copy[key]) for key, part in value.items()]
+
+
+def _shown(key: object) -> str:
+    return key if isinstance(key, str) else ANY
 
 
 def _defined_by(cls: type[Any]) -> set[str]:
@@ -82,7 +91,52 @@ def _fields(value: Any, copy: Any) -> Iterator[tuple[str, Any, Any]]:
             yield field.name, getattr(value, field.name), getattr(copy, field.name)
 
 
-def unstorable(value: Any, path: str = "") -> tuple[str, str] | None:
+def culprit(value: Any, dumps: Callable[[Any], bool]) -> tuple[Path, Any, str | None]:
+    """Find the innermost part of *value* that cannot be dumped.
+
+    *dumps* says whether the part that Pydantic's *include* leaves can. Returns the
+    path, the part, and the problem if it is one of the way there.
+    """
+    keys: tuple[Any, ...] = ()
+    path: Path = ()
+    above = [value]
+    while len(keys) < _DEEP:
+        bad = (
+            (key, part)
+            for key, part in _children(above[-1])
+            if not dumps(_include((*keys, key)))
+        )
+        found = next(bad, None)
+        if found is None:
+            return path, above[-1], None
+        key, part = found
+        is_dict = isinstance(above[-1], dict)
+        keys, path = (*keys, key), (*path, _shown(key) if is_dict else key)
+        if any(part is each for each in above):
+            return path, part, "holds itself"
+        above.append(part)
+    return path, above[-1], "is nested too deeply"
+
+
+def _children(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, BaseModel):
+        return [*value.__dict__.items(), *(value.model_extra or {}).items()]
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return [(name, getattr(value, name)) for name in names]
+    if isinstance(value, dict):
+        return list(value.items())
+    return list(enumerate(value)) if isinstance(value, (list, tuple)) else []
+
+
+def _include(keys: tuple[Any, ...]) -> Any:
+    include: Any = {keys[-1]}
+    for key in reversed(keys[:-1]):
+        include = {key: include}
+    return include
+
+
+def unstorable(value: Any, path: Path = ()) -> tuple[Path, str] | None:
     """Return path and kind of the first text in *value* that PostgreSQL refuses.
 
     *value* consists of what JSON knows.
@@ -90,16 +144,14 @@ def unstorable(value: Any, path: str = "") -> tuple[str, str] | None:
     if isinstance(value, str):
         problem = _unstorable_text(value)
         return (path, problem) if problem else None
-    pairs: Iterable[tuple[object, Any]] = ()
-    if isinstance(value, dict):
-        pairs = value.items()
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        pairs = enumerate(value)
-    for key, part in pairs:
+    is_dict = isinstance(value, dict)
+    if isinstance(value, (set, frozenset)):
+        value = list(value)
+    for key, part in _children(value):
         problem = _unstorable_text(key) if isinstance(key, str) else None
         if problem:
             return path, f"has a key that {problem}"
-        found = unstorable(part, f"{path}.{key}" if path else str(key))
+        found = unstorable(part, (*path, _shown(key) if is_dict else key))
         if found:
             return found
     return None

@@ -37,6 +37,10 @@ class WorkflowSnapshot(BaseModel, Generic[StateT]):
     1
     """
 
+    # Not a field: the text that the state was read from, as long as it is the same one.
+    # Copies and pickles are without it.
+    __slots__ = ("_text",)
+
     model_config = ConfigDict(frozen=True)
 
     workflow_key: WorkflowKey
@@ -53,6 +57,18 @@ class WorkflowSnapshot(BaseModel, Generic[StateT]):
             msg = "a plain-dict state must not be empty"
             raise ValueError(msg)
         return value
+
+
+def remember(snapshot: WorkflowSnapshot[StateT], text: str) -> WorkflowSnapshot[StateT]:
+    """Let *snapshot*, which was read from a row, know the *text* of its state."""
+    object.__setattr__(snapshot, "_text", text)
+    return snapshot
+
+
+def remembered(snapshot: WorkflowSnapshot[Any]) -> str | None:
+    """Return the JSON text that the state of *snapshot* was read from, if it was."""
+    text: str | None = getattr(snapshot, "_text", None)
+    return text
 
 
 class StateCommitted(Generic[StateT]):

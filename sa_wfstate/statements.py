@@ -1,35 +1,26 @@
-"""The Core statements of a workflow class, each built once.
+"""Read and write the rows of a workflow class by Core statements, each built once.
 
 Everything that reads or writes a row outside the unit of work goes through here:
-:func:`statements_of` an entity gives its reads, its compare-and-set and its creation,
-all with ``workflow_key`` compared for equality.
+:func:`statements_of` an entity gives its reads, its compare-and-set and its creation.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Table,
-    bindparam,
-    func,
-    inspect,
-    select,
-    true,
-    update,
-)
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 
 from . import side_writes
-from .errors import MappingError, PayloadError
+from .codec import holds_nul
+from .errors import MappingError
 from .mixin import WorkflowStateMixin
+from .provenance import survives
+from .row_sql import CANONICAL_COLUMNS, RowSQL
 from .schema import payload_schema
-from .snapshots import StateCommitted, WorkflowSnapshot
-from .types import JSONText, PydanticJSON
+from .snapshots import StateCommitted, WorkflowSnapshot, remember
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,17 +29,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
     from .provenance import Provenance
+    from .types import PydanticJSON
 
 StateT = TypeVar("StateT")
-
-CANONICAL_COLUMNS = (
-    "workflow_key",
-    "version",
-    "state",
-    "updated_at",
-    "schema_version",
-    "provenance",
-)
 
 
 class Write(NamedTuple):
@@ -62,6 +45,12 @@ class Write(NamedTuple):
     base_effect_id: str | None = None
     """The effect that wrote the version that is replaced; None: any."""
 
+    unchanged: bool = False
+    """The version that *base_effect_id* wrote, if any, has this state already."""
+
+    copy: Any = None
+    """The state as it was read back from its text, if it was; for one reader."""
+
 
 class Statements(Generic[StateT]):
     """The statements of one entity."""
@@ -73,38 +62,10 @@ class Statements(Generic[StateT]):
         self.table: Table = mapper.version_id_col.table  # type: ignore[union-attr]
         table = self.table
         self.state_type: PydanticJSON[StateT] = table.c.state.type
+        self._provenance_type: PydanticJSON[Provenance] = table.c.provenance.type
         self.schema = payload_schema(mapper)
-        self.own_rows = own_rows = _own_rows(mapper)
-        self._read = (
-            select(*(table.c[name] for name in CANONICAL_COLUMNS))
-            .select_from(mapper.selectable)
-            .where(own_rows)
-        )
-        self._read_one = self._read.where(table.c.workflow_key == bindparam("key"))
-        self._lock_one = self._read_one.with_for_update(key_share=True, of=table)
-        self._swap = (
-            update(table)
-            .where(
-                table.c.workflow_key == bindparam("key"),
-                table.c.version == bindparam("expected_version"),
-                # What newer code has written is not written over.
-                table.c.schema_version <= self.schema.version,
-                own_rows,
-            )
-            .values(
-                version=bindparam("new_version"),
-                state=bindparam("new_state", type_=JSONText()),
-                updated_at=func.now(),
-                schema_version=bindparam("new_schema_version"),
-                provenance=bindparam("new_provenance"),
-            )
-            .returning(table.c.updated_at)
-        )
-        effect_id = effect_id_of(table)
-        self._swap_same = self._swap.where(effect_id == bindparam("base_effect_id"))
-        self._versions = select(
-            table.c.workflow_key, table.c.version, effect_id
-        ).order_by(table.c.workflow_key)
+        self.sql = RowSQL(mapper, table, self.schema.version)
+        self.own_rows = self.sql.own_rows
         self._creations: dict[str, Any] = {}
 
     def read(
@@ -114,23 +75,33 @@ class Statements(Generic[StateT]):
 
         *lock* keeps other writers away until the transaction ends.
         """
-        statement = self._lock_one if lock else self._read_one
-        try:
-            row = connection.execute(statement, {"key": workflow_key}).first()
-        except PayloadError as error:
-            where = error.where.replace(
-                f"{self.entity} state", f"{self.entity} {workflow_key!r} state"
-            )
-            raise PayloadError(where, error.path, error.problem) from error.__cause__
-        return None if row is None else snapshot_of(row)
+        statement = self.sql.lock_one if lock else self.sql.read_one
+        row = connection.execute(statement, {"key": workflow_key}).first()
+        return None if row is None else self._snapshot_of(row)
 
     def read_many(
         self, connection: Connection, workflow_keys: Iterable[str]
     ) -> dict[str, WorkflowSnapshot[StateT]]:
         """Read the rows of *workflow_keys* in one statement, by key."""
         keys = list(workflow_keys)
-        statement = self._read.where(self.table.c.workflow_key.in_(keys))
-        return {row[0]: snapshot_of(row) for row in connection.execute(statement)}
+        statement = self.sql.read.where(self.table.c.workflow_key.in_(keys))
+        rows = connection.execute(statement)
+        return {row[0]: self._snapshot_of(row) for row in rows}
+
+    def _snapshot_of(self, row: Sequence[Any]) -> WorkflowSnapshot[StateT]:
+        key, version, text, updated_at, schema_version, provenance = row
+        marked = self.schema.mark(text, schema_version, key)
+        where = self.schema.name_of(schema_version, key)
+        state = self.state_type.load(marked, where=where)
+        snapshot = WorkflowSnapshot(
+            workflow_key=key,
+            version=version,
+            state=state,
+            updated_at=updated_at,
+            schema_version=schema_version,
+            provenance=provenance,
+        )
+        return remember(snapshot, marked)
 
     def versions(
         self,
@@ -144,7 +115,7 @@ class Statements(Generic[StateT]):
         *lock* waits for other writers, and keeps them away until the transaction ends.
         """
         keys = list(workflow_keys)
-        statement = self._versions.where(self.table.c.workflow_key.in_(keys))
+        statement = self.sql.versions.where(self.table.c.workflow_key.in_(keys))
         if lock:
             statement = statement.with_for_update()
         rows = connection.execute(statement)
@@ -155,16 +126,20 @@ class Statements(Generic[StateT]):
         parameters = {
             "key": write.workflow_key,
             "expected_version": write.version - 1,
-            "new_version": write.version,
-            "new_state": self.state_type.stored(write.state_text),
             "new_schema_version": write.schema_version,
-            "new_provenance": write.provenance,
+            "new_provenance": self.provenance_text(write.provenance),
         }
-        statement = self._swap
+        statement = self.sql.swap
         if write.base_effect_id is not None:
-            statement = self._swap_same
+            statement = self.sql.swap_same
             parameters["base_effect_id"] = write.base_effect_id
-        updated_at: datetime | None = connection.execute(statement, parameters).scalar()
+        updated_at: datetime | None = None
+        if write.unchanged:
+            updated_at = connection.execute(self.sql.bump, parameters).scalar()
+        if updated_at is None:
+            # An unchanged state, too: its row may have been upcast since.
+            parameters["new_state"] = self.state_type.stored(write.state_text)
+            updated_at = connection.execute(statement, parameters).scalar()
         self._follow(connection, write, updated_at)
         return updated_at
 
@@ -172,7 +147,8 @@ class Statements(Generic[StateT]):
         """Insert the row; return updated_at, or None if the key exists already."""
         dialect = connection.dialect.name
         if dialect not in self._creations:
-            self._creations[dialect] = self._build_creation(dialect)
+            creation = self.sql.creation(dialect, self.constants())
+            self._creations[dialect] = creation
         updated_at: datetime | None = connection.execute(
             self._creations[dialect],
             {
@@ -180,7 +156,7 @@ class Statements(Generic[StateT]):
                 "version": write.version,
                 "state": self.state_type.stored(write.state_text),
                 "schema_version": write.schema_version,
-                "provenance": write.provenance,
+                "provenance": self.provenance_text(write.provenance),
             },
         ).scalar()
         self._follow(connection, write, updated_at)
@@ -190,29 +166,41 @@ class Statements(Generic[StateT]):
         self, connection: Connection, write: Write, updated_at: datetime | None
     ) -> None:
         if updated_at is not None and side_writes.writers_of(self.mapper):
-            commit = self.committed(write, updated_at)
+            # The copy is for the caller: a side writer may change what it is given.
+            commit = self.committed(write._replace(copy=None), updated_at)
             side_writes.write(connection, self.mapper, [commit])
 
     def committed(
         self, write: Write, updated_at: datetime, *, attempts: int = 1
     ) -> StateCommitted[StateT]:
         """Make the outcome of a write that won."""
-
-        def snapshot() -> WorkflowSnapshot[StateT]:
-            return WorkflowSnapshot(
-                workflow_key=write.workflow_key,
-                version=write.version,
-                # Read from the text that was written: the caller's own object may be
-                # changed after the commit.
-                state=self.state_type.load(write.state_text),
-                updated_at=updated_at,
-                schema_version=write.schema_version,
-                provenance=write.provenance,
-            )
-
+        snapshot = partial(self._written, write, updated_at)
         return StateCommitted(
             write.workflow_key, write.version, snapshot, attempts=attempts
         )
+
+    def _written(self, write: Write, updated_at: datetime) -> WorkflowSnapshot[StateT]:
+        state = write.copy
+        if state is None:
+            # From the text: the caller's own object may be changed after the commit.
+            state = self.state_type.load(write.state_text)
+        snapshot = WorkflowSnapshot(
+            workflow_key=write.workflow_key,
+            version=write.version,
+            state=state,
+            updated_at=updated_at,
+            schema_version=write.schema_version,
+            provenance=write.provenance,
+        )
+        return remember(snapshot, write.state_text)
+
+    def provenance_text(self, provenance: Provenance) -> str:
+        """Return *provenance* as it is stored; PayloadError if it would change."""
+        codec = self._provenance_type.codec
+        text = codec.dump(provenance)
+        if not survives(provenance) or holds_nul(text):
+            codec.check(provenance, text)
+        return text
 
     def constants(self) -> dict[str, Any]:
         """Return what every new row of the class holds: its discriminator.
@@ -229,37 +217,6 @@ class Statements(Generic[StateT]):
             return {}
         column = self.mapper.polymorphic_on.key
         return {column: self.mapper.polymorphic_identity}
-
-    def _build_creation(self, dialect: str) -> Any:
-        insert = (sqlite if dialect == "sqlite" else postgresql).insert(self.table)
-        return (
-            insert.values(
-                {
-                    "workflow_key": bindparam("workflow_key"),
-                    "version": bindparam("version"),
-                    "state": bindparam("state", type_=JSONText()),
-                    "schema_version": bindparam("schema_version"),
-                    "provenance": bindparam("provenance"),
-                }
-                | self.constants()
-            )
-            .on_conflict_do_nothing(index_elements=[self.table.c.workflow_key])
-            .returning(self.table.c.updated_at)
-        )
-
-
-def effect_id_of(table: Table) -> ColumnElement[str]:
-    """Return the SQL expression for the effect that wrote a row of *table*."""
-    effect_id: ColumnElement[str] = table.c.provenance["effect_id"].as_string()
-    return effect_id
-
-
-def _own_rows(mapper: Mapper[Any]) -> ColumnElement[bool]:
-    """Return the criterion that keeps a single-table subclass to its own rows."""
-    if mapper.inherits is None or not mapper.single or mapper.polymorphic_on is None:
-        return true()
-    identities = [each.polymorphic_identity for each in mapper.self_and_descendants]
-    return mapper.polymorphic_on.in_(identities)
 
 
 def snapshot_of(row: Sequence[Any]) -> WorkflowSnapshot[Any]:

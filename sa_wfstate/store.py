@@ -17,19 +17,16 @@ from tenacity import Retrying, retry_if_exception
 from . import flushes, incarnations, stale_loads  # noqa: F401 - they listen
 from .commits import compare_and_set, conflict_of_write, prepare, refused
 from .connections import Connections, limit_lock_waits
-from .errors import (
-    OutcomeUnknown,
-    StateConflict,
-    UnflushedChanges,
-    WorkflowNotFound,
-)
+from .errors import OutcomeUnknown, UnflushedChanges, WorkflowNotFound
 from .ledger import record
 from .mixin import WorkflowStateMixin, check_key
+from .races import StateConflict
 from .retry import RetryPolicy
 from .snapshots import StateCommitted, WorkflowSnapshot
 from .sqlstates import ErrorKind, classify
 from .statements import Statements, Write, statements_of
 from .tracking import changed_in_place, rebase
+from .twins import refuse_async
 from .waiting import Blocking, Waiting
 
 if TYPE_CHECKING:
@@ -56,9 +53,10 @@ def get_state(
     """
     statements = statements_of(entity)
     check_key(statements.entity, workflow_key)
+    connection = connection_of(session, statements)
     if session.autoflush:
         session.flush()
-    return _read(connection_of(session, statements), statements, workflow_key)
+    return _read(connection, statements, workflow_key)
 
 
 def try_commit(
@@ -70,6 +68,7 @@ def try_commit(
     state: StateT,
     provenance: Provenance | Mapping[str, Any],
     expected_effect_id: str | None = None,
+    base: WorkflowSnapshot[StateT] | None = None,
 ) -> StateCommitted[StateT] | StateConflict:
     """Write *state* if the workflow is still at *expected_version*.
 
@@ -81,6 +80,11 @@ def try_commit(
     raised, and the transaction goes on with whatever else it holds. The write is final
     when the caller commits the session. An instance of the row that the session holds
     has the new values afterwards.
+
+    *base*, the snapshot that was read, if it is at hand, tells two things more. A
+    *state* that it holds already is not sent: only the version, the time and the
+    provenance are written. And a workflow that was deleted and created again since is a
+    conflict, as with *expected_effect_id*.
 
     Raises PayloadError if a value cannot be stored, before any SQL is sent;
     UnflushedChanges if the session itself has changed the row; WriteSuppressed if the
@@ -96,6 +100,7 @@ def try_commit(
         state,
         provenance,
         expected_effect_id=expected_effect_id,
+        base=base,
     )
     instance = held_instance(session, statements.mapper, workflow_key)
     connection = connection_of(session, statements)
@@ -152,6 +157,7 @@ class CanonicalStore(Generic[StateT]):
         state_prime: StateT,
         provenance: Provenance | Mapping[str, Any],
         expected_effect_id: str | None = None,
+        base: WorkflowSnapshot[StateT] | None = None,
     ) -> StateCommitted[StateT] | StateConflict:
         """Write *state_prime* and commit, if the workflow is at *expected_version*.
 
@@ -169,6 +175,7 @@ class CanonicalStore(Generic[StateT]):
             state_prime,
             provenance,
             expected_effect_id=expected_effect_id,
+            base=base,
         )
         sent = False
         try:
@@ -238,6 +245,7 @@ def _may_pass(error: BaseException) -> bool:
 
 def connection_of(session: Session, statements: Statements[Any]) -> Connection:
     """Return the connection on which *session* reads and writes these rows."""
+    refuse_async(session)
     return session.connection(bind_arguments={"mapper": statements.mapper})
 
 

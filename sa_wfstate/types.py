@@ -13,7 +13,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from sqlalchemy import Dialect, literal_column, type_coerce
+from sqlalchemy import Dialect, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.orm import LoaderCallableStatus
@@ -22,7 +22,7 @@ from sqlalchemy.types import JSON, String, TypeDecorator, TypeEngine
 
 from .codec import Codec
 from .errors import PayloadError
-from .texts import AsMarkedText, AsText, row_of
+from .texts import AsText, state_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -93,7 +93,8 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
 
     None is stored as SQL NULL. Aliases are written as declared, computed fields are not
     written. A value that is not what *type_* says, or that would be read back as
-    another one, is refused with a PayloadError before any SQL is sent.
+    another one, is refused with a PayloadError before any SQL is sent. Equal numbers
+    are one: where no type says float, 1e16 is read back as an int.
 
     *accept* names the fields whose loss is wanted: ``accept={"Login.password"}``.
     *round_trip* can be turned off for states so large that reading each back before it
@@ -108,6 +109,7 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     impl = JSONB
     cache_ok = True
     comparator_factory = _Comparator
+    _names_row = True
 
     def __init__(
         self,
@@ -197,13 +199,11 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
         return lambda value: quote(self.stored(encode(value)))
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        schema, text = self.payload_schema, AsText(column)
+        if schema is not None:
+            text = state_text(column, schema, names_row=self._names_row)
         # Coerced back to this type, or the cast's own type would process the result.
-        schema = self.payload_schema
-        row = None if schema is None else row_of(column, schema.entity)
-        if schema is None or row is None:
-            return type_coerce(AsText(column), self)
-        current: ColumnElement[int] = literal_column(str(schema.version))
-        return type_coerce(AsMarkedText(column, *row, current), self)
+        return type_coerce(text, self)
 
     def result_processor(
         self, dialect: Dialect, coltype: object
@@ -256,6 +256,7 @@ class UnreadJSON(PydanticJSON[Any]):
     """The same column for the ORM, which builds a value when it is first asked for."""
 
     cache_ok = True
+    _names_row = False  # The instance has its key.
 
     def result_processor(
         self, dialect: Dialect, coltype: object

@@ -5,19 +5,23 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 from pydantic import BaseModel
+from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 import sa_wfstate
 import sa_wfstate.asyncio
 from sa_wfstate import (
+    ErrorKind,
     Provenance,
     StateCommitted,
     StateConflict,
     WorkflowNotFound,
     WorkflowStateMixin,
+    classify,
 )
 from sa_wfstate.asyncio import CanonicalStore, get_state, try_commit
 
@@ -108,6 +112,36 @@ async def test_store(async_engine: AsyncEngine, wrap: Any) -> None:
     ]
     assert [type(each) for each in outcomes] == [StateCommitted, StateConflict]
     assert (await store.get_state("o-1")).state.status == "paid"
+
+
+def test_server_that_goes_away_while_asyncpg_connects() -> None:
+    """What asyncpg raises then, SQLAlchemy does not wrap; it passes all the same."""
+    for passing in (
+        asyncpg.InterfaceError("connection is closed"),
+        asyncpg.CannotConnectNowError("the database system is starting up"),
+    ):
+        assert classify(passing) is ErrorKind.TRANSIENT
+    refused = asyncpg.InvalidPasswordError("password authentication failed")
+    assert classify(refused) is ErrorKind.FATAL
+
+
+async def test_wrong_kind_is_refused_with_a_word(async_engine: AsyncEngine) -> None:
+    """A sync function that is given what must be awaited says so, and vice versa."""
+    session: Any = AsyncSession(async_engine)
+    with pytest.raises(TypeError, match="an asynchronous AsyncSession; await"):
+        sa_wfstate.get_state(session, Order, "o-1")
+    binds: list[Any] = [async_engine, async_sessionmaker(async_engine)]
+    for bind in binds:
+        with pytest.raises(TypeError, match="got an asynchronous"):
+            sa_wfstate.CanonicalStore(bind, Order)
+    plain = create_engine("sqlite://")
+    session = Session(plain)
+    with pytest.raises(TypeError, match="a synchronous Session; give"):
+        await get_state(session, Order, "o-1")
+    binds = [plain, sessionmaker(plain)]
+    for bind in binds:
+        with pytest.raises(TypeError, match="got a synchronous"):
+            CanonicalStore(bind, Order)
 
 
 def test_twins_have_the_same_names_and_parameters() -> None:

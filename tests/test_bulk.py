@@ -42,6 +42,12 @@ class Order(WorkflowStateMixin[OrderState], Base):
     __tablename__ = "orders"
 
 
+class Evolved(WorkflowStateMixin[OrderState], Base):
+    __tablename__ = "evolved"
+    __schema_version__ = 2
+    __upcasters__ = {1: lambda data: data}  # noqa: RUF012
+
+
 class Task(WorkflowStateMixin[OrderState], Base):
     __tablename__ = "tasks"
     kind: Mapped[str] = mapped_column()
@@ -133,6 +139,27 @@ def test_statements_do_not_grow_with_the_rows(engine: Engine) -> None:
         losers = try_commit_many(session, Order, [commit(key, 1) for key in keys[:99]])
         assert all(isinstance(each, StateConflict) for each in losers)
     assert sent == ["UPDATE", "SELECT"]
+
+
+def test_unchanged_states_are_not_sent(engine: Engine) -> None:
+    """What was changed around the library stays, but for a row of an older shape."""
+    with Session(engine) as session:
+        created = [commit(key, 0) for key in "abc"]
+        try_commit_many(session, Evolved, created)
+        commits = [commit(key, 1) for key in "abc"]
+        for each in commits:
+            each.base = get_state(session, Evolved, each.workflow_key)
+        commits[1].state = OrderState(status="sent")
+        session.execute(text('UPDATE evolved SET state = \'{"status": "by hand"}\''))
+        session.execute(
+            text("UPDATE evolved SET schema_version = 1 WHERE workflow_key = 'c'")
+        )
+        outcomes: list[Any] = try_commit_many(session, Evolved, commits)
+        read = [get_state(session, Evolved, key) for key in "abc"]
+    assert [each.version for each in outcomes] == [2, 2, 2]
+    assert [each.state.status for each in read] == ["by hand", "sent", "paid"]
+    assert [each.schema_version for each in read] == [2, 2, 2]
+    assert outcomes[2].snapshot == read[2]
 
 
 def test_no_commits_no_statement(engine: Engine) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,8 +12,12 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from sa_wfstate import Provenance, StateCommitted, WorkflowSnapshot
+from sa_wfstate.provenance import survives
+from sa_wfstate.snapshots import remember, remembered
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+NAIVE = NOW.replace(tzinfo=None)
+AMSTERDAM_1900 = NOW.astimezone(timezone(timedelta(minutes=19, seconds=32)))
 
 
 class OrderState(BaseModel):
@@ -155,6 +159,45 @@ def test_provenance_takes_uuids() -> None:
     assert read == made
     assert abs(datetime.now(UTC) - made.timestamp) < timedelta(minutes=1)
     assert Provenance.now().effect_id != Provenance.now().effect_id
+
+
+@pytest.mark.parametrize(
+    ("made", "plain"),
+    [
+        (Provenance.now("e", uuid4(), lease=7, epoch=None, last=True, by="Kim"), True),
+        (Provenance(effect_id="e", timestamp=NOW), True),
+        (Provenance.now(more=(1, 2)), False),
+        (Provenance.now(more=NOW), False),
+        (Provenance.now(more=1.5), False),
+        (Provenance.now(action_id="ship-1"), False),
+        (Provenance.now().model_copy(update={"timestamp": NAIVE}), False),
+        (Provenance.now().model_copy(update={"timestamp": AMSTERDAM_1900}), False),
+        (Provenance.now().model_copy(update={"effect_id": ""}), False),
+        (Provenance.model_construct(), False),
+    ],
+)
+def test_provenance_that_survives_is_known_at_a_glance(
+    made: Provenance, plain: bool
+) -> None:
+    """It need not be read back; whatever is not plain is."""
+    assert survives(made) is plain
+    if plain:
+        assert Provenance.model_validate_json(made.model_dump_json()) == made
+
+
+def test_snapshot_forgets_its_text_in_a_copy() -> None:
+    """What was read says nothing of a copy, which may hold another state."""
+    made = remember(snapshot(), '{"a": 1}')
+    assert made == snapshot()
+    assert remembered(made) == '{"a": 1}'
+    for copied in (
+        copy.copy(made),
+        copy.deepcopy(made),
+        made.model_copy(),
+        pickle.loads(pickle.dumps(made)),
+        snapshot(),
+    ):
+        assert remembered(copied) is None
 
 
 def test_committed_makes_its_snapshot_once_and_survives_pickle() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel
@@ -10,11 +11,13 @@ from sqlalchemy import URL, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sa_wfstate import (
+    Action,
     CanonicalStore,
     ConflictReason,
     MappingError,
     PayloadError,
     Provenance,
+    ReducerService,
     StateCommitted,
     StateConflict,
     UnflushedChanges,
@@ -44,6 +47,12 @@ class OrderState(BaseModel):
 
 class Order(WorkflowStateMixin[OrderState], Base):
     __tablename__ = "orders"
+
+
+class Evolved(WorkflowStateMixin[OrderState], Base):
+    __tablename__ = "evolved"
+    __schema_version__ = 2
+    __upcasters__ = {1: lambda data: data | {"notes": ["upcast"]}}  # noqa: RUF012
 
 
 class Customer(Base):
@@ -172,6 +181,188 @@ def test_commit_checks_also_when_nothing_changes(engine: Engine) -> None:
             session.commit()
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_state_that_the_base_holds_is_not_sent(engine: Engine, in_place: bool) -> None:
+    """The version and the provenance are written, the state is left as it is."""
+    store = CanonicalStore(engine, Order)
+    base: Any = store.get_state("o-1")
+    state = base.state if in_place else OrderState()
+    sent = statements_of(engine)
+    outcome: Any = store.try_commit(
+        workflow_key="o-1",
+        expected_version=1,
+        state_prime=state,
+        provenance=Provenance.now("effect-2"),
+        base=base,
+    )
+    (statement,) = sent
+    assert "state=" not in statement
+    assert won(outcome)
+    read = store.get_state("o-1")
+    assert (read.version, read.state) == (2, OrderState())
+    assert read.provenance.effect_id == "effect-2"
+    assert outcome.snapshot == read
+    assert outcome.snapshot.state is not state
+    del sent[:]
+    with Session(engine) as session:
+        order = session.get_one(Order, "o-1")
+        again = try_commit(
+            session,
+            Order,
+            "o-1",
+            expected_version=2,
+            state=OrderState(),
+            provenance=Provenance.now(),
+            base=outcome.snapshot,
+        )
+        assert won(again)
+        assert (order.version, order.state) == (3, OrderState())
+        session.commit()
+    assert "state=" not in sent[-1]
+
+
+def test_state_that_the_base_does_not_hold_is_sent(engine: Engine) -> None:
+    """The base is what was read, whatever has become of its state since."""
+    store = CanonicalStore(engine, Order)
+    version = 1
+    for way in ("in place", "copied", "another"):
+        base: Any = store.get_state("o-1")
+        state = OrderState(status=way)
+        if way == "in place":
+            state = base.state
+            state.status = way
+        elif way == "copied":
+            base = base.model_copy(update={"state": state})
+        outcome = store.try_commit(
+            workflow_key="o-1",
+            expected_version=version,
+            state_prime=state,
+            provenance=Provenance.now(),
+            base=base,
+        )
+        assert won(outcome)
+        version += 1
+        assert store.get_state("o-1").state.status == way
+
+
+def test_base_tells_the_incarnations_apart(engine: Engine) -> None:
+    """A row that was deleted and created again is not written over."""
+    store = CanonicalStore(engine, Order)
+    base = store.get_state("o-1")
+    with Session(engine) as session:
+        session.delete(session.get_one(Order, "o-1"))
+        session.flush()
+        assert won(commit(session, 0))
+        session.commit()
+    for state in (OrderState(), PAID):
+        outcome: Any = store.try_commit(
+            workflow_key="o-1",
+            expected_version=1,
+            state_prime=state,
+            provenance=Provenance.now(),
+            base=base,
+        )
+        assert outcome.reason is ConflictReason.RECREATED
+    assert store.get_state("o-1").state == PAID
+
+
+def test_effect_id_that_is_given_counts_more_than_that_of_the_base(
+    engine: Engine,
+) -> None:
+    """What the base holds says nothing of the state that another effect wrote."""
+    store = CanonicalStore(engine, Order)
+    base = store.get_state("o-1")
+    with Session(engine) as session:
+        session.delete(session.get_one(Order, "o-1"))
+        session.flush()
+        assert won(commit(session, 0))
+        session.commit()
+    outcome = store.try_commit(
+        workflow_key="o-1",
+        expected_version=1,
+        expected_effect_id="effect-2",
+        state_prime=base.state,
+        provenance=Provenance.now(),
+        base=base,
+    )
+    assert won(outcome)
+    assert store.get_state("o-1").state == base.state
+
+
+@pytest.mark.parametrize(("key", "version"), [("o-1", 2), ("o-2", 1)])
+def test_base_of_another_version_is_refused(
+    engine: Engine, key: str, version: int
+) -> None:
+    """It would not be what the commit is based on."""
+    base = CanonicalStore(engine, Order).get_state("o-1")
+    with (
+        Session(engine) as session,
+        pytest.raises(PayloadError, match="'o-1' at version 1") as caught,
+    ):
+        try_commit(
+            session,
+            Order,
+            key,
+            expected_version=version,
+            state=PAID,
+            provenance=Provenance.now(),
+            base=base,
+        )
+    assert caught.value.path == "base"
+
+
+@pytest.mark.parametrize("rewritten", ["before", "after"])
+def test_unchanged_state_of_an_older_shape_is_sent(
+    engine: Engine, rewritten: str
+) -> None:
+    """Schema version and payload always fit, whenever the row got the older shape."""
+    store = CanonicalStore(engine, Evolved)
+    created = store.try_commit(
+        workflow_key="e-1",
+        expected_version=0,
+        state_prime=OrderState(notes=["upcast"]),
+        provenance=Provenance.now(),
+    )
+    assert won(created)
+
+    def rewrite() -> None:
+        with engine.begin() as connection:
+            connection.execute(
+                text("UPDATE evolved SET state = state - 'notes', schema_version = 1")
+            )
+
+    if rewritten == "before":
+        rewrite()
+    base = store.get_state("e-1")
+    if rewritten == "after":
+        rewrite()
+    outcome: Any = store.try_commit(
+        workflow_key="e-1",
+        expected_version=1,
+        state_prime=base.state,
+        provenance=Provenance.now(),
+        base=base,
+    )
+    assert outcome.snapshot == store.get_state("e-1")
+    with engine.connect() as connection:
+        row = connection.execute(
+            text("SELECT schema_version, state ->> 'notes' FROM evolved")
+        )
+        assert row.one() == (2, '["upcast"]')
+
+
+def test_reducer_that_changes_nothing_sends_no_state(engine: Engine) -> None:
+    """Its commit counts a version, be the state just read or kept from before."""
+    service = ReducerService(engine, Order, lambda state, _: state)
+    sent = statements_of(engine)
+    for version in (2, 3):
+        action = Action(workflow_key="o-1", action_id=uuid4(), payload=None)
+        assert service.handle(action).version == version
+    updates = [each for each in sent if each.startswith("UPDATE")]
+    assert len(updates) == 2
+    assert not any("state=" in each for each in updates)
+
+
 def test_commit_creates_with_version_zero(engine: Engine) -> None:
     """Version 0 creates; when the row is there already, that is a conflict."""
     with Session(engine) as session:
@@ -258,6 +449,9 @@ def test_hidden_write_is_not_a_conflict(engine: Engine) -> None:
         ({"expected_version": 2**63}, "expected_version"),
         ({"provenance": {"effect_id": "e"}}, "timestamp"),
         ({"provenance": {"timestamp": "2026-01-01T00:00:00Z"}}, "effect_id"),
+        ({"provenance": Provenance.now("a\0b")}, "effect_id"),
+        ({"provenance": Provenance.now(lease=(1, 2))}, "*"),
+        ({"provenance": Provenance.model_construct(effect_id="e")}, "timestamp"),
         ({"state": {"status": 7}}, "status"),
         ({"workflow_key": ""}, "workflow_key"),
     ],

@@ -50,6 +50,17 @@ class Order(WorkflowStateMixin[OrderState], Base):
     __tablename__ = "orders"
 
 
+class OtherBase(DeclarativeBase):
+    pass
+
+
+class Unchecked(WorkflowStateMixin[OrderState], OtherBase):
+    """The same rows without the round-trip check."""
+
+    __tablename__ = "orders"
+    __state_options__ = {"round_trip": False}  # noqa: RUF012
+
+
 def contenders(engine: Engine, size: int) -> dict[str, Callable[[], object]]:
     """Make what is compared; each writes all rows once more."""
     keys = [f"order-{number:06}" for number in range(ROWS)]
@@ -92,12 +103,15 @@ def contenders(engine: Engine, size: int) -> dict[str, Callable[[], object]]:
             [provenance.model_dump_json()] * ROWS,
         )
 
-    def ours() -> None:
-        nonlocal version
-        with Session(engine) as session, session.begin():
-            outcomes = try_commit_many(session, Order, commits(version))
-        assert all(isinstance(outcome, StateCommitted) for outcome in outcomes)
-        version += 1
+    def ours(entity: type[WorkflowStateMixin[OrderState]]) -> Callable[[], None]:
+        def run() -> None:
+            nonlocal version
+            with Session(engine) as session, session.begin():
+                outcomes = try_commit_many(session, entity, commits(version))
+            assert all(isinstance(outcome, StateCommitted) for outcome in outcomes)
+            version += 1
+
+        return run
 
     def flush() -> None:
         nonlocal version
@@ -109,7 +123,8 @@ def contenders(engine: Engine, size: int) -> dict[str, Callable[[], object]]:
     return {
         "raw": raw,
         "raw + to_json": raw_to_json,
-        "try_commit_many": ours,
+        "try_commit_many": ours(Order),
+        "try_commit_many, round_trip=False": ours(Unchecked),
         "ORM read and flush": flush,
     }
 

@@ -2,7 +2,8 @@
 
 Each table compares ways to do one thing, for states of about 0.3, 2, 20 and 200 kB, as
 ratios to raw psycopg with ``validate_json`` and ``to_json``, in one run. The usual
-recipe is a TypeDecorator over JSONB with ``model_validate`` and ``model_dump``.
+recipe is a TypeDecorator over JSONB with ``model_validate`` and ``model_dump``. Where
+it is SQLAlchemy that costs, its Core with the same statement is there to compare with.
 
     python docs/bench/states.py [--quick]
 """
@@ -23,12 +24,34 @@ from uuid import UUID
 import psycopg
 from _harness import Result, compare, postgresql, print_table, save
 from pydantic import BaseModel, Field, TypeAdapter
-from sqlalchemy import BigInteger, Engine, create_engine, insert, select, text
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    DateTime,
+    Engine,
+    Integer,
+    Text,
+    bindparam,
+    cast,
+    column,
+    create_engine,
+    func,
+    insert,
+    select,
+    table,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-from sa_wfstate import CanonicalStore, Provenance, WorkflowStateMixin
+from sa_wfstate import (
+    CanonicalStore,
+    Provenance,
+    StateCommitted,
+    WorkflowStateMixin,
+)
 from sa_wfstate.tracking import changed_in_place
 
 try:
@@ -182,7 +205,48 @@ ADAPTER = TypeAdapter(OrderState)
 READ = "SELECT version, state::text FROM orders WHERE workflow_key = %s"
 SWAP = """UPDATE orders SET version = %s, state = %s::jsonb, updated_at = now()
     WHERE workflow_key = %s AND version = %s"""
+BUMP = """UPDATE orders SET version = %s, updated_at = now(), provenance = %s::jsonb
+    WHERE workflow_key = %s AND version = %s"""
 PROVENANCE = Provenance.now("bench")
+
+CORE = "SQLAlchemy Core, the same statement"
+PLAIN = table(
+    "orders",
+    column("workflow_key", Text),
+    column("version", BigInteger),
+    column("state", Text),
+    column("updated_at", DateTime(timezone=True)),
+    column("schema_version", Integer),
+    column("provenance", Text),
+)
+CORE_READ = select(
+    PLAIN.c.workflow_key,
+    PLAIN.c.version,
+    cast(PLAIN.c.state, Text),
+    PLAIN.c.updated_at,
+    PLAIN.c.schema_version,
+    cast(PLAIN.c.provenance, Text),
+).where(PLAIN.c.workflow_key == bindparam("key"))
+CORE_SWAP = (
+    update(PLAIN)
+    .where(
+        PLAIN.c.workflow_key == bindparam("key"),
+        PLAIN.c.version == bindparam("expected"),
+    )
+    .values(
+        version=PLAIN.c.version + 1,
+        state=cast(bindparam("new_state", type_=Text), JSONB),
+        updated_at=func.now(),
+        schema_version=bindparam("new_schema_version"),
+        provenance=cast(bindparam("new_provenance", type_=Text), JSONB),
+    )
+    .returning(PLAIN.c.updated_at)
+)
+
+
+def autocommit(connection: Connection) -> Connection:
+    """Return *connection*, which comes out of the pool, committing by itself."""
+    return connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def to_json(state: OrderState) -> str:
@@ -303,7 +367,16 @@ def get_state(engine: Engine, raw: psycopg.Connection[Any]) -> dict[str, Result]
         _, state = raw.execute(READ, ("o-1",)).fetchone()  # type: ignore[misc]
         assert ADAPTER.validator.validate_json(state)
 
-    contenders = {"raw psycopg": by_hand, "sa_wfstate": lambda: store.get_state("o-1")}
+    def in_core() -> None:
+        with engine.connect() as connection:
+            row = autocommit(connection).execute(CORE_READ, {"key": "o-1"}).one()
+            assert ADAPTER.validator.validate_json(row[2])
+
+    contenders = {
+        "raw psycopg": by_hand,
+        CORE: in_core,
+        "sa_wfstate": lambda: store.get_state("o-1"),
+    }
     return compare(contenders, baseline="raw psycopg", rounds=ROUNDS)
 
 
@@ -311,7 +384,7 @@ def try_commit(
     engine: Engine, raw: psycopg.Connection[Any], state: OrderState
 ) -> dict[str, Result]:
     """Compare and set, in autocommit, with the version known."""
-    versions = {"raw": 1, "checked": 1, "unchecked": 1}
+    versions = {"raw": 1, "core": 1, "checked": 1, "unchecked": 1}
     versions["raw"] = raw.execute(READ, ("o-5",)).fetchone()[0]  # type: ignore[index]
 
     def by_hand() -> None:
@@ -319,6 +392,19 @@ def try_commit(
         version = versions["raw"]
         raw.execute(SWAP, (version + 1, to_json(state), "o-5", version))
         versions["raw"] += 1
+
+    def in_core() -> None:
+        state.status = f"s{versions['core'] % 10}"
+        values = {
+            "key": "o-7",
+            "expected": versions["core"],
+            "new_state": to_json(state),
+            "new_schema_version": 1,
+            "new_provenance": PROVENANCE.model_dump_json(),
+        }
+        with engine.connect() as connection:
+            assert autocommit(connection).execute(CORE_SWAP, values).scalar_one()
+        versions["core"] += 1
 
     def through(entity: type[Any], name: str, key: str) -> Callable[[], None]:
         store: CanonicalStore[OrderState] = CanonicalStore(engine, entity)
@@ -338,8 +424,49 @@ def try_commit(
 
     contenders = {
         "raw psycopg": by_hand,
+        CORE: in_core,
         "sa_wfstate": through(Order, "checked", "o-6"),
         "sa_wfstate, round_trip=False": through(Unchecked, "unchecked", "o-6"),
+    }
+    return compare(contenders, baseline="raw psycopg", rounds=ROUNDS)
+
+
+def commit_unchanged(engine: Engine, raw: psycopg.Connection[Any]) -> dict[str, Result]:
+    """Compare and set a state that is what was read: sent, or left as it is."""
+    store = CanonicalStore(engine, Order)
+    versions = {"o-9": 1, "o-10": 1}
+    state = store.get_state("o-9").state
+    provenance = PROVENANCE.model_dump_json()
+
+    def by_hand(sql: str, key: str, what: Callable[[], str]) -> Callable[[], None]:
+        def run() -> None:
+            raw.execute(sql, (versions[key] + 1, what(), key, versions[key]))
+            versions[key] += 1
+
+        return run
+
+    def through(key: str, *, told: bool) -> Callable[[], None]:
+        base = store.get_state(key)
+
+        def run() -> None:
+            nonlocal base
+            outcome = store.try_commit(
+                workflow_key=key,
+                expected_version=base.version,
+                state_prime=base.state,
+                provenance=PROVENANCE,
+                base=base if told else None,
+            )
+            assert isinstance(outcome, StateCommitted)
+            base = outcome.snapshot
+
+        return run
+
+    contenders = {
+        "raw psycopg": by_hand(SWAP, "o-9", lambda: to_json(state)),
+        "raw psycopg, without the state": by_hand(BUMP, "o-10", lambda: provenance),
+        "sa_wfstate": through("o-11", told=False),
+        "sa_wfstate, base=": through("o-12", told=True),
     }
     return compare(contenders, baseline="raw psycopg", rounds=ROUNDS)
 
@@ -405,11 +532,11 @@ def main() -> None:
         dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
         with (
             psycopg.connect(dsn) as raw,
-            psycopg.connect(dsn, autocommit=True) as autocommit,
+            psycopg.connect(dsn, autocommit=True) as autocommitting,
         ):
             for size, lines in SIZES.items():
                 state = state_of(lines)
-                fill(engine, state, MANY if lines < 2000 else 10)
+                fill(engine, state, MANY if lines < 2000 else 20)
                 note("Read one in a Session", size, read_one(engine, raw))
                 if lines < 2000:
                     results = read_many(engine, raw, used=True)
@@ -417,9 +544,13 @@ def main() -> None:
                     results = read_many(engine, raw, used=False)
                     note("Read 1,000, use no state", size, results)
                 note("Read, change, commit", size, change_one(engine, raw))
-                note("CanonicalStore.get_state", size, get_state(engine, autocommit))
-                results = try_commit(engine, autocommit, state)
+                note(
+                    "CanonicalStore.get_state", size, get_state(engine, autocommitting)
+                )
+                results = try_commit(engine, autocommitting, state)
                 note("CanonicalStore.try_commit", size, results)
+                results = commit_unchanged(engine, autocommitting)
+                note("CanonicalStore.try_commit, state unchanged", size, results)
                 note("Look for a change", size, look_at_touched(engine))
                 if lines == min(SIZES.values()):
                     memory(engine)

@@ -1,0 +1,115 @@
+"""The SQL of one row: to read it, to compare and set it, to create it.
+
+All of it compares ``workflow_key`` for equality. It is built once for each class, and
+what does not change from call to call is part of the text, not a parameter.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Table,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from .texts import AsText
+from .types import JSONText
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy.orm import Mapper
+
+CANONICAL_COLUMNS = (
+    "workflow_key",
+    "version",
+    "state",
+    "updated_at",
+    "schema_version",
+    "provenance",
+)
+
+
+class RowSQL:
+    """The SQL for the rows of *mapper* in *table*, by code at *schema_version*."""
+
+    def __init__(self, mapper: Mapper[Any], table: Table, schema_version: int) -> None:
+        self._table = table
+        self.own_rows = own_rows = _own_rows(mapper)
+        columns: dict[str, ColumnElement[Any]] = dict(table.c)
+        # As text, which a snapshot keeps.
+        columns["state"] = AsText(table.c.state).label("state")
+        self.read = (
+            select(*(columns[name] for name in CANONICAL_COLUMNS))
+            .select_from(mapper.selectable)
+            .where(own_rows)
+        )
+        key = table.c.workflow_key == bindparam("key")
+        self.read_one = self.read.where(key)
+        self.lock_one = self.read_one.with_for_update(key_share=True, of=table)
+        effect_id = effect_id_of(table)
+        self.versions = select(
+            table.c.workflow_key, table.c.version, effect_id
+        ).order_by(table.c.workflow_key)
+        bump = (
+            update(table)
+            .where(key, table.c.version == bindparam("expected_version"), own_rows)
+            .values(
+                version=table.c.version + literal_column("1"),
+                updated_at=func.now(),
+                provenance=bindparam("new_provenance", type_=JSONText()),
+            )
+            .returning(table.c.updated_at)
+        )
+        written_as = bindparam("new_schema_version", type_=Integer())
+        self.swap = bump.where(
+            # What newer code has written is not written over.
+            table.c.schema_version <= literal_column(str(schema_version))
+        ).values(
+            state=bindparam("new_state", type_=JSONText()), schema_version=written_as
+        )
+        same = effect_id == bindparam("base_effect_id")
+        self.swap_same = self.swap.where(same)
+        # A state that stays as it is must have the shape that would be written.
+        self.bump = bump.where(same, table.c.schema_version == written_as)
+
+    def creation(self, dialect: str, constants: Mapping[str, Any]) -> Any:
+        """Insert a row that also holds *constants*, unless its key exists."""
+        insert = (sqlite if dialect == "sqlite" else postgresql).insert(self._table)
+        return (
+            insert.values(
+                {
+                    "workflow_key": bindparam("workflow_key"),
+                    "version": bindparam("version"),
+                    "state": bindparam("state", type_=JSONText()),
+                    "schema_version": bindparam("schema_version"),
+                    "provenance": bindparam("provenance", type_=JSONText()),
+                    **constants,
+                }
+            )
+            .on_conflict_do_nothing(index_elements=[self._table.c.workflow_key])
+            .returning(self._table.c.updated_at)
+        )
+
+
+def effect_id_of(table: Table) -> ColumnElement[str]:
+    """Return the SQL expression for the effect that wrote a row of *table*."""
+    effect_id: ColumnElement[str] = table.c.provenance["effect_id"].as_string()
+    return effect_id
+
+
+def _own_rows(mapper: Mapper[Any]) -> ColumnElement[bool]:
+    """Return the criterion that keeps a single-table subclass to its own rows."""
+    if mapper.inherits is None or not mapper.single or mapper.polymorphic_on is None:
+        return true()
+    identities = [each.polymorphic_identity for each in mapper.self_and_descendants]
+    return mapper.polymorphic_on.in_(identities)
