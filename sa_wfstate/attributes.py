@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PydanticUserError
-from sqlalchemy import Column, event, inspect, type_coerce
+from sqlalchemy import Column, event, type_coerce
 from sqlalchemy.orm import (
     ColumnProperty,
     InstanceState,
@@ -23,16 +23,26 @@ from sqlalchemy.orm import (
     PassiveFlag,
     strategies,
 )
-from sqlalchemy.orm.attributes import History, InstrumentedAttribute
+from sqlalchemy.orm.attributes import (
+    History,
+    InstrumentedAttribute,
+    instance_state,
+)
 from sqlalchemy.orm.instrumentation import manager_of_class
 
 from .bases import is_changed, original, read, track, tracked
 from .errors import MappingError
 from .payloads import losses
 from .tracking import hold, touch
-from .types import PydanticJSON, Unread
+from .types import PydanticJSON, Unread, UnreadJSON
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .upcasters import PayloadSchema
 
 _PLAIN = (("deferred", False), ("instrument", True))
+_BESIDE = ("schema_version", "workflow_key")
 # SQLAlchemy 2.1 has put an underscore in front of it.
 _ColumnLoader: Any = getattr(
     strategies, "_ColumnLoader", getattr(strategies, "ColumnLoader", None)
@@ -49,10 +59,11 @@ class TrackedAttribute(InstrumentedAttribute[Any]):
         value = super().__get__(instance, owner)
         if instance is None or value is None:
             return value
-        state: InstanceState[Any] = inspect(instance)
+        state: InstanceState[Any] = instance_state(instance)
+        source = None
         if isinstance(value, Unread):
-            value = read(state, self.key, value)
-        touch(state, instance, self.key, value)
+            value, source = read(state, self.key, value)
+        touch(state, instance, self.key, value, source)
         return value
 
 
@@ -66,7 +77,7 @@ class _TrackedImpl:
         self, state: Any, dict_: Any, passive: PassiveFlag = PassiveFlag.PASSIVE_OFF
     ) -> Any:
         value = super().get(state, dict_, passive)  # type: ignore[misc]
-        return read(state, self.key, value) if isinstance(value, Unread) else value
+        return read(state, self.key, value)[0] if isinstance(value, Unread) else value
 
     def set(
         self, state: Any, dict_: Any, value: Any, *args: Any, **kwargs: Any
@@ -107,17 +118,27 @@ def _tracked_impl(impl: Any) -> type[Any]:
 
 @ColumnProperty.strategy_for(deferred=False, instrument=True, sa_wfstate=True)
 class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
-    """Loads the text only; where that does not work, the value as any column."""
+    """Loads the text only; where that does not work, the value as any column.
 
-    __slots__ = ("_plain",)
+    A state is read together with its schema version and its key. So it need not be
+    marked by the server, to which the expression for that is a sixth of its work; but
+    an alias, which may be a subquery without them, or an eager load has it marked.
+    """
+
+    __slots__ = ("_plain", "_row", "_schema")
     columns: Any
 
     def __init__(self, parent: Any, strategy_key: Any) -> None:
         super().__init__(parent, strategy_key)
         self._plain = parent._get_strategy(_PLAIN)  # noqa: SLF001
         (column,) = self.columns
-        unread = type_coerce(column, column.type.unread())
-        self.columns = [unread.label(column.key)]
+        unread = column.type.unread()
+        self.columns = [type_coerce(column, unread).label(column.key)]
+        self._schema, self._row = unread.payload_schema, ()
+        beside = [column.table.c.get(name) for name in _BESIDE]
+        if self._schema is not None and all(each is not None for each in beside):
+            text = type_coerce(column, UnreadJSON(unread.type_))
+            self._row = (text.label(column.key), *beside)
 
     def setup_query(
         self,
@@ -132,6 +153,10 @@ class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
     ) -> None:
         # With RETURNING, only the columns of the table itself can be adapted.
         returning = kwargs.get("check_for_adapt")
+        if self._row and not adapter and not returning:
+            for column in self._row:
+                compile_state._append_dedupe_col_collection(column, column_collection)  # noqa: SLF001
+            return
         setup: Any = self._plain.setup_query if returning else super().setup_query
         setup(
             compile_state,
@@ -155,6 +180,11 @@ class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
         adapter: Any,
         populators: Any,
     ) -> None:
+        if self._row and not adapter:
+            getters = [result._getter(column, raiseerr=False) for column in self._row]  # noqa: SLF001
+            if all(getters):
+                populators["quick"].append((self.key, _marked(self._schema, *getters)))
+                return
         before = len(populators["quick"])
         super().create_row_processor(
             context, query_entity, path, loadopt, mapper, result, adapter, populators
@@ -171,6 +201,24 @@ class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
                 adapter,
                 populators,
             )
+
+
+def _marked(
+    schema: PayloadSchema,
+    text_of: Callable[[Any], Unread | None],
+    version_of: Callable[[Any], int],
+    key_of: Callable[[Any], str],
+) -> Callable[[Any], Unread | None]:
+    """Return what gets the text of a row, marked if it is at another version."""
+    current = schema.version
+
+    def get(row: Any) -> Unread | None:
+        unread, version = text_of(row), version_of(row)
+        if unread is None or version == current:
+            return unread
+        return Unread(schema.mark(unread.text, version, key_of(row)))
+
+    return get
 
 
 @event.listens_for(object, "attribute_instrument", propagate=True)

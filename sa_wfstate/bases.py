@@ -8,29 +8,41 @@ base is void.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ClauseElement
 from sqlalchemy.orm import InstanceState, LoaderCallableStatus, QueryableAttribute
 from sqlalchemy.orm.attributes import flag_modified, set_committed_value
 
 from .errors import PayloadError
+from .repeatable import reads_alike
 from .types import Encoded, PydanticJSON, Unread
+from .upcasters import MARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy.orm.instrumentation import ClassManager
 
+    from .codec import Codec
+
 BASES = "sa_wfstate.bases"
 _SQL = (ClauseElement, QueryableAttribute)
 
 
-class Base(NamedTuple):
-    """The JSON *text*, as its type dumps it, of *value* as it was read."""
+class Base:
+    """The JSON *text*, as its type dumps it, of *value* as it was read.
 
-    value: Any
-    text: str
+    Until it is asked for, it may be only the *source* that the value was read from.
+    """
+
+    __slots__ = ("source", "text", "value")
+
+    def __init__(self, value: Any, text: str | None, source: str | None = None) -> None:
+        self.value = value
+        self.text = text
+        self.source = source
 
 
 def track(manager: ClassManager[Any], key: str, column_type: PydanticJSON[Any]) -> None:
@@ -52,8 +64,11 @@ def bases_of(state: InstanceState[Any]) -> dict[str, Base]:
     return bases
 
 
-def read(state: InstanceState[Any], key: str, unread: Unread) -> Any:
-    """Build the value of an attribute that nobody has asked for yet."""
+def read(state: InstanceState[Any], key: str, unread: Unread) -> tuple[Any, str]:
+    """Build the value of an attribute that nobody has asked for yet.
+
+    Returns it with the text that it was built from.
+    """
     column_type, text = tracked(state)[key], unread.text
     schema = column_type.payload_schema
     if schema is not None:
@@ -65,24 +80,45 @@ def read(state: InstanceState[Any], key: str, unread: Unread) -> Any:
         note = "" if schema is None else f" (schema version {schema.version_of(text)})"
         raise _located(error, state, key, note) from error.__cause__
     state.dict[key] = value
-    return value
+    return value, text
 
 
-def take_base(state: InstanceState[Any], key: str, value: Any) -> bool:
-    """Take the base of *value*, which is handed out; return False if it needs none."""
+def take_base(
+    state: InstanceState[Any], key: str, value: Any, source: str | None = None
+) -> bool:
+    """Take the base of *value*, which is handed out; return False if it needs none.
+
+    *source* is the text that :func:`read` has just built it from.
+    """
     bases = bases_of(state)
     base = bases.get(key)
     if base is not None and base.value is value:
         return True
+    column_type = tracked(state)[key]
     if (
         state.key is None  # An INSERT writes whatever is there.
-        or not tracked(state)[key].changes_in_place()
+        or not column_type.changes_in_place()
         or isinstance(value, _SQL)
     ):
         return False
     if key not in state.committed_state:
-        bases[key] = Base(value, _dump(state, key, value))
+        if source is None or source[0] == MARK or not _reads_alike(column_type.codec):
+            bases[key] = Base(value, _dump(state, key, value))
+        else:
+            bases[key] = Base(value, None, source)
     return True
+
+
+@cache
+def _reads_alike(codec: Codec[Any]) -> bool:
+    return reads_alike(codec.schema)
+
+
+def _text_of(state: InstanceState[Any], key: str, base: Base) -> str:
+    if base.text is None:
+        value = tracked(state)[key].load(base.source or "")
+        base.text, base.source = _dump(state, key, value), None
+    return base.text
 
 
 def is_changed(state: InstanceState[Any], key: str) -> bool:
@@ -92,7 +128,8 @@ def is_changed(state: InstanceState[Any], key: str) -> bool:
         return False
     column_type = tracked(state)[key]
     try:
-        return not column_type.codec.same(column_type.dump(value), base.text)
+        before = _text_of(state, key, base)
+        return not column_type.codec.same(column_type.dump(value), before)
     except PayloadError:
         return True  # It was not broken when it was read.
 
@@ -102,7 +139,7 @@ def original(state: InstanceState[Any], key: str) -> str | None:
     was = state.committed_state.get(key, state.dict.get(key))
     base = bases_of(state).get(key)
     if base is not None and base.value is was:
-        return base.text
+        return _text_of(state, key, base)
     column_type = tracked(state)[key]
     try:
         if isinstance(was, Unread):
@@ -149,6 +186,17 @@ def prepare_update(
             elif assigned:
                 set_committed_value(instance, key, value)
                 bases[key] = Base(value, text)
+
+
+def will_write(state: InstanceState[Any]) -> bool:
+    """Say whether a flush, which has looked at *state*, is going to UPDATE its row."""
+    # Where an attribute was unread, or marked by prepare_update, there is no doubt.
+    if any(isinstance(was, Unread) for was in state.committed_state.values()):
+        return True
+    session, instance = state.session, state.obj()
+    return session is not None and session.is_modified(
+        instance, include_collections=False
+    )
 
 
 def _dump(state: InstanceState[Any], key: str, value: Any) -> str:

@@ -19,6 +19,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.exc import StaleDataError
 
+from .bases import will_write
 from .guards import (
     NOTHING,
     Seen,
@@ -69,8 +70,7 @@ def _before_insert(
 def _before_update(
     _: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
-    session = _session(state)
-    if session.is_modified(state.obj(), include_collections=False):
+    if will_write(state):
         _note(Deed.UPDATE, connection, state, expect_seen(state))
 
 

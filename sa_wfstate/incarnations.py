@@ -6,12 +6,14 @@ tell, since no two writes have the same effect id. This module adds ``AND
 provenance->>'effect_id' = …`` to the UPDATE and DELETE statements of a flush, next to
 the version that SQLAlchemy compares.
 
-The criterion is added by an event of the engine that writes workflow rows; a listener
-for each connection would cost more than all the rest of it.
+Both sides of it cost little, and a session without workflow rows nothing: SQLAlchemy
+keeps one statement for each table, to which the criterion is added once, and the
+connection that is about to write workflow rows adds the value to their parameters.
 """
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -19,84 +21,129 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Delete,
-    Engine,
     Table,
     Text,
     Update,
     bindparam,
     event,
-    func,
+    or_,
     select,
 )
 from sqlalchemy.sql.selectable import LABEL_STYLE_TABLENAME_PLUS_COL
 
-from .ledger import Entry, on_first_write, pending_on
-from .statements import effect_id_of
+from .ledger import on_first_write, pending_on
+from .mixin import WorkflowStateMixin
+from .row_sql import effect_id_of
 
 if TYPE_CHECKING:
-    _Added = tuple[str, ColumnElement[bool]]
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Mapper
 
 _PARAMETER = "wfstate_effect_id"
 
 
-def _compare_effects(
-    connection: Connection, statement: Any, many: Any, one: Any, _: object
-) -> tuple[Any, Any, Any]:
-    if not isinstance(statement, (Update, Delete)):
-        return statement, many, one
-    table = statement.table
-    entries = {
-        entry.workflow_key: entry
+class _ComparingUpdate(Update):
+    """The UPDATE of the unit of work, which asks for the same columns each time."""
+
+    inherit_cache = True
+
+    def return_defaults(self, *columns: Any, **options: Any) -> Any:
+        if options:
+            return super().return_defaults(*columns, **options)
+        variants = _variants.setdefault(self, {})
+        if columns not in variants:
+            variants[columns] = super().return_defaults(*columns)
+        return variants[columns]
+
+
+class _ComparingDelete(Delete):
+    """The DELETE of the unit of work."""
+
+    inherit_cache = True
+
+
+_variants: WeakKeyDictionary[_ComparingUpdate, dict[Any, Any]] = WeakKeyDictionary()
+_compared: WeakSet[Table] = WeakSet()
+_COMPARING: dict[str, Any] = {"update": _ComparingUpdate, "delete": _ComparingDelete}
+
+
+@event.listens_for(WorkflowStateMixin, "after_mapper_constructed", propagate=True)
+def _compare_effects(mapper: Mapper[Any], _: type[Any]) -> None:
+    if mapper.inherits is None or mapper.concrete:
+        table: Any = mapper.local_table
+        _compared.add(table)
+        # The statements of a concrete class, too, are kept by the mapper of its base.
+        base: Any = mapper.base_mapper
+        # No public way leads to the statements of the unit of work.
+        if not isinstance(base._memo, partial):  # noqa: SLF001
+            base._memo = partial(_memo_comparing, base._memo)  # noqa: SLF001
+
+
+def _memo_comparing(memo: Callable[..., Any], key: Any, make: Callable[[], Any]) -> Any:
+    def make_comparing() -> Any:
+        statement = make().where(_same_effect(key[1]))
+        statement.__class__ = _COMPARING[key[0]]
+        return statement
+
+    compares = isinstance(key, tuple) and key[0] in _COMPARING and key[1] in _compared
+    return memo(key, make_comparing if compares else make)
+
+
+def _same_effect(table: Table) -> ColumnElement[bool]:
+    # Where the effect is not known, the version alone is compared.
+    expected = bindparam(_PARAMETER, None, type_=Text())
+    return or_(expected.is_(None), effect_id_of(table) == expected)
+
+
+@cache
+def _attended(connection_class: type[Connection]) -> type[Connection]:
+    """Return the class of a connection that adds the effects to what it executes."""
+    execute: Any = connection_class.execute
+
+    def execute_with_effects(
+        connection: Connection, statement: Any, parameters: Any = None, **options: Any
+    ) -> Any:
+        if isinstance(statement, (_ComparingUpdate, _ComparingDelete)):
+            parameters = _with_effects(connection, statement, parameters)
+        return execute(connection, statement, parameters, **options)
+
+    members = {"__slots__": (), "execute": execute_with_effects}
+    return type(connection_class.__name__, (connection_class,), members)
+
+
+def _attend(connection: Connection) -> None:
+    # An event of the connection would cost more than the comparison, and one of its
+    # engine would cost every statement of every session.
+    connection_class: Any = type(connection)
+    connection.__class__ = _attended(connection_class)
+
+
+on_first_write.append(_attend)
+
+
+def _with_effects(
+    connection: Connection, statement: Update | Delete, parameters: Any
+) -> Any:
+    table: Any = statement.table
+    effects = {
+        entry.workflow_key: entry.base.effect_id
         for entry in pending_on(connection)
         if entry.table is table
     }
-    if not entries or not isinstance(table, Table):
-        return statement, many, one
-    key_of_update, criterion = _added_to(table)
-    name = key_of_update if isinstance(statement, Update) else "workflow_key"
-    parameters = one or many[0]
-    if name not in parameters or _PARAMETER in parameters:
-        # Not a statement of the unit of work; or an engine with options of its own,
-        # which passes on the events of the one that it was made from.
-        return statement, many, one
-    statement = statement.where(criterion)
-    if one:
-        return statement, many, _with_effect(one, name, entries)
-    return statement, [_with_effect(each, name, entries) for each in many], one
+    name = _key_of_update(table) if isinstance(statement, Update) else "workflow_key"
+    if isinstance(parameters, dict):
+        return {**parameters, _PARAMETER: effects.get(parameters[name])}
+    return [{**each, _PARAMETER: effects.get(each[name])} for each in parameters]
 
 
-_attended: WeakSet[Engine] = WeakSet()
+_keys: WeakKeyDictionary[Table, str] = WeakKeyDictionary()
 
 
-def _listen(connection: Connection) -> None:
-    if connection.engine not in _attended:
-        _attended.add(connection.engine)
-        event.listen(connection.engine, "before_execute", _compare_effects, retval=True)
-
-
-on_first_write.append(_listen)
-
-
-def _with_effect(
-    parameters: dict[str, Any], name: str, entries: dict[str, Entry]
-) -> dict[str, Any]:
-    entry = entries.get(parameters[name])
-    return {**parameters, _PARAMETER: None if entry is None else entry.base.effect_id}
-
-
-_added: WeakKeyDictionary[Table, _Added] = WeakKeyDictionary()
-
-
-def _added_to(table: Table) -> _Added:
-    """Return the parameter of an UPDATE that holds the key, and what is to be added."""
-    added = _added.get(table)
-    if added is None:
-        key = select(table.c.workflow_key).set_label_style(
-            LABEL_STYLE_TABLENAME_PLUS_COL
-        )
-        effect_id = effect_id_of(table)
-        # Where the effect is not known, the version alone is compared.
-        expected = func.coalesce(bindparam(_PARAMETER, type_=Text()), effect_id)
-        (name,) = key.selected_columns.keys()
-        added = _added[table] = name, effect_id == expected
-    return added
+def _key_of_update(table: Table) -> str:
+    """Return the parameter of the unit of work's UPDATE that holds the key."""
+    if table not in _keys:
+        key = select(table.c.workflow_key)
+        labelled = key.set_label_style(LABEL_STYLE_TABLENAME_PLUS_COL)
+        (_keys[table],) = labelled.selected_columns.keys()
+    return _keys[table]

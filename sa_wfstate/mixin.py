@@ -33,22 +33,20 @@ from typing import (
 
 from sqlalchemy import (
     BigInteger,
-    CheckConstraint,
     DateTime,
-    Index,
     Integer,
     Table,
     Text,
     event,
     func,
-    inspect,
     text,
 )
 from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr, mapped_column
 from sqlalchemy.orm.attributes import InstrumentedAttribute
-from sqlalchemy.sql.elements import conv
 
 from . import attributes  # noqa: F401 - it tracks the states
+from .bases import will_write
+from .constraints import add_constraints, add_indexes
 from .errors import MappingError, PayloadError, VersionNotAssignable
 from .provenance import Provenance
 from .types import PydanticJSON
@@ -62,11 +60,6 @@ if TYPE_CHECKING:
 StateT = TypeVar("StateT")
 
 _MAX_KEY_LENGTH = 255
-_MAX_IDENTIFIER_BYTES = 63
-
-COUNTERS = ("version", "schema_version")
-"""The columns that count from 1, with a CHECK that says so."""
-
 
 if TYPE_CHECKING:
 
@@ -238,8 +231,8 @@ def _complete_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
         if not isinstance(table, Table):
             raise MappingError(cls.__name__, "a workflow must be mapped to a table")
         _guard_version(mapper, table)
-        _add_constraints(table)
-        _add_indexes(cls, table)
+        add_constraints(table)
+        add_indexes(cls.__name__, table, cls.__workflow_indexes__)
         if mapper.eager_defaults == "auto":
             # updated_at comes back with each write: reading it later would be a query,
             # which an AsyncSession cannot send from an attribute.
@@ -278,61 +271,15 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
         )
 
 
-def _add_constraints(table: Table) -> None:
-    present = {constraint.name for constraint in table.constraints}
-    for column in COUNTERS:
-        name = conv(check_constraint_name(table.name, column))
-        if name not in present:
-            table.append_constraint(CheckConstraint(f"{column} >= 1", name=name))
-
-
-def _add_indexes(cls: type[WorkflowStateMixin[Any]], table: Table) -> None:
-    columns: dict[str, tuple[Any, ...]] = {
-        "version": (table.c.workflow_key, table.c.version),
-        "updated": (table.c.updated_at.desc(),),
-        "state": (table.c.state,),
-        "provenance": (table.c.provenance,),
-    }
-    for which in cls.__workflow_indexes__:
-        if which not in columns:
-            raise MappingError(
-                cls.__name__,
-                f"__workflow_indexes__ has {which!r}, not one of {', '.join(columns)}",
-            )
-        index = Index(conv(f"idx_{table.name}_{which}"), *columns[which])
-        if which in {"state", "provenance"}:
-            index.dialect_options["postgresql"]["using"] = "gin"
-
-
-def check_constraint_name(table: str, column: str) -> str:
-    """Return the name that PostgreSQL itself gives a CHECK, at most 63 bytes.
-
-    Source: makeObjectName() in src/backend/commands/indexcmds.c, which shortens the
-    longer of the two names first.
-    """
-    first, second = table.encode(), column.encode()
-    room = _MAX_IDENTIFIER_BYTES - len("__check")
-    while len(first) + len(second) > room:
-        if len(first) > len(second):
-            first = first[:-1]
-        else:
-            second = second[:-1]
-    parts = (part.decode(errors="ignore") for part in (first, second))
-    return "_".join((*parts, "check"))
-
-
-@event.listens_for(WorkflowStateMixin, "before_insert", propagate=True)
-@event.listens_for(WorkflowStateMixin, "before_update", propagate=True)
+@event.listens_for(WorkflowStateMixin, "before_insert", propagate=True, raw=True)
+@event.listens_for(WorkflowStateMixin, "before_update", propagate=True, raw=True)
 def _stamp(
-    _mapper: Mapper[Any], _connection: Connection, target: WorkflowStateMixin[Any]
+    _mapper: Mapper[Any], _connection: Connection, state: InstanceState[Any]
 ) -> None:
-    state: InstanceState[Any] = inspect(target)
     if "provenance" in state.committed_state or (
         not state.has_identity and state.dict.get("provenance") is not None
     ):
         return
-    session = state.session
-    if not state.has_identity or (
-        session and session.is_modified(target, include_collections=False)
-    ):
-        target.provenance = target.default_provenance()
+    instance: Any = state.obj()
+    if not state.has_identity or will_write(state):
+        instance.provenance = instance.default_provenance()

@@ -14,11 +14,16 @@ watches those which somebody else still holds.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event, inspect
+from sqlalchemy import event
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import InstanceState, Session
-from sqlalchemy.orm.attributes import flag_dirty, set_committed_value
+from sqlalchemy.orm.attributes import (
+    flag_dirty,
+    instance_state,
+    set_committed_value,
+)
 
 from .bases import (
     BASES,
@@ -30,58 +35,29 @@ from .bases import (
     take_base,
     tracked,
 )
-from .types import Encoded, Unread
+from .types import Unread
+from .watches import Watch, Written, existing_watch, watch_of
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Iterable, MutableMapping
 
     from sqlalchemy.orm import SessionTransaction, UOWTransaction
 
-_KEY = "sa_wfstate.tracking"
 _COMMITTING = "sa_wfstate.committing"
 
 
-class _Written(NamedTuple):
-    """What a flush is writing."""
+def touch(
+    state: InstanceState[Any],
+    instance: object,
+    key: str,
+    value: Any,
+    source: str | None = None,
+) -> None:
+    """Take note that *value*, which *instance* holds, is handed out.
 
-    state: InstanceState[Any]
-    key: str
-    encoded: Encoded
-
-
-class _Watch:
-    """What one session watches: *held* in a transaction, *known* between two.
-
-    Of a flush under way: what it has *written*, which of the held are *unchanged*, and
-    which were *touched* by listeners since it looked at them.
+    *source* is the text that it was built from, if that was just now.
     """
-
-    def __init__(self) -> None:
-        self.held: dict[InstanceState[Any], object] = {}
-        self.known: weakref.WeakSet[InstanceState[Any]] = weakref.WeakSet()
-        self.flushing = False
-        self.written: list[_Written] = []
-        self.unchanged: list[InstanceState[Any]] = []
-        self.touched: list[tuple[InstanceState[Any], str]] = []
-
-    def flag(self) -> None:
-        """Make the next flush, autoflush or commit look at what is held."""
-        for state, instance in self.held.items():
-            if not state.modified:
-                flag_dirty(instance)
-
-    def end_flush(self) -> None:
-        for written in self.written:
-            written.encoded.drop()
-        self.written.clear()
-        self.unchanged.clear()
-        self.touched.clear()
-        self.flushing = False
-
-
-def touch(state: InstanceState[Any], instance: object, key: str, value: Any) -> None:
-    """Take note that *value*, which *instance* holds, is handed out."""
-    if take_base(state, key, value):
+    if take_base(state, key, value, source):
         hold(state, instance, key)
 
 
@@ -93,7 +69,7 @@ def hold(state: InstanceState[Any], instance: object, key: str) -> None:
     session = state.session
     if session is None or state.key is None:
         return
-    watch = _watch(session)
+    watch = watch_of(session)
     if watch.flushing and session._flushing:  # noqa: SLF001 - no public way to ask
         # Flagged now, it would only be reset. And what the flush is about to write
         # may be changed by the listener that asked.
@@ -113,7 +89,7 @@ def hold(state: InstanceState[Any], instance: object, key: str) -> None:
 
 def rebase(instance: object, key: str, text: str) -> None:
     """Give *instance* the JSON *text* that was written to its row, not by a flush."""
-    state: InstanceState[Any] = inspect(instance)
+    state: InstanceState[Any] = instance_state(instance)
     set_committed_value(instance, key, Unread(text))
     bases_of(state).pop(key, None)
     if state.session is not None:
@@ -123,15 +99,25 @@ def rebase(instance: object, key: str, text: str) -> None:
 
 def changed_in_place(instance: object) -> bool:
     """Say whether what was handed out of *instance* was changed and not yet flushed."""
-    state: InstanceState[Any] = inspect(instance)
+    state: InstanceState[Any] = instance_state(instance)
     return any(is_changed(state, key) for key in tracked(state))
 
 
-def _watch(session: Session) -> _Watch:
-    watch: _Watch | None = session.info.get(_KEY)
-    if watch is None:
-        watch = session.info[_KEY] = _Watch()
-    return watch
+def check_unchanged(states: Iterable[InstanceState[Any]]) -> None:
+    """See that *states* can be merged without loading, which takes them for their rows.
+
+    Raises InvalidRequestError, as SQLAlchemy does for an assigned change, if one was
+    changed in place. One that was only looked at is not dirty once it is detached.
+    """
+    for state in states:
+        if any(is_changed(state, key) for key in tracked(state)):
+            raise InvalidRequestError(
+                "merge() with load=False does not support a changed "
+                f"{state.class_.__name__}, and {state.identity} was changed in place; "
+                "flush the change first, or merge with load=True"
+            )
+        if state.session is None and not _has_changes(state):
+            state.modified = False
 
 
 def _altered(session: Session) -> MutableMapping[InstanceState[Any], object]:
@@ -144,14 +130,14 @@ def _altered(session: Session) -> MutableMapping[InstanceState[Any], object]:
 
 @event.listens_for(Session, "before_flush")
 def _before_flush(session: Session, flush_context: UOWTransaction, _: object) -> None:
-    watch: _Watch | None = session.info.get(_KEY)
+    watch = existing_watch(session)
     if watch is not None:
         watch.end_flush()  # One that failed before it had a transaction to roll back.
     for instance in session.new:
-        state: InstanceState[Any] = inspect(instance)
+        state: InstanceState[Any] = instance_state(instance)
         if tracked(state):
-            watch = _watch(session)
-            watch.written += [_Written(state, *one) for one in prepare_insert(state)]
+            watch = watch_of(session)
+            watch.written += [Written(state, *one) for one in prepare_insert(state)]
     if watch is not None:
         _look_at_held(watch, session, flush_context)
         for written in watch.written:
@@ -160,15 +146,17 @@ def _before_flush(session: Session, flush_context: UOWTransaction, _: object) ->
 
 
 def _look_at_held(
-    watch: _Watch, session: Session, flush_context: UOWTransaction
+    watch: Watch, session: Session, flush_context: UOWTransaction
 ) -> None:
+    if not watch.held:
+        return
     deleted, altered = session.deleted, _altered(session)
     for state, instance in list(watch.held.items()):
         if state.session is not session:
             del watch.held[state]
         elif instance not in deleted:
             watch.written += [
-                _Written(state, *one) for one in prepare_update(state, instance)
+                Written(state, *one) for one in prepare_update(state, instance)
             ]
             if not _has_changes(state):
                 # Listed, it is not saved: the mapper events of mere readers stay
@@ -184,7 +172,7 @@ def _has_changes(state: InstanceState[Any]) -> bool:
 
 @event.listens_for(Session, "after_flush")
 def _after_flush(session: Session, _: object) -> None:
-    watch: _Watch | None = session.info.get(_KEY)
+    watch = existing_watch(session)
     if watch is None:
         return
     for state, key, encoded in watch.written:
@@ -196,13 +184,14 @@ def _after_flush(session: Session, _: object) -> None:
 
 @event.listens_for(Session, "after_flush_postexec")
 def _after_flush_postexec(session: Session, _: object) -> None:
-    watch: _Watch | None = session.info.get(_KEY)
+    watch = existing_watch(session)
     if watch is None:
         return
-    altered = _altered(session)
-    for state in watch.unchanged:
-        # The flush has counted it among the written.
-        altered.pop(state, None)
+    if watch.unchanged:
+        altered = _altered(session)
+        for state in watch.unchanged:
+            # The flush has counted it among the written.
+            altered.pop(state, None)
     touched = list(watch.touched)
     watch.end_flush()
     if _COMMITTING not in session.info:
@@ -224,7 +213,7 @@ def _before_commit(session: Session) -> None:
 @event.listens_for(Session, "after_rollback")
 def _after_rollback(session: Session) -> None:
     """Keep the rollback of a savepoint from expiring what was only looked at."""
-    watch: _Watch | None = session.info.get(_KEY)
+    watch = existing_watch(session)
     if watch is None or not session.in_nested_transaction():
         return
     altered = _altered(session)
@@ -241,7 +230,7 @@ def _after_rollback(session: Session) -> None:
 @event.listens_for(Session, "after_soft_rollback")
 def _after_soft_rollback(session: Session, _: object) -> None:
     session.info.pop(_COMMITTING, None)
-    watch: _Watch | None = session.info.get(_KEY)
+    watch = existing_watch(session)
     if watch is not None:
         watch.end_flush()
 
@@ -250,7 +239,7 @@ def _after_soft_rollback(session: Session, _: object) -> None:
 def _after_transaction_create(
     session: Session, transaction: SessionTransaction
 ) -> None:
-    watch: _Watch | None = session.info.get(_KEY)
+    watch = existing_watch(session)
     if watch is not None and transaction.parent is None:
         for state in watch.known:
             instance = state.obj()
@@ -263,7 +252,7 @@ def _after_transaction_create(
 @event.listens_for(Session, "after_transaction_end")
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     boundary = transaction.parent is None or transaction.nested
-    watch: _Watch | None = session.info.get(_KEY)
+    watch = existing_watch(session)
     if boundary:
         session.info.pop(_COMMITTING, None)
     if watch is None or not boundary:
@@ -278,6 +267,6 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 
 @event.listens_for(Session, "detached_to_persistent")
 def _attached(_: Session, instance: object) -> None:
-    state: InstanceState[Any] = inspect(instance)
+    state: InstanceState[Any] = instance_state(instance)
     for key in state.info.get(BASES, ()):
         hold(state, instance, key)

@@ -4,6 +4,9 @@ Both write the same columns. The plain class counts versions with SQLAlchemy's
 ``version_id_col``, has JSONB for its state, and gets a new dict each time. A flush
 without workflow rows is measured in two processes side by side, of which one has mapped
 and written a workflow before.
+
+A Session for one row is compared with what SQLAlchemy itself takes for it: a class of
+the same columns that are all text, of which the program makes the model and the JSON.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ from datetime import datetime
 from itertools import count
 from typing import Any
 
+import psycopg
 from _harness import compare, postgresql, print_table
 from pydantic import BaseModel
-from sqlalchemy import BigInteger, DateTime, Text, create_engine, func
+from sqlalchemy import BigInteger, DateTime, Engine, Text, create_engine, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -41,6 +45,23 @@ class Plain(Base):
     )
     schema_version: Mapped[int] = mapped_column(default=1)
     provenance: Mapped[dict[str, Any]] = mapped_column(JSONB)
+
+    __mapper_args__ = {"version_id_col": version, "eager_defaults": True}  # noqa: RUF012
+
+
+class Texts(Base):
+    """The least that the ORM does: no type has anything to convert."""
+
+    __tablename__ = "texts"
+
+    workflow_key: Mapped[str] = mapped_column(Text, primary_key=True)
+    version: Mapped[int] = mapped_column(BigInteger)
+    state: Mapped[str] = mapped_column(Text)
+    updated_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now(), onupdate=func.now()
+    )
+    schema_version: Mapped[int] = mapped_column(default=1)
+    provenance: Mapped[str] = mapped_column(Text)
 
     __mapper_args__ = {"version_id_col": version, "eager_defaults": True}  # noqa: RUF012
 
@@ -123,9 +144,12 @@ def main() -> None:
     """Measure and print."""
     with postgresql(fsync="off") as url:
         engine = create_engine(url)
+        dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
         Base.metadata.create_all(engine)
         with Session(engine, expire_on_commit=False) as session:
             measure_changed_row(session)
+        with psycopg.connect(dsn) as raw:
+            measure_sessions(engine, raw)
         plain_url = url.render_as_string(hide_password=False)
         processes = {each: Bystander(plain_url, each) for each in ("without", "with")}
         results = compare(processes, baseline="without", rounds=60)
@@ -176,6 +200,69 @@ def measure_changed_row(session: Session) -> None:
     commits = {name: committed(flush) for name, flush in flushes.items()}
     whole = compare(commits, baseline=baseline)
     print_table("One changed row", {"transaction": whole})
+
+
+def measure_sessions(engine: Engine, raw: psycopg.Connection[Any]) -> None:
+    """Read one row in a Session; then read it, change it and commit."""
+    first, numbers = OrderState(), count()
+    with Session(engine) as session:
+        text = first.model_dump_json()
+        session.add(Texts(workflow_key="o-2", state=text, provenance="effect-1"))
+        session.add(Order(workflow_key="o-2", state=first))
+        session.commit()
+    read = "SELECT version, state::text FROM orders WHERE workflow_key = 'o-1'"
+
+    def read_raw() -> None:
+        _, text = raw.execute(read).fetchone()  # type: ignore[misc]
+        assert OrderState.model_validate_json(text).status
+        raw.rollback()
+
+    def read_texts() -> None:
+        with Session(engine) as session:
+            row = session.get_one(Texts, "o-2")
+            assert OrderState.model_validate_json(row.state).status
+
+    def read_workflow() -> None:
+        with Session(engine) as session:
+            assert session.get_one(Order, "o-2").state.status
+
+    def change_raw() -> None:
+        version, text = raw.execute(read).fetchone()  # type: ignore[misc]
+        state = OrderState.model_validate_json(text)
+        state.status = str(next(numbers))
+        raw.execute(
+            "UPDATE orders SET version = %s, state = %s::jsonb, updated_at = now()"
+            " WHERE workflow_key = 'o-1' AND version = %s",
+            (version + 1, state.model_dump_json(), version),
+        )
+        raw.commit()
+
+    def change_texts() -> None:
+        with Session(engine) as session:
+            row = session.get_one(Texts, "o-2")
+            state = OrderState.model_validate_json(row.state)
+            state.status = str(next(numbers))
+            row.state = state.model_dump_json()
+            row.provenance = Provenance.now().model_dump_json()
+            session.commit()
+
+    def change_workflow() -> None:
+        with Session(engine) as session:
+            session.get_one(Order, "o-2").state.status = str(next(numbers))
+            session.commit()
+
+    tables: dict[str, tuple[Callable[[], None], ...]] = {
+        "read one": (read_raw, read_texts, read_workflow),
+        "read, change, commit": (change_raw, change_texts, change_workflow),
+    }
+    names = ("raw psycopg", "SQLAlchemy, text only", "workflow")
+    results = {
+        title: compare(
+            dict(zip(names, runs, strict=True)), baseline=names[0], rounds=60
+        )
+        for title, runs in tables.items()
+    }
+    print_table("One row in a Session", results)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""What a workflow's table has beside its columns: CHECK constraints and indexes.
+
+They are added to the table when its class has been mapped, under the names that raw SQL
+would give them, so that a table made by hand shows no difference.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import CheckConstraint, Index, Table
+from sqlalchemy.sql.elements import conv
+
+from .errors import MappingError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_MAX_IDENTIFIER_BYTES = 63
+
+COUNTERS = ("version", "schema_version")
+"""The columns that count from 1, with a CHECK that says so."""
+
+
+def add_constraints(table: Table) -> None:
+    """Give *table* the CHECKs of its counters, unless it has them."""
+    present = {constraint.name for constraint in table.constraints}
+    for column in COUNTERS:
+        name = conv(check_constraint_name(table.name, column))
+        if name not in present:
+            table.append_constraint(CheckConstraint(f"{column} >= 1", name=name))
+
+
+def add_indexes(entity: str, table: Table, wanted: Iterable[str]) -> None:
+    """Give *table* those of the optional indexes that *entity* has asked for.
+
+    Raises MappingError if there is no such index.
+    """
+    columns: dict[str, tuple[Any, ...]] = {
+        "version": (table.c.workflow_key, table.c.version),
+        "updated": (table.c.updated_at.desc(),),
+        "state": (table.c.state,),
+        "provenance": (table.c.provenance,),
+    }
+    for which in wanted:
+        if which not in columns:
+            raise MappingError(
+                entity,
+                f"__workflow_indexes__ has {which!r}, not one of {', '.join(columns)}",
+            )
+        index = Index(conv(f"idx_{table.name}_{which}"), *columns[which])
+        if which in {"state", "provenance"}:
+            index.dialect_options["postgresql"]["using"] = "gin"
+
+
+def check_constraint_name(table: str, column: str) -> str:
+    """Return the name that PostgreSQL itself gives a CHECK, at most 63 bytes.
+
+    Source: makeObjectName() in src/backend/commands/indexcmds.c, which shortens the
+    longer of the two names first.
+    """
+    first, second = table.encode(), column.encode()
+    room = _MAX_IDENTIFIER_BYTES - len("__check")
+    while len(first) + len(second) > room:
+        if len(first) > len(second):
+            first = first[:-1]
+        else:
+            second = second[:-1]
+    parts = (part.decode(errors="ignore") for part in (first, second))
+    return "_".join((*parts, "check"))
