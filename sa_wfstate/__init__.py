@@ -6,14 +6,12 @@ from .dedup import ActionDedupMixin, cleanup_expired, remember, should_process
 from .dispatcher import DueIntent, IntentDispatcher
 from .errors import (
     ActionIdReused,
-    ConflictReason,
     MappingError,
     OutcomeUnknown,
     PayloadError,
     ProjectionBehind,
     ReducerGaveUp,
     SchemaVersionAhead,
-    StateConflict,
     UnflushedChanges,
     UnversionedWrite,
     VersionNotAssignable,
@@ -22,17 +20,18 @@ from .errors import (
     VersionNotSeen,
     WorkflowNotFound,
     WorkflowStateError,
-    WriteSuppressed,
 )
 from .history import HistoryMixin, keep_history
 from .hooks import Hooks
 from .mixin import WorkflowStateMixin
+from .nesting import NestedHandle
 from .outbox import IntentMixin, store_intents
 from .paths import field_of
 from .projection import Projection, ProjectionMixin
 from .projection_store import ProjectionStore
 from .projection_worker import ProjectionWorker
 from .provenance import Provenance
+from .races import ConflictReason, StateConflict, WriteSuppressed
 from .reducer import ReducerService
 from .retry import RetryPolicy
 from .schema import skip_unreadable
@@ -59,6 +58,7 @@ __all__ = [
     "IntentDispatcher",
     "IntentMixin",
     "MappingError",
+    "NestedHandle",
     "OutcomeUnknown",
     "PayloadError",
     "Projection",

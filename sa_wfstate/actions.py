@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
-from .codec import canonical_json
+from .codec import canonical_json, first_problem
 from .errors import PayloadError
 from .snapshots import WorkflowKey
 
@@ -29,6 +29,8 @@ class Action(BaseModel, Generic[PayloadT]):
     go into the provenance of the commit; "effect_id", "timestamp" and "folded" are
     written there by the service and refused here.
 
+    Raises PayloadError, which names the field and shows no payload.
+
     >>> Action(
     ...     workflow_key="order-42",
     ...     action_id="4f0e3d0a-6f4e-4f39-9f2c-2b8a3a4b5c6d",
@@ -38,19 +40,24 @@ class Action(BaseModel, Generic[PayloadT]):
     7
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
 
     workflow_key: WorkflowKey
     action_id: UUID
     payload: PayloadT
 
-    @model_validator(mode="after")
-    def _refuse_reserved(self) -> Self:
-        reserved = _WRITTEN_BY_THE_SERVICE & (self.model_extra or {}).keys()
-        if reserved:
-            names = ", ".join(sorted(reserved))
-            raise ValueError(f"written by the service, not by an action: {names}")
-        return self
+    if not TYPE_CHECKING:  # The signature is that of the fields.
+
+        def __init__(self, **data: Any) -> None:
+            try:
+                super().__init__(**data)
+            except ValidationError as error:
+                path, problem = first_problem(error)
+                shown = ".".join(str(part) for part in path)
+                raise PayloadError("action", shown, problem) from None
+            for name in _WRITTEN_BY_THE_SERVICE & (self.model_extra or {}).keys():
+                problem = "is written by the service, not by an action"
+                raise PayloadError("action", name, problem)
 
     def payload_hash(self) -> str:
         """Return a digest of the payload; PayloadError if it cannot be JSON."""

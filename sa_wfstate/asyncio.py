@@ -18,6 +18,7 @@ from .asyncio_workers import IntentDispatcher, ProjectionStore, ProjectionWorker
 from .connections import sync_bind
 from .dedup import TTL, ActionDedupMixin
 from .retry import RetryPolicy
+from .twins import refuse_sync
 from .waiting import Awaiting
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
     from .actions import Action, Intent, Reduction
     from .attempts import Writer
     from .bulk import Commit
-    from .errors import StateConflict
     from .hooks import Hooks
     from .provenance import Provenance
+    from .races import StateConflict
     from .snapshots import StateCommitted, WorkflowSnapshot
     from .store import Entity
 
@@ -55,6 +56,7 @@ async def get_state(
     session: AsyncSession, entity: Entity[StateT], workflow_key: str
 ) -> WorkflowSnapshot[StateT]:
     """Async version of :func:`sa_wfstate.get_state`."""
+    refuse_sync(session)
     return await session.run_sync(_store.get_state, entity, workflow_key)
 
 
@@ -67,8 +69,10 @@ async def try_commit(
     state: StateT,
     provenance: Provenance | Mapping[str, Any],
     expected_effect_id: str | None = None,
+    base: WorkflowSnapshot[StateT] | None = None,
 ) -> StateCommitted[StateT] | StateConflict:
     """Async version of :func:`sa_wfstate.try_commit`."""
+    refuse_sync(session)
     return await session.run_sync(
         _store.try_commit,
         entity,
@@ -77,6 +81,7 @@ async def try_commit(
         state=state,
         provenance=provenance,
         expected_effect_id=expected_effect_id,
+        base=base,
     )
 
 
@@ -84,6 +89,7 @@ async def try_commit_many(
     session: AsyncSession, entity: Entity[StateT], commits: Iterable[Commit[StateT]]
 ) -> list[StateCommitted[StateT] | StateConflict]:
     """Async version of :func:`sa_wfstate.try_commit_many`."""
+    refuse_sync(session)
     return await session.run_sync(_bulk.try_commit_many, entity, commits)
 
 
@@ -111,6 +117,7 @@ class CanonicalStore(Generic[StateT]):
         state_prime: StateT,
         provenance: Provenance | Mapping[str, Any],
         expected_effect_id: str | None = None,
+        base: WorkflowSnapshot[StateT] | None = None,
     ) -> StateCommitted[StateT] | StateConflict:
         """Async version of :meth:`sa_wfstate.CanonicalStore.try_commit`."""
         return await greenlet_spawn(
@@ -120,6 +127,7 @@ class CanonicalStore(Generic[StateT]):
             state_prime=state_prime,
             provenance=provenance,
             expected_effect_id=expected_effect_id,
+            base=base,
         )
 
 
@@ -140,6 +148,7 @@ async def run_transaction(
     def begin() -> Any:
         nonlocal attempt
         attempt = sessions()
+        refuse_sync(attempt)
         return attempt.sync_session
 
     def call(_: object) -> Any:

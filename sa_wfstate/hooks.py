@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from .actions import Action
     from .dispatcher import DueIntent
-    from .errors import ReducerGaveUp, StateConflict
+    from .errors import ReducerGaveUp
     from .projection import ProjectionBatch
+    from .races import StateConflict
     from .snapshots import StateCommitted
 
 _log = logging.getLogger(__name__)

@@ -1,132 +1,43 @@
 """Hot keys: the callers of one process that want the same key take turns.
 
-Each key that somebody works on has a :class:`Line`. Its first caller serves: it does
-its own work and, if folding is on, that of those who wait behind it, then lets the next
-caller serve. So the tasks of a process never race each other, each waits at most for
-those before it, and the one who serves starts from what the last one committed.
+Each key that somebody works on has a :class:`~sa_wfstate.lines.Line`. Its first caller
+serves: it does its own work and, if folding is on, that of those who wait behind it,
+then lets the next caller serve. So the tasks of a process never race each other, each
+waits at most for those before it, and the one who serves starts from what the last one
+committed. Who has work for many keys at once holds their lines meanwhile.
 
-What was committed last is only likely to stand, other processes write too: it is
-offered to the next for :data:`FRESH` seconds, and forgotten when it has lost. Who has
-lost pauses and tries again. But a pause would hold up those behind it: if there are
-any, or at the second loss in a row, the row is locked before it is read, by the one
-that lost and by those who wait behind it now. So a key that crowds of several processes
-want is locked nearly always, and one that two write now and then hardly ever.
-
-A line at rest for longer holds nothing of value. A bounded number of them is kept, the
+A line at rest holds nothing of value for long. A bounded number of them is kept, the
 one used longest ago goes first.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
+from contextlib import contextmanager
 from functools import partial
 from threading import Lock
-from time import monotonic
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from .lines import Line, Ticket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
-    from .waiting import Turn, Waiting
+    from .waiting import Waiting
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 KeptT = TypeVar("KeptT")
 
-FRESH = 1.0
-"""For how long, in seconds, what was seen of a key is taken for likely."""
-
-
-class Ticket(Generic[ItemT, ResultT]):
-    """The place of one caller in a line, and later its result."""
-
-    __slots__ = (
-        "_error",
-        "_result",
-        "abandoned",
-        "identity",
-        "item",
-        "settled",
-        "turn",
-    )
-
-    def __init__(self, item: ItemT, identity: Hashable, turn: Turn) -> None:
-        self.item = item
-        self.identity = identity
-        self.turn = turn
-        self.settled = False
-        self.abandoned = False
-        self._result: ResultT | None = None
-        self._error: BaseException | None = None
-
-    def settle(self, result: ResultT) -> None:
-        """Give the caller its result; the first one stands."""
-        if not self.settled:
-            self._result, self.settled = result, True
-
-    def fail(self, error: BaseException) -> None:
-        """Raise *error* in the caller."""
-        if not self.settled:
-            self._error, self.settled = error, True
-
-    def result(self) -> ResultT:
-        """Return what was settled, or raise what it failed with."""
-        if self._error is not None:
-            raise self._error
-        return self._result  # type: ignore[return-value]
-
-
-class Line(Generic[ItemT, ResultT, KeptT]):
-    """Those who wait for one key, and what is known of it."""
-
-    __slots__ = ("_kept", "_kept_until", "key", "locks", "waiting")
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.waiting: deque[Ticket[ItemT, ResultT]] = deque()
-        self.locks = 0  # How many commits are to lock their row.
-        self._kept: KeptT | None = None
-        self._kept_until = 0.0
-
-    @property
-    def kept(self) -> KeptT | None:
-        """What was committed last, if it is likely that it still stands."""
-        return self._kept if monotonic() < self._kept_until else None
-
-    def won(self, kept: KeptT) -> None:
-        """Note a commit, and keep what it wrote for the next who serves."""
-        self._kept, self._kept_until = kept, monotonic() + FRESH
-        self.locks = max(0, self.locks - 1)
-
-    def lost(self, attempt: int) -> None:
-        """Note that attempt number *attempt* lost."""
-        self.forget()
-        if attempt > 1 or self.waiting:
-            self.locks = 1 + len(self.waiting)
-
-    def forget(self) -> None:
-        """Keep nothing: it may not be true any more."""
-        self._kept = None
-
-    def take(self, most: int) -> list[Ticket[ItemT, ResultT]]:
-        """Take the next from the line: up to *most*, no two of one identity."""
-        taken: list[Ticket[ItemT, ResultT]] = []
-        seen = set()
-        while self.waiting and len(taken) < most:
-            if self.waiting[0].identity in seen:
-                break
-            seen.add(self.waiting[0].identity)
-            taken.append(self.waiting.popleft())
-        return taken
-
 
 class HotKeys(Generic[ItemT, ResultT, KeptT]):
     """The lines of all keys.
 
-    *work* does the work of some tickets of one line and settles each of them. *fold* is
-    the most tickets that it is given at once, *keep* the number of lines at rest that
-    are kept.
+    *work* does the work of some tickets of one line and settles each of them. *orphan*
+    is given those whose caller has gone meanwhile, when the line is left. *fold* is the
+    most tickets that are worked on at once, *keep* the number of lines at rest that are
+    kept.
     """
 
     def __init__(
@@ -135,12 +46,14 @@ class HotKeys(Generic[ItemT, ResultT, KeptT]):
         work: Callable[
             [Line[ItemT, ResultT, KeptT], list[Ticket[ItemT, ResultT]]], None
         ],
+        orphan: Callable[[Ticket[ItemT, ResultT]], None],
         *,
         fold: int,
         keep: int,
     ) -> None:
         self._waiting = waiting
         self._work = work
+        self._orphan = orphan
         self._fold = fold
         self._keep = keep
         self._lock = Lock()
@@ -151,26 +64,65 @@ class HotKeys(Generic[ItemT, ResultT, KeptT]):
         """Make a ticket for the caller."""
         return Ticket(item, identity, self._waiting.turn())
 
-    def submit(self, key: str, ticket: Ticket[ItemT, ResultT]) -> None:
-        """Stand in the line of *key* until *ticket* is settled.
+    def submit(
+        self, key: str, ticket: Ticket[ItemT, ResultT]
+    ) -> Line[ItemT, ResultT, KeptT]:
+        """Stand in the line of *key* until *ticket* is settled, or has taken the line.
 
         A caller that is interrupted leaves the line. If its work had begun by then, it
-        is finished, and the ticket is marked as abandoned.
+        is finished.
         """
         with self._lock:
             line = self._busy.get(key)
             first = line is None
             if line is None:
-                line = self._idle.pop(key) if key in self._idle else Line(key)
-                self._busy[key] = line
+                line = self._open(key)
             line.waiting.append(ticket)
         try:
             if first:
-                ticket.turn.grant(partial(self._serve, line))
+                self._pass_on([line])
             ticket.turn.wait()
         except BaseException:
             self._leave(line, ticket)
             raise
+        return line
+
+    @contextmanager
+    def hold(self, keys: Sequence[str]) -> Iterator[list[Line[ItemT, ResultT, KeptT]]]:
+        """Lend the lines of those of *keys* on which nobody works.
+
+        If there are none, wait for the turn in the first one. As nobody waits for a
+        line while holding another, no two callers can wait for each other.
+        """
+        lines = self._take_free(keys)
+        try:
+            if not lines:
+                lines.append(self._take(keys[0]))
+                lines += self._take_free(keys)
+            yield lines
+        except BaseException:
+            for line in lines:
+                line.forget()
+            raise
+        finally:
+            self._pass_on(lines)
+
+    def _take_free(self, keys: Iterable[str]) -> list[Line[ItemT, ResultT, KeptT]]:
+        with self._lock:
+            return [self._open(key) for key in keys if key not in self._busy]
+
+    def _take(self, key: str) -> Line[ItemT, ResultT, KeptT]:
+        nothing: Any = None
+        turn = self._waiting.turn()
+        ticket = Ticket[ItemT, ResultT](nothing, None, turn, takes_line=True)
+        line = self.submit(key, ticket)
+        ticket.result()  # Raises if the line was given up.
+        return line
+
+    def _open(self, key: str) -> Line[ItemT, ResultT, KeptT]:
+        line = self._idle.pop(key, None) or Line(key)
+        self._busy[key] = line
+        return line
 
     def _leave(
         self, line: Line[ItemT, ResultT, KeptT], ticket: Ticket[ItemT, ResultT]
@@ -180,8 +132,10 @@ class HotKeys(Generic[ItemT, ResultT, KeptT]):
                 line.waiting.remove(ticket)
             else:
                 ticket.abandoned = True
-        if ticket.turn.forfeits():
-            self._pass_on(line)
+        if ticket.turn.forfeits() or (ticket.takes_line and ticket.finished):
+            self._pass_on([line])
+        elif ticket.finished:
+            self._waiting.detach(partial(self._orphan, ticket))
 
     def _serve(self, line: Line[ItemT, ResultT, KeptT]) -> None:
         with self._lock:
@@ -200,18 +154,41 @@ class HotKeys(Generic[ItemT, ResultT, KeptT]):
                 ticket.fail(error)
             raise
         finally:
-            self._pass_on(line)
-            for ticket in tickets:
-                ticket.turn.finish()
+            self._pass_on([line])
+            orphans = self._finish(tickets)
+        for ticket in orphans:
+            self._orphan(ticket)
 
-    def _pass_on(self, line: Line[ItemT, ResultT, KeptT]) -> None:
-        """Let the next caller serve, or put the line to rest."""
+    def _finish(
+        self, tickets: list[Ticket[ItemT, ResultT]]
+    ) -> list[Ticket[ItemT, ResultT]]:
+        """End the wait of the callers; return the tickets of those who have gone."""
         with self._lock:
-            following = line.waiting[0] if line.waiting else None
-            if following is None:
-                del self._busy[line.key]
-                self._idle[line.key] = line
-                while len(self._idle) > self._keep:
-                    self._idle.popitem(last=False)
-        if following is not None:
-            following.turn.grant(partial(self._serve, line))
+            orphans = [ticket for ticket in tickets if ticket.abandoned]
+            for ticket in tickets:
+                ticket.finished = True
+        for ticket in tickets:
+            ticket.turn.finish()
+        return orphans
+
+    def _pass_on(self, lines: list[Line[ItemT, ResultT, KeptT]]) -> None:
+        """Let the next caller in each line have its turn, or put the line to rest."""
+        following = []
+        with self._lock:
+            for line in lines:
+                if line.waiting:
+                    ticket = line.waiting[0]
+                    following.append((line, ticket))
+                    if ticket.takes_line:
+                        ticket.finished = True
+                        line.waiting.popleft()
+                else:
+                    del self._busy[line.key]
+                    self._idle[line.key] = line
+            while len(self._idle) > self._keep:
+                self._idle.popitem(last=False)
+        for line, ticket in following:
+            if ticket.takes_line:
+                ticket.turn.finish()
+            else:
+                ticket.turn.grant(partial(self._serve, line))

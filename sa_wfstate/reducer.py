@@ -17,42 +17,36 @@ Reduction of a state and intents. Everything else is done here. One attempt is
 3. the compare-and-set, and in its transaction the claims of the dedup log and whatever
    else is to be written with it. Without those it is a single statement.
 
-:mod:`sa_wfstate.attempts` makes it. Who waits for the same key in the same process, how
-actions are folded, and when the row is locked against other processes is told in
-:mod:`sa_wfstate.hotkeys`.
+An action's way from handle() to its commit, room by room:
+
+* :mod:`sa_wfstate.hotkeys` lets the callers of one process that want the same key take
+  turns; a :mod:`line <sa_wfstate.lines>` knows what was committed last, and whether to
+  lock the row against other processes;
+* :mod:`sa_wfstate.reducer_loop` repeats attempts until one wins, or gives up;
+* :mod:`sa_wfstate.attempts` makes one attempt, in the database;
+* :mod:`sa_wfstate.reductions` calls the reducer, from row to row;
+* :mod:`sa_wfstate.runs` holds what is passed between them.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from inspect import iscoroutinefunction
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from sqlalchemy.exc import DBAPIError
-from tenacity import RetryCallState, Retrying, retry_if_exception, retry_if_result
-
-from .attempts import (
-    ActionLine,
-    ActionTicket,
-    Attempts,
-    Base,
-    ClaimedBefore,
-    Doubt,
-    Handled,
-    Run,
-    Writer,
-)
+from .attempts import Attempts
 from .bulk import CHUNK
-from .commits import refused
 from .connections import Connections
 from .dedup import TTL, ActionDedupMixin, DedupLog
-from .errors import OutcomeUnknown, ReducerGaveUp, StateConflict
+from .errors import ReducerGaveUp
 from .hooks import Hooks, notify
 from .hotkeys import HotKeys
 from .mixin import check_key
+from .nesting import refuse_nested
+from .reducer_loop import ReducerLoop
+from .reductions import Reductions
 from .retry import RetryPolicy
-from .sqlstates import ErrorKind, classify
+from .runs import Run
 from .statements import statements_of
 from .waiting import Blocking, Waiting
 
@@ -64,6 +58,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import sessionmaker
 
     from .actions import Action, Intent, Reducer
+    from .attempts import Writer
+    from .runs import ActionTicket, Base, Handled
     from .snapshots import StateCommitted
     from .store import Entity
 
@@ -128,22 +124,30 @@ class ReducerService(Generic[StateT]):
             )
         self._statements = statements_of(entity)
         self._entity = self._statements.entity
-        self._log = None if dedup is None else DedupLog(dedup, dedup_ttl)
-        self._attempts = Attempts(
+        attempts = Attempts(
             self._statements,
             Connections(bind, self._statements.mapper),
-            self._wait,
-            reducer,
-            initial=initial,
-            log=self._log,
+            Reductions(self._statements, self._wait, reducer, initial),
+            log=None if dedup is None else DedupLog(dedup, dedup_ttl),
             writers=tuple(writers),
         )
-        self._retry = retry
         self._on_intents = on_intents
-        self._escalate = escalate
         self._hooks = hooks or Hooks()
+        self._loop = ReducerLoop(
+            self._statements,
+            attempts,
+            self._wait,
+            self._hooks,
+            retry,
+            remembers=dedup is not None,
+            escalate=escalate,
+        )
         self._keys: HotKeys[Action[Any], Handled, Base] = HotKeys(
-            self._wait, self._work, fold=fold, keep=keep
+            self._wait,
+            self._loop.commit,
+            self._hand_over_orphan,
+            fold=fold,
+            keep=keep,
         )
 
     def handle(self, action: Action[Any]) -> StateCommitted[StateT]:
@@ -152,14 +156,15 @@ class ReducerService(Generic[StateT]):
         With a dedup log an action that was processed before gives the outcome of that
         time again, with ``replayed=True``.
 
-        Raises ReducerGaveUp when the retry policy is exhausted, WorkflowNotFound,
-        ActionIdReused, PayloadError if the new state cannot be stored, and whatever the
-        reducer raises; nothing is written then. When the answer to the commit is lost,
-        what became of it is found out: it comes back with ``replayed=True`` if it was
-        done. OutcomeUnknown is raised if that cannot be known any more, which a dedup
-        log rules out.
+        Raises ReducerGaveUp when the retry policy is exhausted, NestedHandle if it is
+        called by a reducer or a writer, WorkflowNotFound, ActionIdReused, PayloadError
+        if the new state cannot be stored, and whatever the reducer raises; nothing is
+        written then. When the answer to the commit is lost, what became of it is found
+        out: it comes back with ``replayed=True`` if it was done. OutcomeUnknown is
+        raised if that cannot be known any more, which a dedup log rules out.
         """
         check_key(self._entity, action.workflow_key)
+        refuse_nested(self._entity, action.workflow_key)
         started = monotonic()
         notify(self._hooks.started, self._entity, action)
         ticket = self._keys.ticket(action, action.action_id)
@@ -178,9 +183,9 @@ class ReducerService(Generic[StateT]):
         """Handle *actions* in few transactions; return one result each, in their order.
 
         Actions of one key are folded, in the order given, and many keys are committed
-        by one statement. What loses there goes through :meth:`handle`, one by one. An
-        error of one action is returned in its place and does not keep the others from
-        being committed.
+        by one statement. Meanwhile it stands in the lines of these keys. What loses
+        there goes through :meth:`handle`, one by one. An error of one action is
+        returned in its place and does not keep the others from being committed.
         """
         given = list(actions)
         started = monotonic()
@@ -190,23 +195,25 @@ class ReducerService(Generic[StateT]):
             batch.setdefault(action.workflow_key, {}).setdefault(
                 action.action_id, number
             )
-        keys = list(batch)
-        for start in range(0, len(keys), CHUNK):
-            runs = [
-                Run(
-                    key,
-                    [
-                        self._keys.ticket(given[number], number)
-                        for number in batch[key].values()
-                    ],
-                )
-                for key in keys[start : start + CHUNK]
-            ]
-            tickets = [ticket for run in runs for ticket in run.tickets]
-            self._attempt_many(runs)
-            for ticket in tickets:
+        if given:
+            refuse_nested(self._entity, given[0].workflow_key)
+        pending = list(batch)
+        while pending:
+            with self._keys.hold(pending[:CHUNK]) as lines:
+                tickets = {
+                    number: self._keys.ticket(given[number], number)
+                    for line in lines
+                    for number in batch[line.key].values()
+                }
+                runs = [
+                    Run(line.key, [tickets[n] for n in batch[line.key].values()])
+                    for line in lines
+                ]
+                self._loop.commit_many(lines, runs)
+            held = {run.key for run in runs}
+            pending = [key for key in pending if key not in held]
+            for number, ticket in tickets.items():
                 if ticket.settled:
-                    number = batch[ticket.item.workflow_key][ticket.item.action_id]
                     results[number] = self._result(ticket, started)
         for number, action in enumerate(given):
             if number not in results:
@@ -225,19 +232,6 @@ class ReducerService(Generic[StateT]):
         except Exception as error:  # noqa: BLE001 - it is returned
             return error
 
-    def _attempt_many(self, runs: list[Run]) -> None:
-        for run in runs:
-            run.attempts = 1
-        try:
-            self._attempts.make_many(runs)
-        except (ClaimedBefore, StateConflict):
-            return  # One by one each of them finds out what it is.
-        except (DBAPIError, OSError) as error:
-            for run in runs:
-                if self._in_doubt(run, error):
-                    for ticket in run.tickets:
-                        ticket.fail(self._unknown(run, error))
-
     def _conclude(
         self, action: Action[Any], handled: Handled, started: float
     ) -> StateCommitted[StateT]:
@@ -251,118 +245,6 @@ class ReducerService(Generic[StateT]):
         if self._on_intents is not None and handled.intents:
             self._wait.call(self._on_intents, handled.outcome, handled.intents)
 
-    def _work(self, line: ActionLine, tickets: list[ActionTicket]) -> None:
-        """Commit the actions of *tickets* together; settle each of them."""
-        run = Run(line.key, tickets)
-        retrying = Retrying(
-            retry=retry_if_result(_is_conflict) | retry_if_exception(_is_transient),
-            wait=partial(self._pause, line),
-            stop=self._retry.stop,
-            sleep=self._wait.sleep,
-            before_sleep=partial(self._note_retry, line),
-            retry_error_callback=partial(self._give_up, run),
-        )
-        try:
-            retrying(self._attempt, line, run)
-        except Exception as error:  # noqa: BLE001 - it is the callers'
-            for ticket in tickets:
-                ticket.fail(error)
-        except BaseException as error:
-            # Whoever serves was interrupted, and with it those whom it served.
-            for ticket in tickets:
-                ticket.fail(self._unknown(run, error))
-            raise
-        for ticket in tickets:
-            if ticket.abandoned and ticket.settled:
-                self._hand_over(ticket.result())
-
-    def _pause(self, line: ActionLine, call: RetryCallState) -> float:
-        pause = self._retry.wait(call)
-        # Under the lock of the row the next attempt wins: nothing to wait for.
-        return 0.0 if self._locking(line) and pause < float("inf") else pause
-
-    def _locking(self, line: ActionLine) -> bool:
-        return self._escalate and line.locks > 0
-
-    def _note_retry(self, line: ActionLine, call: RetryCallState) -> None:
-        attempt, delay = call.attempt_number, call.upcoming_sleep
-        notify(self._hooks.retried, self._entity, line.key, attempt, delay)
-
-    def _give_up(self, run: Run, call: RetryCallState) -> None:
-        assert call.outcome is not None  # noqa: S101
-        error = call.outcome.exception()
-        if run.doubt is not None:
-            for ticket in run.tickets:
-                ticket.fail(self._unknown(run, error))
-            return
-        gave_up = ReducerGaveUp(
-            self._entity,
-            run.key,
-            None if error else call.outcome.result(),
-            call.attempt_number,
-            call.seconds_since_start or 0.0,
-        )
-        gave_up.__cause__ = error or gave_up.conflict
-        for ticket in run.tickets:
-            ticket.fail(gave_up)
-
-    def _attempt(self, line: ActionLine, run: Run) -> StateConflict | None:
-        run.attempts += 1
-        conflict = None
-        while run.tickets:
-            lock = self._locking(line)
-            try:
-                conflict = self._attempts.make(
-                    run, kept=None if lock else line.kept, lock=lock
-                )
-            except ClaimedBefore:
-                line.forget()  # To be read again, and the log with it.
-                continue
-            except StateConflict as refusal:
-                conflict = refusal
-            except (DBAPIError, OSError) as error:
-                line.forget()
-                if self._in_doubt(run, error):
-                    assert run.write is not None  # noqa: S101
-                    run.doubt = Doubt(run.write, run.steps)
-                if not isinstance(error, DBAPIError) or run.write is None:
-                    raise
-                conflict = refused(self._statements, run.write, error)
-                if conflict is None:
-                    raise
-            break
-        if conflict is not None:
-            line.lost(run.attempts)
-            notify(self._hooks.conflicted, self._entity, conflict, run.attempts)
-        elif run.write is not None:
-            effect_id = run.write.provenance.effect_id
-            line.won(
-                Base(run.write.version, run.write.state_text, effect_id, kept=True)
-            )
-        return conflict
-
-    def _in_doubt(self, run: Run, error: BaseException) -> bool:
-        """Say whether *run* may be committed and nobody can tell.
-
-        With a dedup log the next attempt can: it looks for its own claims.
-        """
-        return (
-            self._log is None
-            and run.write is not None
-            and classify(error, committing=True) is ErrorKind.UNKNOWN
-        )
-
-    def _unknown(self, run: Run, error: BaseException | None) -> OutcomeUnknown:
-        write = run.doubt.write if run.doubt else run.write
-        effects = (write.provenance.effect_id,) if write else ()
-        unknown = OutcomeUnknown(self._entity, run.key, effects)
-        unknown.__cause__ = error
-        return unknown
-
-
-def _is_conflict(result: StateConflict | None) -> bool:
-    return result is not None
-
-
-def _is_transient(error: BaseException) -> bool:
-    return classify(error) is ErrorKind.TRANSIENT
+    def _hand_over_orphan(self, ticket: ActionTicket) -> None:
+        if ticket.succeeded:
+            notify(self._hand_over, ticket.result())  # Nobody is there to be told.

@@ -51,6 +51,9 @@ class Waiting(Protocol):
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call *function*, which an awaiting caller may have made a coroutine."""
 
+    def detach(self, function: Callable[[], None]) -> None:
+        """Call *function* although the caller is being interrupted."""
+
     def turn(self) -> Turn:
         """Make a Turn for the caller."""
 
@@ -63,6 +66,9 @@ class Blocking:
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
+
+    def detach(self, function: Callable[[], None]) -> None:
+        function()
 
     def turn(self) -> Turn:
         return _BlockingTurn()
@@ -105,6 +111,9 @@ class Awaiting:
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         result = function(*arguments)
         return await_only(result) if isawaitable(result) else result
+
+    def detach(self, function: Callable[[], None]) -> None:
+        self.turn().grant(function)
 
     def turn(self) -> Turn:
         return _AwaitingTurn(self._tasks)

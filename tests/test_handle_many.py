@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_wfstate import (
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Engine, MetaData
+
+    from sa_wfstate import WorkflowSnapshot
 
 pytestmark = pytest.mark.contract
 
@@ -177,3 +179,59 @@ def test_one_poisoned_state_harms_no_other(engine: Engine) -> None:
     )
     assert isinstance(results[1], PayloadError)
     assert notes(engine, "o-2") == [2]
+
+
+def test_writer_that_fails_harms_no_other(engine: Engine) -> None:
+    """What goes wrong in the transaction of all is found again one by one."""
+
+    def writer(_: object, snapshot: WorkflowSnapshot[OrderState], __: object) -> None:
+        if snapshot.workflow_key == "o-1":
+            raise Refused
+
+    orders = service(engine, writers=[writer])
+    results = orders.handle_many([action(f"o-{n}", n) for n in range(3)])
+    assert [type(result) for result in results] == [
+        StateCommitted,
+        Refused,
+        StateCommitted,
+    ]
+    assert notes(engine, "o-2") == [2]
+
+
+@pytest.mark.parametrize("keys", [["o-1"], ["o-1", "o-2"]])
+def test_recreated_workflow_is_not_written_over(
+    engine: Engine, keys: list[str]
+) -> None:
+    """Deleted and created again between its read and the statement of the batch."""
+    pending = [1]
+
+    def reducer(state: OrderState, each: Action[int]) -> OrderState:
+        if pending and each.payload == 2:
+            pending.pop()
+            with engine.begin() as connection:
+                connection.execute(text("DELETE FROM orders WHERE version = 1"))
+            store = CanonicalStore(engine, Order)
+            for key in keys:
+                store.try_commit(
+                    workflow_key=key,
+                    expected_version=0,
+                    state_prime=OrderState(notes=[99]),
+                    provenance=Provenance.now(),
+                )
+        return note(state, each)
+
+    orders = service(engine, reducer)
+    for number in (1, 2):
+        results = orders.handle_many([action(key, number) for key in keys])
+        assert all(isinstance(result, StateCommitted) for result in results)
+    assert [notes(engine, key) for key in keys] == [[99, 2]] * len(keys)
+
+
+def test_batch_leaves_what_it_committed_to_the_next(engine: Engine) -> None:
+    """The next action of a key starts from it: one statement, no conflict."""
+    orders = service(engine)
+    orders.handle_many([action(f"o-{n}", n) for n in range(3)])
+    sent: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    assert orders.handle(action("o-1", 7)).version == 2
+    assert len(sent) == 1

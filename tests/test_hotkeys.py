@@ -19,6 +19,7 @@ from sa_wfstate import (
     Action,
     ActionDedupMixin,
     CanonicalStore,
+    Hooks,
     Intent,
     OutcomeUnknown,
     Provenance,
@@ -26,7 +27,8 @@ from sa_wfstate import (
     Reduction,
     WorkflowStateMixin,
 )
-from sa_wfstate.hotkeys import HotKeys, Line, Ticket
+from sa_wfstate.hotkeys import HotKeys
+from sa_wfstate.lines import Line, Ticket
 from sa_wfstate.waiting import Blocking
 
 if TYPE_CHECKING:
@@ -74,26 +76,41 @@ def action(number: int, key: str = "o-1") -> Action[int]:
     return Action(workflow_key=key, action_id=uuid4(), payload=number)
 
 
+class Heard(Hooks):
+    """Count what a service is told of conflicts and pauses."""
+
+    def __init__(self) -> None:
+        self.conflicts = self.pauses = 0
+
+    def conflicted(self, *_: object) -> None:
+        self.conflicts += 1
+
+    def retried(self, *_: object) -> None:
+        self.pauses += 1
+
+
 class Gate:
     """Hold the first commit until enough others stand in the line."""
 
-    def __init__(self, service: Any, behind: int) -> None:
-        self.waiting = lambda: len(service._keys._busy["o-1"].waiting) >= behind
+    def __init__(self, behind: int) -> None:
+        self.behind = behind
+        self.service: Any = None
         self.open = False
 
     def __call__(self, state: OrderState, action: Action[int]) -> OrderState:
         if not self.open:
             self.open = True
-            while not self.waiting():
+            line = self.service._keys._busy["o-1"]
+            while len(line.waiting) < self.behind:
                 time.sleep(0.001)
         return note(state, action)
 
 
 def gated(engine: Engine, behind: int, **options: Any) -> ReducerService[OrderState]:
     """Make a service whose first commit waits until *behind* others wait."""
-    service = ReducerService(engine, Order, note, initial=OrderState, **options)
-    service._attempts._reducer = Gate(service, behind)
-    return service
+    gate = Gate(behind)
+    gate.service = ReducerService(engine, Order, gate, initial=OrderState, **options)
+    return gate.service  # type: ignore[no-any-return]
 
 
 def stored(engine: Engine) -> tuple[int, list[int]]:
@@ -243,13 +260,12 @@ def test_loser_locks_the_row(engine: Engine) -> None:
 def test_those_behind_a_loser_lock_too() -> None:
     """A first loss is paused for, unless others wait behind; they lock like it."""
     line: Line[Any, Any, int] = Line("o-1")
-    line.won(7)
-    assert line.kept == 7
+    line.won(7, 6)
     line.lost(1)
-    assert (line.locks, line.kept) == (0, None)
+    assert line.locks == 0
     line.lost(2)
     assert line.locks == 1
-    line.won(7)
+    line.won(9, 8)
     assert line.locks == 0
     for number in range(3):
         line.waiting.append(Ticket(number, number, Blocking().turn()))
@@ -257,14 +273,29 @@ def test_those_behind_a_loser_lock_too() -> None:
     assert line.locks == 4
 
 
+def test_what_turned_out_old_is_not_offered_again() -> None:
+    """It is, once a row was read that nobody else had written since."""
+    line: Line[Any, Any, int] = Line("o-1")
+    line.won(7, 6)
+    assert line.kept == 7
+    line.lost(1)
+    assert line.kept is None
+    line.won(9, 8)
+    assert line.kept is None
+    line.won(10, 9)
+    assert line.kept == 10
+
+
 def test_lines_are_released() -> None:
     """A million distinct keys leave no more than the lines that may be kept."""
 
     def work(line: Any, tickets: Any) -> None:
-        line.won("x")
+        line.won("x", "x")
         tickets[0].settle(None)
 
-    keys: HotKeys[int, None, str] = HotKeys(Blocking(), work, fold=1, keep=10)
+    keys: HotKeys[int, None, str] = HotKeys(
+        Blocking(), work, lambda _: None, fold=1, keep=10
+    )
     for number in range(20_000):
         keys.submit(str(number), keys.ticket(number, number))
     assert (len(keys._busy), len(keys._idle)) == (0, 10)
@@ -272,8 +303,7 @@ def test_lines_are_released() -> None:
 
 def test_interrupted_server_leaves_the_line_to_the_next(engine: Engine) -> None:
     """Ctrl-C in the one who serves: others of its batch learn that it is unknown."""
-    service = gated(engine, 2)
-    gate: Any = service._attempts._reducer
+    gate = Gate(2)
 
     def reducer(state: OrderState, action: Action[int]) -> OrderState:
         if action.payload == 0:
@@ -281,7 +311,7 @@ def test_interrupted_server_leaves_the_line_to_the_next(engine: Engine) -> None:
             raise KeyboardInterrupt
         return note(state, action)
 
-    service._attempts._reducer = reducer
+    gate.service = service = ReducerService(engine, Order, reducer, initial=OrderState)
     results: list[object] = []
 
     def handle(number: int) -> None:
@@ -297,6 +327,139 @@ def test_interrupted_server_leaves_the_line_to_the_next(engine: Engine) -> None:
     for thread in threads:
         thread.join()
     assert results == [KeyboardInterrupt, 1, 2]
+
+
+def test_many_stand_in_the_lines(engine: Engine) -> None:
+    """Batches in opposite orders and single actions: nobody conflicts, nobody waits."""
+    heard = Heard()
+    service = ReducerService(engine, Order, note, initial=OrderState, hooks=heard)
+    keys = [f"o-{n}" for n in range(6)]
+
+    def batch(number: int) -> list[Any]:
+        ordered = keys if number % 2 else keys[::-1]
+        return service.handle_many([action(number, key) for key in ordered])
+
+    def single(number: int) -> list[Any]:
+        return [service.handle(action(number, keys[number % 6]))]
+
+    with ThreadPoolExecutor(8) as threads:
+        futures = [
+            threads.submit(batch if number % 3 else single, number)
+            for number in range(60)
+        ]
+        results = [each for future in futures for each in future.result(30)]
+    assert len(results) == 40 * 6 + 20
+    assert {type(each).__name__ for each in results} == {"StateCommitted"}
+    assert heard.conflicts == 0
+    assert (service._keys._busy, len(service._keys._idle)) == ({}, 6)
+    batches = {number for number in range(60) if number % 3}
+    for key in keys:
+        notes = CanonicalStore(engine, Order).get_state(key).state.notes
+        assert len(notes) == len(set(notes))
+        assert batches <= set(notes)
+
+
+def test_many_do_not_wait_for_one_busy_key(engine: Engine) -> None:
+    """The keys that are free are committed while somebody is at work on another."""
+    gate, seen = Gate(1), []
+
+    def reducer(state: OrderState, each: Action[int]) -> OrderState:
+        seen.append(each.payload)
+        return gate(state, each)
+
+    service = ReducerService(engine, Order, reducer, initial=OrderState)
+    gate.service = service
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(service.handle, action(0))
+        while not gate.open:
+            time.sleep(0.001)
+        given = [action(n, f"o-{n}") for n in (1, 2, 3)]
+        results: list[Any] = threads.submit(service.handle_many, given).result(10)
+    assert first.result().version == 1
+    assert seen == [0, 2, 3, 1]
+    assert [each.version for each in results] == [2, 1, 1]
+    assert stored(engine) == (2, [0, 1])
+
+
+async def test_cancelled_batch_gives_its_lines_back(async_engine: AsyncEngine) -> None:
+    """Whether it waits for a line or holds some."""
+    reducing, go = asyncio.Event(), asyncio.Event()
+
+    async def reducer(state: OrderState, each: Action[int]) -> OrderState:
+        if each.payload == 1:
+            reducing.set()
+            await go.wait()
+        return note(state, each)
+
+    service = awaiting(async_engine, reducer)
+    batch = [action(1), action(1, "o-2")]
+    holds = asyncio.create_task(service.handle_many(batch))
+    await reducing.wait()
+    waits = asyncio.create_task(service.handle_many([action(2)]))
+    single = asyncio.create_task(service.handle(action(3)))
+    await asyncio.sleep(0.01)
+    waits.cancel()
+    holds.cancel()
+    async with asyncio.timeout(5):
+        assert (await single).version == 1
+        (last,) = await service.handle_many([action(4, "o-2")])
+    ended = await asyncio.gather(waits, holds, return_exceptions=True)
+    assert [type(each) for each in ended] == [asyncio.CancelledError] * 2
+    assert not isinstance(last, Exception)
+    assert last.version == 1
+    assert await read(async_engine) == (1, [3])
+
+
+async def test_line_granted_to_a_cancelled_batch(async_engine: AsyncEngine) -> None:
+    """Its turn comes, and it is cancelled before it knows: the line is passed on."""
+    reducing, go = asyncio.Event(), asyncio.Event()
+
+    async def reducer(state: OrderState, each: Action[int]) -> OrderState:
+        if each.payload == 1:
+            reducing.set()
+            await go.wait()
+        return note(state, each)
+
+    service = awaiting(async_engine, reducer)
+    keys: Any = service._service._keys
+    pass_on = keys._pass_on
+
+    def pass_on_and_cancel(lines: Any) -> None:
+        pass_on(lines)
+        batch.cancel()
+
+    first = asyncio.create_task(service.handle(action(1)))
+    await reducing.wait()
+    batch = asyncio.create_task(service.handle_many([action(2)]))
+    await asyncio.sleep(0.01)
+    keys._pass_on = pass_on_and_cancel
+    go.set()
+    async with asyncio.timeout(5):
+        await first
+        with pytest.raises(asyncio.CancelledError):
+            await batch
+        assert (await service.handle(action(3))).version == 2
+
+
+def test_guess_that_was_old_costs_no_pause(engine: Engine) -> None:
+    """Two processes in turn: who has seen that the other writes reads first."""
+    heard = [Heard(), Heard()]
+    services = [
+        ReducerService(engine, Order, note, initial=OrderState, hooks=hooks)
+        for hooks in heard
+    ]
+    for number in range(12):
+        services[number % 2].handle(action(number))
+        time.sleep(0.05)
+    assert [hooks.conflicts for hooks in heard] == [1, 1]
+    assert [hooks.pauses for hooks in heard] == [0, 0]
+    assert stored(engine) == (12, list(range(12)))
+    for number in range(12, 15):
+        services[0].handle(action(number))
+    sent: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    services[0].handle(action(15))
+    assert len(sent) == 1
 
 
 async def note_slowly(state: OrderState, action: Action[int]) -> OrderState:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from sqlalchemy import URL, create_engine, event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
@@ -34,7 +35,7 @@ from sa_wfstate import (
     WorkflowStateMixin,
 )
 from sa_wfstate.connections import Connections
-from sa_wfstate.hotkeys import FRESH
+from sa_wfstate.lines import FRESH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -111,6 +112,12 @@ def write(engine: Engine, state: OrderState | None = None) -> None:
     assert isinstance(outcome, StateCommitted)
 
 
+def delete(engine: Engine) -> None:
+    """Delete the order as another process would."""
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM orders"))
+
+
 class Recorded(Hooks):
     """Hooks that write down what they are told."""
 
@@ -176,8 +183,26 @@ def test_provenance_is_filled_in(engine: Engine) -> None:
 @pytest.mark.parametrize("key", ["effect_id", "timestamp", "folded"])
 def test_action_cannot_write_what_the_service_writes(key: str) -> None:
     """A further key that would be lost is refused."""
-    with pytest.raises(ValueError, match=key):
+    with pytest.raises(PayloadError, match=f"action, at '{key}': is written by the"):
         action(**{key: "x"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("workflow_key", ""), ("action_id", "secret"), ("payload", {"paid": "secret"})],
+)
+def test_wrong_action_is_refused(field: str, value: Any) -> None:
+    """The error names the field and shows no payload, also where pydantic raises it."""
+    data = {"workflow_key": "o-1", "action_id": uuid4(), "payload": {"paid": 1}}
+    data[field] = value
+    with pytest.raises(PayloadError, match=f"action, at '{field}") as caught:
+        Action[dict[str, int]](**data)
+    with pytest.raises(ValidationError, match=field) as wrapped:
+        Action[dict[str, int]].model_validate(data)
+    assert caught.value.path.split(".")[0] == field
+    for shown in (str(caught.value), repr(caught.value), str(wrapped.value)):
+        assert "secret" not in shown
+        assert "input" not in shown
 
 
 def test_conflict_is_reduced_again(engine: Engine) -> None:
@@ -187,6 +212,7 @@ def test_conflict_is_reduced_again(engine: Engine) -> None:
     def reducer(state: OrderState, action: Action[str]) -> OrderState:
         seen.append(list(state.notes))
         if len(seen) == 2:
+            time.sleep(0.05)  # It is overtaken during the attempt, not before.
             write(engine)
         return note(state, action)
 
@@ -222,6 +248,37 @@ def test_locked_attempt_wins(engine: Engine) -> None:
     handle = service(engine, reducer).handle
     handle(action("a"))
     assert handle(action("b")).snapshot.state.notes == ["a", "locked", "b"]
+
+
+def test_recreated_workflow_is_not_written_over(engine: Engine) -> None:
+    """What is kept has the version of the new row by chance, and still loses."""
+    hooks = Recorded()
+    orders = service(engine, hooks=hooks)
+    orders.handle(action("old"))
+    delete(engine)
+    CanonicalStore(engine, Order).try_commit(
+        workflow_key="o-1",
+        expected_version=0,
+        state_prime=OrderState(notes=["new"]),
+        provenance=Provenance.now(),
+    )
+    outcome = orders.handle(action("a"))
+    assert outcome.snapshot.state.notes == ["new", "a"]
+    assert outcome.version == 2
+    assert ("conflicted", 1, 1) in hooks.heard
+
+
+def test_deleted_workflow_is_begun_again(engine: Engine) -> None:
+    """What is kept of a row that is gone does not bring it back."""
+    orders = service(engine)
+    orders.handle(action("old"))
+    delete(engine)
+    assert orders.handle(action("a")).snapshot.state.notes == ["a"]
+    without = service(engine, initial=None)
+    without.handle(action("b"))
+    delete(engine)
+    with pytest.raises(WorkflowNotFound):
+        without.handle(action("c"))
 
 
 def test_gives_up_after_the_last_attempt(engine: Engine) -> None:
@@ -466,7 +523,7 @@ def test_kept_state_is_read_again_after_a_while(
 ) -> None:
     """A snapshot is offered for a moment only: others write too."""
     now = [100.0]
-    monkeypatch.setattr("sa_wfstate.hotkeys.monotonic", lambda: now[0])
+    monkeypatch.setattr("sa_wfstate.lines.monotonic", lambda: now[0])
     handle = service(engine).handle
     handle(action("a"))
     write(engine)

@@ -2,12 +2,17 @@
 
 The loop: read, reduce, compare and set, and after a conflict sleep with full jitter, 10
 to 250 ms, until it wins. Every contender runs for a while in turn, for each number of
-workers; asyncio, threads, or asyncio in two processes. *Think* is the time that a
-worker spends elsewhere between two actions.
+workers: threads, tasks of asyncio, or tasks in two processes. *Think* is the time that
+a worker spends elsewhere between two actions.
 
-The ratios are within three rows that belong together. ``--seconds`` sets how long each
-runs. Without ``--durable`` no commit waits for the disk: a slow one hides all else, and
-a key cannot be committed to more often than the disk can be flushed.
+Ratios are to the loop in the same round, the median of all rounds. *Commits* are the
+versions written, *lost* the attempts that lost; *within 3* is the share of actions that
+took at most three attempts.
+
+The whole table takes about seven minutes; ``--modes``, ``--workers``, ``--think`` and
+``--contenders`` choose a part of it. Without ``--durable`` no commit waits for the
+disk: a slow one hides all else, and a key cannot be committed to more often than the
+disk can be flushed.
 """
 
 from __future__ import annotations
@@ -44,19 +49,30 @@ if TYPE_CHECKING:
     from multiprocessing.queues import Queue
 
 KEY = "hot"
-FOLD = 64
+FOLD = 128
 PADDING = "x" * 250
 POLICY = RetryPolicy(max_attempts=100_000)
 CONTENDERS = ("loop", "service", "folding")
 
 
 class Done(NamedTuple):
-    """What all workers of one run did: a latency and a number of attempts each."""
+    """What all workers of one run did: for each action its latency and so on."""
 
     seconds: float
     latencies: list[float]
     attempts: list[int]
+    versions: set[int]
     conflicts: int
+
+    @property
+    def rate(self) -> float:
+        """Actions per second."""
+        return len(self.latencies) / self.seconds
+
+    def percentile(self, share: float) -> float:
+        """Return a percentile of the latencies, in milliseconds."""
+        latencies = sorted(self.latencies)
+        return latencies[min(len(latencies) - 1, int(len(latencies) * share))] * 1e3
 
 
 class Counted(Hooks):
@@ -100,8 +116,9 @@ async def run_tasks(
     )
     latencies: list[float] = []
     attempts: list[int] = []
+    versions: set[int] = set()
 
-    async def loop(action: Action[int]) -> int:
+    async def loop(action: Action[int]) -> tuple[int, int]:
         attempt = 1
         while True:
             read = await store.get_state(KEY)
@@ -112,7 +129,7 @@ async def run_tasks(
                 provenance=provenance(),
             )
             if not isinstance(outcome, StateConflict):
-                return attempt
+                return attempt, outcome.version
             hooks.conflicts += 1
             await asyncio.sleep(pause(attempt))
             attempt += 1
@@ -122,11 +139,13 @@ async def run_tasks(
             action = Action(workflow_key=KEY, action_id=uuid4(), payload=1)
             begin = time.perf_counter()
             if contender == "loop":
-                attempt = await loop(action)
+                attempt, version = await loop(action)
             else:
-                attempt = (await service.handle(action)).attempts
+                outcome = await service.handle(action)
+                attempt, version = outcome.attempts, outcome.version
             latencies.append(time.perf_counter() - begin)
             attempts.append(attempt)
+            versions.add(version)
             if think:
                 await asyncio.sleep(think)
 
@@ -135,7 +154,7 @@ async def run_tasks(
     await asyncio.gather(*(work(begin + seconds) for _ in range(workers)))
     elapsed = time.monotonic() - begin
     await engine.dispose()
-    return Done(elapsed, latencies, attempts, hooks.conflicts)
+    return Done(elapsed, latencies, attempts, versions, hooks.conflicts)
 
 
 def run_threads(
@@ -155,8 +174,9 @@ def run_threads(
     )
     latencies: list[float] = []
     attempts: list[int] = []
+    versions: set[int] = set()
 
-    def loop(action: Action[int]) -> int:
+    def loop(action: Action[int]) -> tuple[int, int]:
         attempt = 1
         while True:
             read = store.get_state(KEY)
@@ -167,7 +187,7 @@ def run_threads(
                 provenance=provenance(),
             )
             if not isinstance(outcome, StateConflict):
-                return attempt
+                return attempt, outcome.version
             hooks.conflicts += 1
             time.sleep(pause(attempt))
             attempt += 1
@@ -177,11 +197,13 @@ def run_threads(
             action = Action(workflow_key=KEY, action_id=uuid4(), payload=1)
             begin = time.perf_counter()
             if contender == "loop":
-                attempt = loop(action)
+                attempt, version = loop(action)
             else:
-                attempt = service.handle(action).attempts
+                outcome = service.handle(action)
+                attempt, version = outcome.attempts, outcome.version
             latencies.append(time.perf_counter() - begin)
             attempts.append(attempt)
+            versions.add(version)
             time.sleep(think)
 
     begin = time.monotonic()
@@ -194,7 +216,7 @@ def run_threads(
         thread.join()
     elapsed = time.monotonic() - begin
     engine.dispose()
-    return Done(elapsed, latencies, attempts, hooks.conflicts)
+    return Done(elapsed, latencies, attempts, versions, hooks.conflicts)
 
 
 def _run_process(ready: Any, done: Queue[Done], *arguments: Any) -> None:
@@ -219,6 +241,7 @@ def run_processes(
         max(one.seconds, two.seconds),
         one.latencies + two.latencies,
         one.attempts + two.attempts,
+        one.versions | two.versions,
         one.conflicts + two.conflicts,
     )
 
@@ -235,28 +258,61 @@ MODES = {
 }
 
 
-def percentile(values: list[float], share: float) -> float:
-    """Return a percentile in milliseconds."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))] * 1e3
+def measure(
+    address: str, options: argparse.Namespace, *case: Any
+) -> dict[str, list[Done]]:
+    """Run the contenders side by side, each round in another order."""
+    mode, workers, think = case
+    names: list[str] = options.contenders
+    done: dict[str, list[Done]] = {name: [] for name in names}
+    for number in range(options.rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            run = MODES[mode](address, name, workers, think, options.seconds)
+            done[name].append(run)
+    return done
+
+
+def row(runs: list[Done], base: list[Done]) -> list[str]:
+    """Return the cells of one contender."""
+    pairs = list(zip(runs, base, strict=True))
+    ratio = statistics.median(run.rate / other.rate for run, other in pairs)
+    p99_ratio = statistics.median(
+        run.percentile(0.99) / other.percentile(0.99) for run, other in pairs
+    )
+    seconds = sum(run.seconds for run in runs)
+    commits = sum(len(run.versions) for run in runs)
+    attempts = [attempt for run in runs for attempt in run.attempts]
+    whole = Done(seconds, [x for run in runs for x in run.latencies], [], set(), 0)
+    return [
+        f"{whole.rate:.0f}",
+        f"{ratio:.2f}",
+        f"{commits / seconds:.0f}",
+        *(f"{whole.percentile(share):.1f}" for share in (0.5, 0.95, 0.99)),
+        f"{p99_ratio:.3f}",
+        f"{whole.percentile(1):.0f}",
+        f"{sum(run.conflicts for run in runs) / commits:.2f}",
+        f"{statistics.mean(attempts):.2f}",
+        f"{sum(n <= 3 for n in attempts) / len(attempts):.1%}",
+    ]
 
 
 def main() -> None:
-    """Run every contender in every mode."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    """Run every contender in every mode; print a table for each mode."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=1.5, help="for each run")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each")
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 8, 32, 100])
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--think", type=float, nargs="+", default=[0.0, 0.005])
+    parser.add_argument(
+        "--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS
+    )
     parser.add_argument("--durable", action="store_true")
     options = parser.parse_args()
     settings = {} if options.durable else {"synchronous_commit": "off"}
-    table = Table(
-        *("mode", "workers", "think", "contender", "actions/s", "ratio"),
-        *("p50", "p95", "p99 ms", "p99 ratio", "conflicts/action"),
-        *("attempts", "within 3"),
-        title="One hot key, state of 0.3 kB",
-        title_justify="left",
-    )
     with postgresql(**settings) as url:
         address = url.render_as_string(hide_password=False)
         engine = create_engine(url)
@@ -267,35 +323,24 @@ def main() -> None:
             state_prime={"n": 0, "padding": PADDING},
             provenance=provenance(),
         )
+        engine.dispose()
         for mode in options.modes:
+            table = Table(
+                *("workers", "think", "contender", "actions/s", "ratio", "commits/s"),
+                *("p50 ms", "p95", "p99", "p99 ratio", "max", "lost/commit"),
+                *("attempts", "within 3"),
+                title=f"One hot key, state of 0.3 kB, {mode}",
+                title_justify="left",
+            )
             for think in options.think:
                 for workers in options.workers:
-                    base = None
-                    for contender in CONTENDERS:
-                        done = MODES[mode](
-                            address, contender, workers, think, options.seconds
-                        )
-                        rate = len(done.latencies) / done.seconds
-                        p99 = percentile(done.latencies, 0.99)
-                        base = base or (rate, p99)
-                        within = sum(n <= 3 for n in done.attempts)
-                        table.add_row(
-                            mode,
-                            str(workers),
-                            f"{think * 1e3:.0f} ms",
-                            contender,
-                            f"{rate:.0f}",
-                            f"{rate / base[0]:.2f}",
-                            f"{percentile(done.latencies, 0.5):.1f}",
-                            f"{percentile(done.latencies, 0.95):.1f}",
-                            f"{p99:.1f}",
-                            f"{p99 / base[1]:.3f}",
-                            f"{done.conflicts / len(done.latencies):.2f}",
-                            f"{statistics.mean(done.attempts):.2f}",
-                            f"{within / len(done.attempts):.1%}",
-                        )
-        engine.dispose()
-    Console(width=150).print(table)
+                    done = measure(address, options, mode, workers, think)
+                    case = str(workers), f"{think * 1e3:.0f} ms"
+                    base = done[options.contenders[0]]
+                    for name, runs in done.items():
+                        table.add_row(*case, name, *row(runs, base))
+                    table.add_section()
+            Console(width=150).print(table)
 
 
 if __name__ == "__main__":

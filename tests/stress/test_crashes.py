@@ -27,16 +27,26 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.stress
 
 PROCESSES = 6
+WORKERS = [
+    ("psycopg", "threads"),
+    ("asyncpg", "tasks"),
+    ("psycopg", "threads"),
+    ("psycopg", "tasks"),
+]
 ACTIONS = 150
 LIVES = 12
 WORKER = Path(__file__).with_name("worker.py")
 
 
-def start(url: URL, seed: str, fold: int, danger: float) -> subprocess.Popen[bytes]:
-    """Start a worker that imports what this process imports."""
+def start(
+    url: URL, number: int, seed: str, fold: int, danger: float
+) -> subprocess.Popen[bytes]:
+    """Start a worker that imports what this process imports; half of them await."""
+    driver, mode = WORKERS[number % len(WORKERS)]
+    url = url.set(drivername=f"postgresql+{driver}")
     address = url.render_as_string(hide_password=False)
     return subprocess.Popen(
-        [sys.executable, str(WORKER), address, seed, str(fold), str(danger)],
+        [sys.executable, str(WORKER), address, mode, seed, str(fold), str(danger)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
 
@@ -45,7 +55,7 @@ def run(url: URL, fold: int, *, danger: float, meanwhile: Callable[[], Any]) -> 
     """Keep six workers alive until each has delivered everything; return the deaths."""
     deaths = 0
     workers = {
-        number: start(url, f"{fold}-{number}-0", fold, danger)
+        number: start(url, number, f"{fold}-{number}-0", fold, danger)
         for number in range(PROCESSES)
     }
     lives = dict.fromkeys(workers, LIVES)
@@ -63,7 +73,8 @@ def run(url: URL, fold: int, *, danger: float, meanwhile: Callable[[], Any]) -> 
                 lives[number] -= 1
                 seed = f"{fold}-{number}-{lives[number]}"
                 safe = lives[number] <= 0
-                workers[number] = start(url, seed, fold, 0 if safe else danger)
+                risk = 0 if safe else danger
+                workers[number] = start(url, number, seed, fold, risk)
         time.sleep(0.02)
     return deaths
 

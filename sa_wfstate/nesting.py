@@ -1,0 +1,68 @@
+"""What runs within an attempt must not hand in actions: it would wait for itself.
+
+The reducer, the writers and whatever else is called between the first look at a row and
+its commit hold the line of a key. From there an action of the same key would wait for a
+place that only its own return makes free; one of another key may wait for somebody who
+waits for this one. And all of it would happen again after a conflict. So it is refused,
+for every key and every service, in the thread or task of the attempt and in the tasks
+that it starts, until the attempt is over.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from .errors import RowError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class NestedHandle(RowError):
+    """An action was handed in from within an attempt, by a reducer for instance.
+
+    *entity* and *workflow_key* are those of that action; *within* names the entity and
+    the key of the attempt.
+    """
+
+    within: str
+
+    _says = (
+        "{row} was to be handled while an action of {within} is being reduced, which "
+        "may wait for itself; a reducer is pure: return an Intent, and handle the next "
+        "action in on_intents or after handle() has returned"
+    )
+
+
+class _Attempt:
+    """The attempt that is under way; tasks that it starts may see it end."""
+
+    __slots__ = ("over", "where")
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.over = False
+
+
+_current: ContextVar[_Attempt | None] = ContextVar("wfstate_attempt", default=None)
+
+
+@contextmanager
+def attempt_on(entity: str, workflow_key: str) -> Iterator[None]:
+    """Refuse, as long as the block lasts, what is handed in from within it."""
+    attempt = _Attempt(f"{entity} {workflow_key!r}")
+    token = _current.set(attempt)
+    try:
+        yield
+    finally:
+        attempt.over = True
+        _current.reset(token)
+
+
+def refuse_nested(entity: str, workflow_key: str) -> None:
+    """Raise NestedHandle if the caller is part of an attempt."""
+    attempt = _current.get()
+    if attempt is not None and not attempt.over:
+        raise NestedHandle(entity, workflow_key, attempt.where)
