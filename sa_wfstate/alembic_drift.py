@@ -51,7 +51,9 @@ def register_comparators(comparators: Any) -> None:
     else:
         last = {"priority": DispatchPriority.LAST}
     comparators.dispatch_for("table", **last)(compare_checks)
-    comparators.dispatch_for("column", **last)(compare_default)
+    # Of a table as well, not of a column: a run may have found out about us at a later
+    # column of the same table.
+    comparators.dispatch_for("table", **last)(compare_defaults)
 
 
 def _render_add_check(autogen_context: AutogenContext, op: _AddCheck) -> str:
@@ -93,25 +95,42 @@ def compare_checks(
         modify_table_ops.ops.append(_AddCheck(name, table_name, text, schema=schema))
 
 
-def compare_default(
+def compare_defaults(
     autogen_context: AutogenContext,
-    alter_column_op: ops.AlterColumnOp,
-    _schema: str | None,
-    _table_name: str,
-    column_name: str,
-    existing: Column[Any],
-    mapped: Column[Any],
+    modify_table_ops: ops.ModifyTableOps,
+    schema: str | None,
+    table_name: str,
+    existing: Table | None,
+    mapped: Table | None,
 ) -> None:
-    """Set *alter_column_op* right if a counter's default is not the mapped one."""
+    """Add to *modify_table_ops* what sets the defaults of the counters right."""
     if (
-        column_name not in {"version", "schema_version"}
-        or not _own_checks(mapped.table)
+        existing is None
+        or mapped is None
+        or not _own_checks(mapped)
         or autogen_context.opts.get("compare_server_default")
     ):
         return
-    if _default(existing) != _default(mapped):
-        alter_column_op.existing_server_default = existing.server_default
-        alter_column_op.modify_server_default = mapped.server_default
+    altered = {
+        op.column_name: op
+        for op in modify_table_ops.ops
+        if isinstance(op, ops.AlterColumnOp)
+    }
+    for name in ("version", "schema_version"):
+        is_, should_be = existing.c.get(name), mapped.c.get(name)
+        if is_ is None or should_be is None or _default(is_) == _default(should_be):
+            continue
+        if name not in altered:
+            altered[name] = ops.AlterColumnOp(
+                table_name,
+                name,
+                schema=schema,
+                existing_type=is_.type,
+                existing_nullable=is_.nullable,
+            )
+            modify_table_ops.ops.append(altered[name])
+        altered[name].existing_server_default = is_.server_default
+        altered[name].modify_server_default = should_be.server_default
 
 
 def _own_checks(table: Any) -> dict[str, str]:
@@ -119,7 +138,7 @@ def _own_checks(table: Any) -> dict[str, str]:
     if not isinstance(getattr(table.c.get("state"), "type", None), PydanticJSON):
         return {}
     # This module may be imported while the mixin is.
-    from .mixin import COUNTERS, check_constraint_name
+    from .constraints import COUNTERS, check_constraint_name
 
     ours = {check_constraint_name(table.name, counter) for counter in COUNTERS}
     return {

@@ -33,7 +33,7 @@ from .triggers import version_trigger
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .upcasters import Step
+    from .upcasters import PayloadSchema, Step
 
 
 def upcast_workflow_state(
@@ -144,19 +144,17 @@ def _upcast(operations: Operations, operation: UpcastWorkflowStateOp) -> None:
     from .upcast_jobs import UpcastJob
     from .upcasters import PayloadSchema, Upcaster
 
+    context = operations.get_context()
+    _check_versions(operation, context.opts.get("target_metadata"))
     steps: dict[int, Any] = {
         version: Upcaster(_no_function, step) if isinstance(step, str) else step
         for version, step in operation.upcasters.items()
     }
     schema = PayloadSchema(
-        operation.table_name,
-        max(steps, default=0) + 1,
-        steps,
-        oldest=min(steps, default=1),
+        operation.table_name, max(steps) + 1, steps, oldest=min(steps)
     )
     job = UpcastJob(operation.table_name, schema, schema=operation.schema)
     statement = job.sql
-    context = operations.get_context()
     if statement is not None and context.dialect.name == "postgresql":
         operations.execute(statement)
     elif context.as_sql:
@@ -169,6 +167,39 @@ def _upcast(operations: Operations, operation: UpcastWorkflowStateOp) -> None:
         report = job.run(lambda: nullcontext(connection), operation.batch_size)
         for failure in report.failures:
             raise failure
+
+
+def _check_versions(operation: UpcastWorkflowStateOp, mapped: Any) -> None:
+    """Raise CommandError if the steps lead nowhere, or beyond what is *mapped*.
+
+    The second is what becomes of steps that are keyed by the version they lead to: the
+    application could not read the rows any more.
+    """
+    who = f"upcast_workflow_state({operation.table_name!r})"
+    hint = "a step is keyed by the schema version that it starts from"
+    given = list(operation.upcasters)
+    first = min((v for v in given if type(v) is int and v > 0), default=1)
+    last = first + len(given) - 1
+    if not given or {*given} != {*range(first, last + 1)}:
+        raise CommandError(f"{who} needs steps without a gap, got {given}; {hint}")
+    for metadata in mapped if isinstance(mapped, (list, tuple)) else [mapped]:
+        schema = _schema_of(operation, metadata)
+        if schema is not None and schema.version <= last:
+            raise CommandError(
+                f"{who} would make schema version {last + 1}, and {schema.entity} "
+                f"knows versions up to {schema.version}; {hint}"
+            )
+
+
+def _schema_of(
+    operation: UpcastWorkflowStateOp, metadata: MetaData | None
+) -> PayloadSchema | None:
+    """Return the schema versions of the table of *operation*, if it is mapped."""
+    for table in [] if metadata is None else metadata.tables.values():
+        if (table.name, table.schema) == (operation.table_name, operation.schema):
+            state_type = getattr(table.c.get("state"), "type", None)
+            return getattr(state_type, "payload_schema", None)
+    return None
 
 
 def _no_function(data: Any) -> Any:

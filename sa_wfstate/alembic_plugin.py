@@ -10,8 +10,9 @@ class is mapped while Alembic is there. From then on
   ``schema_version`` have drifted from what is mapped (:mod:`.alembic_drift`);
 * ``op.upcast_workflow_state`` exists (:mod:`.alembic_operations`).
 
-If a program imports its models before Alembic, drift is compared once ``env.py`` says
-``import sa_wfstate.alembic_plugin``.
+If a program imports its models before Alembic, that is when Alembic first compares or
+renders a column of ours: it is too late then to register for the run that has begun, so
+its own context is joined.
 
 Alembic calls :func:`setup` while ``alembic.autogenerate`` is half imported, and
 whatever fails then breaks ``import alembic`` for everybody: so nothing of Alembic is
@@ -30,6 +31,7 @@ from .types import PydanticJSON
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
     from alembic.autogenerate.api import AutogenContext
     from alembic.runtime.plugins import Plugin
@@ -63,6 +65,9 @@ def register() -> None:
     autogenerate = sys.modules.get("alembic.autogenerate")
     if autogenerate is None or not hasattr(autogenerate, "renderers"):
         return
+    run = _run_that_asks()
+    if run is not None:
+        _chain_render_item(run)
     if "autogenerate" not in _registered:
         _registered.add("autogenerate")
         from . import alembic_drift
@@ -70,7 +75,10 @@ def register() -> None:
         alembic_drift.register_renderers()
         autogenerate.comparators.dispatch_for("schema")(_chain_render_item)
         alembic_drift.register_comparators(autogenerate.comparators)
-    _join_running_environment()
+        # The registry was copied for this run before there was anything to copy;
+        # Alembic before 1.18 copies nothing.
+        if run is not None and hasattr(run, "comparators"):
+            alembic_drift.register_comparators(run.comparators)
 
 
 def setup(plugin: Plugin) -> None:
@@ -79,18 +87,11 @@ def setup(plugin: Plugin) -> None:
     plugin.add_autogenerate_comparator(_begin, "autogenerate", "sa_wfstate")
 
 
-def _begin(autogen_context: AutogenContext, *_: object) -> Any:
+def _begin(*_: object) -> Any:
     """Join in where env.py names this plugin in ``autogenerate_plugins``."""
     from alembic.util import PriorityDispatchResult
 
-    first = "autogenerate" not in _registered
     register()
-    _chain_render_item(autogen_context)
-    if first:
-        # The registries were copied for this run before there was anything to copy.
-        from . import alembic_drift
-
-        alembic_drift.register_comparators(autogen_context.comparators)
     return PriorityDispatchResult.CONTINUE
 
 
@@ -121,15 +122,19 @@ def _chain(opts: dict[str, Any]) -> None:
     opts["render_item"] = render
 
 
-def _join_running_environment() -> None:
-    """Join a command that is comparing already: the models came before Alembic."""
-    from alembic import context
+def _run_that_asks() -> AutogenContext | None:
+    """Find the run of Alembic that this is called by.
 
-    try:
-        migration_context = context.get_context()
-    except Exception:  # noqa: BLE001 (none is running, said in several ways)
-        return
-    _chain(migration_context.opts)
+    Alembic tells it to those only who had registered before it began.
+    """
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("alembic.autogenerate"):
+            run: AutogenContext | None = frame.f_locals.get("autogen_context")
+            if run is not None:
+                return run
+        frame = frame.f_back
+    return None
 
 
 class _Module(ModuleType):

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 LOG_INTERVAL = 5.0
 """Seconds between two lines of the plain log."""
 
+SHOWN_FAILURES = 20
+"""Rows that cannot be upcast are named up to this number, and counted beyond."""
+
 
 class _Display(Protocol):
     def show(self, progress: UpcastProgress) -> None: ...
@@ -42,7 +45,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(url: URL, entity: Any, options: argparse.Namespace) -> int:
-    """Upcast the rows of *entity*; return 1 if some could not be."""
+    """Upcast the rows of *entity*; return 1 if some are left that could not be."""
     engine = create_engine(url, pool_size=1)
     try:
         return _upcast(engine, entity, options)
@@ -52,10 +55,9 @@ def run(url: URL, entity: Any, options: argparse.Namespace) -> int:
 
 def _upcast(engine: Engine, entity: Any, options: argparse.Namespace) -> int:
     schema = statements_of(entity).schema
-    with engine.connect() as connection:
-        counts = count_schema_versions(connection, entity)
-    for version, count in counts.items():
-        _say(f"schema version {version}: {count:,} rows{_note(version, schema)}")
+    for version, count in _count(engine, entity).items():
+        note = _note(version, schema)
+        _say(f"schema version {version}: {count:,} {_rows(count)}{note}")
     if options.dry_run:
         return 0
     display = _bar() if sys.stderr.isatty() else _Log()
@@ -66,7 +68,25 @@ def _upcast(engine: Engine, entity: Any, options: argparse.Namespace) -> int:
     finally:
         display.close()
     _report(report)
-    return 1 if report.failures else 0
+    # Counted again: others may have written old or newer rows meanwhile.
+    left = {
+        version: count
+        for version, count in _count(engine, entity).items()
+        if not schema.write_version <= version <= schema.version
+    }
+    for version, count in left.items():
+        note = ", newer than this code" if version > schema.version else ""
+        _say(f"left as they are: {count:,} {_rows(count)} at version {version}{note}")
+    return 1 if left or report.failures else 0
+
+
+def _count(engine: Engine, entity: Any) -> dict[int, int]:
+    with engine.connect() as connection:
+        return count_schema_versions(connection, entity)
+
+
+def _rows(count: int) -> str:
+    return "row" if count == 1 else "rows"
 
 
 def _note(version: int, schema: Any) -> str:
@@ -80,8 +100,11 @@ def _note(version: int, schema: Any) -> str:
 def _report(report: UpcastReport) -> None:
     rate = report.upcast / max(report.seconds, 0.001)
     _say(f"upcast {report.upcast:,} rows in {report.seconds:.1f} s, {rate:,.0f} rows/s")
-    for failure in report.failures:
-        _say(f"left as it is: {failure}")
+    for failure in report.failures[:SHOWN_FAILURES]:
+        _say(f"cannot be upcast: {failure}")
+    more = len(report.failures) - SHOWN_FAILURES
+    if more > 0:
+        _say(f"cannot be upcast: {more:,} more")
 
 
 def _say(line: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, event, inspect, select
+from sqlalchemy.orm.attributes import flag_modified, set_committed_value
 from sqlalchemy.schema import ColumnDefault
 
 from .errors import (
@@ -89,17 +90,21 @@ def _before_insert(
     target.schema_version = payload_schema(mapper).write_version
 
 
-@event.listens_for(WorkflowStateMixin, "before_update", propagate=True)
+# Before the listeners that ask whether anything has changed.
+@event.listens_for(WorkflowStateMixin, "before_update", propagate=True, insert=True)
 def _before_update(
     mapper: Mapper[Any], connection: Connection, target: WorkflowStateMixin[Any]
 ) -> None:
     state: InstanceState[Any] = inspect(target)
-    if "state" not in state.committed_state:
+    changed = {"state", "schema_version"} & state.committed_state.keys()
+    if not changed:
         return
     schema = payload_schema(mapper)
     stored = state.committed_state.get("schema_version")
     if not isinstance(stored, int):
-        stored = state.dict.get("schema_version")
+        stored = (
+            None if "schema_version" in changed else state.dict.get("schema_version")
+        )
     if stored is None:
         # Not by the attribute: that would load the version of the row as well.
         table: Any = mapper.columns["schema_version"].table
@@ -108,9 +113,15 @@ def _before_update(
                 table.c.workflow_key == state.identity[0]  # type: ignore[index]
             )
         )
+    if "state" not in changed:
+        # Assigned, or merged from an instance that was loaded before an upcast.
+        set_committed_value(target, "schema_version", stored)
+        return
     if stored is not None and stored > schema.version:
         raise SchemaVersionAhead(
             mapper.class_.__name__, target.workflow_key, stored, schema.version
         )
-    if stored != schema.write_version:
-        target.schema_version = schema.write_version
+    target.schema_version = schema.write_version
+    # Also if it is the same: the row may have been upcast in bulk since it was loaded,
+    # which its version does not tell.
+    flag_modified(target, "schema_version")

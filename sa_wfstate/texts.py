@@ -1,24 +1,31 @@
 """The text of a JSON column, as SQL selects it.
 
-A state whose row is at the current schema version comes as its plain text; any other
-one as the marked text of :mod:`sa_wfstate.upcasters`.
+A state whose row is at the current schema version comes as its plain text, with the key
+of the row after it; any other one as the marked text of :mod:`sa_wfstate.upcasters`.
+
+What is selected depends on the query. One that groups rows has several in one: they are
+named by one of them, and must all be of one schema version. In one that drops rows
+which are alike (DISTINCT, UNION) no key is added, or none would be alike.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Label, TypeCoerce
+from sqlalchemy import CompoundSelect, Label, TypeCoerce, literal_column
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.elements import BindParameter, Null
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import String
 
 from .errors import MappingError
-from .upcasters import MARK
+from .upcasters import BEFORE_KEY, MARK, MIXED
 
 if TYPE_CHECKING:
     from sqlalchemy.sql import ColumnElement
     from sqlalchemy.sql.compiler import SQLCompiler
+
+    from .upcasters import PayloadSchema
 
 
 class AsText(FunctionElement[str]):
@@ -42,61 +49,105 @@ class AsMarkedText(AsText):
     """The same for a state: plain text only if its row is at the current version.
 
     Of the other rows it is the marked text of :mod:`sa_wfstate.upcasters`. Its clauses
-    are the state, the row's schema_version and workflow_key, the current version.
+    are the state, the row's schema_version, the current version, and the row's
+    workflow_key where it is there.
     """
 
     inherit_cache = True
+    names_row = False
+
+
+class AsNamedText(AsMarkedText):
+    """The same, for a query that may not select the key: plain text tells it, too."""
+
+    inherit_cache = True
+    names_row = True
 
 
 @compiles(AsMarkedText)
 def _plain_marked_text(element: AsMarkedText, compiler: SQLCompiler, **kw: Any) -> str:
-    state, version, key, current = (
-        compiler.process(clause, **kw) for clause in element.clauses.clauses
-    )
-    marked = (
-        f"'{MARK}[' || {version} || ',' || json_quote({key}) || ',' || {state} || ']'"
-    )
-    return f"CASE WHEN {version} = {current} THEN {state} ELSE {marked} END"
+    return _marked(element, compiler, "{}", "json_quote({})", "char", kw)
 
 
 @compiles(AsMarkedText, "postgresql")
 def _cast_to_marked_text(
     element: AsMarkedText, compiler: SQLCompiler, **kw: Any
 ) -> str:
-    state, version, key, current = (
+    as_json = "CAST(to_jsonb({}) AS TEXT)"
+    return _marked(element, compiler, "CAST({} AS TEXT)", as_json, "chr", kw)
+
+
+def _marked(
+    element: AsMarkedText,
+    compiler: SQLCompiler,
+    as_text: str,
+    as_json: str,
+    character: str,
+    kw: dict[str, Any],
+) -> str:
+    state, version, current, *keys = (
         compiler.process(clause, **kw) for clause in element.clauses.clauses
     )
-    texts = [
-        f"CAST({clause} AS TEXT)" for clause in (version, f"to_jsonb({key})", state)
-    ]
-    items = " || ',' || ".join(texts)
+    if _drops_rows(compiler):
+        keys = []
+    elif _groups_rows(compiler):
+        lowest, highest = f"min({version})", f"max({version})"
+        version = f"CASE WHEN {lowest} = {highest} THEN {lowest} ELSE {MIXED} END"
+        keys = [f"min({key})" for key in keys]
+    text = as_text.format(state)
+    as_key = as_json.format(keys[0]) if keys else "'null'"
+    items = " || ',' || ".join((as_text.format(version), as_key, text))
     marked = f"'{MARK}[' || {items} || ']'"
-    return f"CASE WHEN {version} = {current} THEN {texts[-1]} ELSE {marked} END"
+    if element.names_row and keys:
+        text = f"{text} || {character}({ord(BEFORE_KEY)}) || {keys[0]}"
+    return f"CASE WHEN {version} = {current} THEN {text} ELSE {marked} END"
 
 
-def row_of(
-    column: ColumnElement[Any], entity: str
-) -> tuple[ColumnElement[Any], ColumnElement[Any]] | None:
-    """Find schema_version and workflow_key in the row that *column* is a part of.
+def _drops_rows(compiler: SQLCompiler) -> bool:
+    """Say whether rows are compared as they are selected."""
+    for entry in compiler.stack:
+        query: Any = entry["selectable"]
+        if isinstance(query, CompoundSelect):
+            if query.keyword.value != "UNION ALL":
+                return True
+        elif getattr(query, "_distinct", False) and not query._distinct_on:  # noqa: SLF001
+            return True
+    return False
 
-    None if it is no column of a workflow's row. Raises MappingError if it is one that
-    comes by a subquery without them.
+
+def _groups_rows(compiler: SQLCompiler) -> bool:
+    query: Any = compiler.current_executable
+    return bool(getattr(query, "_group_by_clauses", ()))
+
+
+def state_text(
+    column: ColumnElement[Any], schema: PayloadSchema, *, names_row: bool
+) -> AsText:
+    """Return the text of the state in *column*.
+
+    Raises MappingError unless the schema_version of its row is there, too.
     """
     inner: Any = column
     while isinstance(inner, (Label, TypeCoerce)):
         inner = inner.element if isinstance(inner, Label) else inner.clause
+    if isinstance(inner, (BindParameter, Null)):
+        return AsText(column)
     rows = getattr(inner, "table", None)
-    tables = [getattr(base, "table", None) for base in inner.base_columns]
-    if rows is None or tables[0] is None:
-        return None
-    names = ("schema_version", "workflow_key")
-    if not all(name in tables[0].c for name in names):
-        return None
-    version, key = (rows.corresponding_column(tables[0].c[name]) for name in names)
-    if version is None or key is None:
+    stored = next((getattr(base, "table", None) for base in inner.base_columns), None)
+    version, key = (
+        rows.corresponding_column(stored.c[name])
+        if rows is not None and stored is not None and name in stored.c
+        else None
+        for name in ("schema_version", "workflow_key")
+    )
+    if version is None:
         raise MappingError(
-            entity,
-            "a subquery that selects state must select schema_version and workflow_key "
-            "as well: the shape of the state depends on its row",
+            schema.entity,
+            "its state is selected without the schema_version of its row, on which its "
+            "shape depends; a subquery that selects state must select schema_version "
+            "as well, and workflow_key to have it named in errors; of an expression "
+            "select the plain JSON, with type_coerce(…, JSONB)",
         )
-    return version, key
+    current: ColumnElement[int] = literal_column(str(schema.version))
+    kind = AsNamedText if names_row else AsMarkedText
+    return kind(column, version, current, *([] if key is None else [key]))

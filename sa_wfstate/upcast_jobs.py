@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic_core import from_json
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Connection,
     Integer,
@@ -31,9 +30,12 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError
 
+from .bound_arrays import BoundArray
 from .errors import MappingError, PayloadError
 from .sqlstates import sqlstate
-from .upcasters import PayloadSchema, json_of
+
+if TYPE_CHECKING:
+    from .upcasters import PayloadSchema
 
 Begin = Callable[[], AbstractContextManager[Connection]]
 
@@ -174,8 +176,7 @@ class UpcastJob:
 
     def _upcast(self, key: str, schema_version: int, state: str) -> str:
         target = self._schema.write_version
-        data = self._schema.upcast(from_json(state), schema_version, key, target)
-        upcast = json_of(data)
+        upcast = self._schema.upcast(from_json(state), schema_version, key, target)
         if self._check is not None:
             self._check(key, schema_version, upcast)
         return upcast
@@ -192,9 +193,7 @@ class UpcastJob:
                 for each in swaps
             )
         new = (
-            func.unnest(
-                *(bindparam(f"new_{n}", type_=ARRAY(t)) for n, t in _ARRAYS.items())
-            )
+            func.unnest(*(BoundArray(f"new_{n}", t) for n, t in _ARRAYS.items()))
             .table_valued(*(column(name, type_) for name, type_ in _ARRAYS.items()))
             .render_derived(name="new")
         )

@@ -19,15 +19,16 @@ that a row of any age can be read. :class:`Upcaster` adds the same step in SQL.
 While two releases run side by side, the new one can go on writing the old shape, with
 ``__write_schema_version__`` and ``__downcasters__``, one step per version down.
 
-A payload whose row is at the current version crosses the driver as it is. Any other
-comes as *marked* text: after a ``v``, the JSON list of its schema version, its key and
-itself.
+A payload whose row is at the current version crosses the driver as it is, with or
+without the key of its row after it. Any other comes as *marked* text: after a ``v``,
+the JSON list of its schema version, its key (or null) and itself.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from inspect import iscoroutinefunction
 from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json, to_json
@@ -38,6 +39,12 @@ Step = Callable[[Any], Any]
 
 MARK: Final = "v"
 """What a marked text starts with; no JSON does."""
+
+BEFORE_KEY: Final = "\x1f"
+"""What comes between a plain text and the key of its row; no JSON holds it."""
+
+MIXED: Final = 0
+"""The schema version of what stands for rows of several versions."""
 
 
 class Upcaster(NamedTuple):
@@ -99,12 +106,12 @@ class PayloadSchema:
         self,
         data: Any,
         schema_version: int,
-        workflow_key: str,
+        workflow_key: str | None,
         to_version: int | None = None,
-    ) -> Any:
-        """Return *data* of *schema_version* in the current shape, or an older one.
+    ) -> str:
+        """Return the JSON of *data* of *schema_version* in the current or older shape.
 
-        Raises PayloadError, which names the row, if a step raises.
+        Raises PayloadError, which names the row, if a step raises or makes no JSON.
         """
         versions = range(schema_version, to_version or self.version)
         return self._walk(self.upcasters, data, versions, workflow_key)
@@ -115,13 +122,19 @@ class PayloadSchema:
         Raises SchemaVersionAhead if it is newer than the code.
         """
         if not text.startswith(MARK):
-            return text
+            return text.partition(BEFORE_KEY)[0]
         schema_version, workflow_key, data = from_json(text[len(MARK) :])
+        if schema_version == MIXED:
+            problem = (
+                "is the same in rows of several schema versions, in each of which it "
+                "means something else; group by schema_version as well"
+            )
+            raise PayloadError(self.name_of(None, workflow_key), "", problem)
         if schema_version > self.version:
             raise SchemaVersionAhead(
                 self.entity, workflow_key, schema_version, self.version
             )
-        return json_of(self.upcast(data, schema_version, workflow_key))
+        return self.upcast(data, schema_version, workflow_key)
 
     def mark(self, text: str, schema_version: int | None, workflow_key: str) -> str:
         """Mark *text* of a row at *schema_version*, unless it is marked or current."""
@@ -141,7 +154,7 @@ class PayloadSchema:
         if self.write_version == self.version:
             return text
         down = range(self.version, self.write_version, -1)
-        return json_of(self._walk(self.downcasters, from_json(text), down, None))
+        return self._walk(self.downcasters, from_json(text), down, None)
 
     def sql(self, row: str) -> str | None:
         """Return SQL for the new state of *row*, a table's name; None without any.
@@ -165,13 +178,15 @@ class PayloadSchema:
     def where(self, text: str) -> str:
         """Name the state in *text*; also its row, if the text is marked."""
         if not text.startswith(MARK):
-            return self._where(self.version, None)
+            return self.name_of(self.version, text.partition(BEFORE_KEY)[2] or None)
         schema_version, workflow_key, _ = from_json(text[len(MARK) :])
-        return self._where(schema_version, workflow_key)
+        return self.name_of(schema_version, workflow_key)
 
-    def _where(self, schema_version: int, workflow_key: str | None) -> str:
+    def name_of(self, schema_version: int | None, workflow_key: str | None) -> str:
+        """Name the state of a row, as far as it is known which one it is."""
         who = self.entity if workflow_key is None else f"{self.entity} {workflow_key!r}"
-        return f"{who} state (schema version {schema_version})"
+        at = "" if schema_version is None else f" (schema version {schema_version})"
+        return f"{who} state{at}"
 
     def _walk(
         self,
@@ -179,23 +194,19 @@ class PayloadSchema:
         data: Any,
         versions: range,
         workflow_key: str | None,
-    ) -> Any:
-        for version in versions:
-            try:
+    ) -> str:
+        problem = ""
+        try:
+            for version in versions:
+                problem = f"the step from version {version} raised"
                 data = steps[version](data)
-            except Exception as error:
-                problem = (
-                    f"the step from version {version} raised {type(error).__name__}"
-                )
-                where = self._where(versions.start, workflow_key)
-                raise PayloadError(where, "", problem) from error
-        return data
-
-
-def json_of(data: Any) -> str:
-    """Return the JSON text of *data*, as an upcaster has made it."""
-    # A NaN is refused by whoever reads it; as null it would be lost.
-    return to_json(data, inf_nan_mode="constants").decode()
+            problem = "dumping what the steps have made raised"
+            # A NaN is refused by whoever validates or writes it; null would hide it.
+            return to_json(data, inf_nan_mode="constants").decode()
+        except Exception as error:
+            where = self.name_of(versions.start, workflow_key)
+            problem = f"{problem} {type(error).__name__}"
+            raise PayloadError(where, "", problem) from error
 
 
 def schema_of(cls: type[Any]) -> PayloadSchema:
@@ -233,7 +244,9 @@ def _steps(
                 f"{name} has a step from version {version!r}, to or from which no "
                 "payload goes",
             )
-        if not callable(step):
+        function: Any = step.function if isinstance(step, Upcaster) else step
+        if not callable(function) or iscoroutinefunction(function):
+            kind = "an async one" if callable(function) else type(function).__name__
             problem = f"{name}[{version}] must be a function of the JSON data"
-            raise MappingError(entity, f"{problem}, got {type(step).__name__}")
+            raise MappingError(entity, f"{problem}, got {kind}")
     return dict(steps)

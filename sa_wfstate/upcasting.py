@@ -16,11 +16,13 @@ not leave the server.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, func, inspect, select
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
+from .errors import PayloadError
 from .schema import payload_schema
 from .upcast_jobs import UpcastJob, UpcastProgress, UpcastReport
 
@@ -59,6 +61,8 @@ def upcast_all(
     def check(key: str, version: int, upcast: str) -> None:
         where = f"{schema.entity} {key!r} state (schema version {version})"
         state_type.load(schema.mark(upcast, schema.write_version, key), where=where)
+        state_type.codec.refuse_nul(upcast, where=where)
+        _check_storable(upcast, where)
 
     job = UpcastJob(mapped.name, schema, schema=mapped.schema, check=check)
     if in_sql is None:
@@ -67,6 +71,16 @@ def upcast_all(
         # Each batch is compared by itself; there is nothing to serialize.
         engine = engine.execution_options(isolation_level="READ COMMITTED")
     return job.run(engine.begin, batch_size, progress, in_sql=in_sql)
+
+
+def _check_storable(text: str, where: str) -> None:
+    """Raise PayloadError if *text* holds what a model may, and JSONB cannot."""
+
+    def refuse(number: str) -> None:
+        raise PayloadError(where, "", f"holds {number}, which is not JSON")
+
+    if "NaN" in text or "Infinity" in text:
+        json.loads(text, parse_constant=refuse)
 
 
 def count_schema_versions(

@@ -34,6 +34,14 @@ class Order(WorkflowStateMixin[OrderState], Base):
     __upcasters__ = {1: lambda data: data | {"vip": False}}  # noqa: RUF012
 
 
+def execute(database: URL, statement: str) -> None:
+    """Run *statement* past the library."""
+    engine = create_engine(database)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
 @pytest.fixture
 def run(
     create_tables: Callable[[MetaData], None],
@@ -42,17 +50,15 @@ def run(
 ) -> Callable[..., int]:
     """Return a function that runs the command on ten orders."""
     create_tables(Base.metadata)
-    engine = create_engine(database)
-    with engine.begin() as connection:
-        connection.exec_driver_sql(
-            """
-            INSERT INTO orders (workflow_key, schema_version, state, provenance)
-            SELECT 'o-' || n, CASE WHEN n <= 6 THEN 1 WHEN n <= 9 THEN 2 ELSE 3 END,
-                   '{"status": "new", "vip": true}', '{}'
-            FROM generate_series(1, 10) AS n
-            """
-        )
-    engine.dispose()
+    execute(
+        database,
+        """
+        INSERT INTO orders (workflow_key, schema_version, state, provenance)
+        SELECT 'o-' || n, CASE WHEN n <= 6 THEN 1 WHEN n <= 9 THEN 2 ELSE 3 END,
+               '{"status": "new", "vip": true}', '{}'
+        FROM generate_series(1, 10) AS n
+        """,
+    )
     module = sys.modules[__name__] = sys.modules.get(__name__) or type(sys)(__name__)
     monkeypatch.setattr(module, "Order", Order, raising=False)
     url = database.render_as_string(hide_password=False)
@@ -70,18 +76,19 @@ def test_dry_run_counts_per_version(run: Any, capsys: Any) -> None:
         assert capsys.readouterr().out.splitlines() == [
             "schema version 1: 6 rows, to become version 2",
             "schema version 2: 3 rows",
-            "schema version 3: 1 rows, newer than this code",
+            "schema version 3: 1 row, newer than this code",
         ]
 
 
 def test_rows_are_upcast_and_logged(
-    run: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    run: Any, capsys: Any, database: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Away from a terminal there are plain lines."""
     monkeypatch.setattr(cli_upcast, "LOG_INTERVAL", 0)
+    execute(database, "DELETE FROM orders WHERE schema_version = 3")
     assert run("--batch-size", "4") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[3].startswith("4 of 6 rows, ")
+    assert lines[2].startswith("4 of 6 rows, ")
     assert lines[-1].startswith("upcast 6 rows in ")
     assert run("--dry-run") == 0
     assert "schema version 2: 9 rows" in capsys.readouterr().out
@@ -92,22 +99,29 @@ def test_terminal_has_a_bar(
 ) -> None:
     """With the rows done, the rate, and the time that is left."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert run() == 0
+    run()
     shown = capsys.readouterr().err
     assert "upcasting" in shown
     assert "6/6" in shown
 
 
-def test_rows_left_behind_fail_the_command(
-    run: Any, capsys: Any, database: URL
+def test_rows_that_cannot_be_upcast_fail_the_command(
+    run: Any, capsys: Any, database: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is named, and the exit code tells."""
-    engine = create_engine(database)
-    with engine.begin() as connection:
-        connection.exec_driver_sql(
-            "UPDATE orders SET state = '{}' WHERE workflow_key = 'o-3'"
-        )
-    engine.dispose()
+    """Some are named, all are counted, and the exit code tells."""
+    monkeypatch.setattr(cli_upcast, "SHOWN_FAILURES", 1)
+    execute(database, "DELETE FROM orders WHERE schema_version = 3")
+    execute(database, "UPDATE orders SET state = '{}' WHERE schema_version = 1")
     assert run() == 1
-    expected = "left as it is: Order 'o-3' state (schema version 1), at 'status': "
-    assert expected in capsys.readouterr().out
+    *_, first, more, left = capsys.readouterr().out.splitlines()
+    named = "cannot be upcast: Order 'o-1' state (schema version 1), at 'status': "
+    assert first.startswith(named)
+    assert more == "cannot be upcast: 5 more"
+    assert left == "left as they are: 6 rows at version 1"
+
+
+def test_newer_rows_fail_the_command(run: Any, capsys: Any) -> None:
+    """They are left to newer code, which is no success."""
+    assert run() == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "left as they are: 1 row at version 3, newer than this code"

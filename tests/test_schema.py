@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import ForeignKey, create_engine, insert, select, text, update
+from sqlalchemy import (
+    ForeignKey,
+    create_engine,
+    except_,
+    false,
+    func,
+    insert,
+    select,
+    text,
+    type_coerce,
+    union,
+    union_all,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -17,6 +31,7 @@ from sqlalchemy.orm import (
     aliased,
     defer,
     joinedload,
+    lazyload,
     mapped_column,
     relationship,
     selectinload,
@@ -36,6 +51,7 @@ from sa_wfstate import (
     try_commit_many,
 )
 from sa_wfstate.upcasters import PayloadSchema, Upcaster
+from sa_wfstate.upcasting import upcast_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,6 +183,11 @@ def raw(engine: Engine, key: str) -> tuple[int, int, Any]:
 def _orders(create_tables: Callable[[MetaData], None], database: URL) -> None:
     create_tables(Base.metadata)
     run(database, ROWS)
+
+
+def run_upcast(engine: Engine) -> None:
+    """Let the newest release rewrite the rows, as its bulk job does."""
+    assert upcast_all(engine, Order).upcast
 
 
 def provenance() -> Provenance:
@@ -413,6 +434,51 @@ def test_old_and_new_code_side_by_side(engine: Engine) -> None:
 
 
 @pytest.mark.contract
+def test_old_code_writes_a_row_that_was_upcast_meanwhile(engine: Engine) -> None:
+    """A bulk upcast does not count the version, so shape and number go together."""
+    with Session(engine) as session:
+        order = session.get_one(OldOrder, "o-2")
+        order.state.status = "old"
+        run_upcast(engine)
+        session.commit()
+    assert raw(engine, "o-2") == (2, 2, {"status": "old", "lines": ["gold"]})
+
+
+@pytest.mark.contract
+def test_merge_over_a_row_that_was_upcast_meanwhile(engine: Engine) -> None:
+    """What was detached before it has the old number, which is not written."""
+    with Session(engine) as session:
+        order = session.get_one(Order, "o-2")
+    run_upcast(engine)
+    with Session(engine) as session:
+        assert session.merge(order).state == CURRENT
+        session.commit()
+        assert raw(engine, "o-2")[:2] == (1, 3)
+        order.note = "call back"
+        session.merge(order)
+        session.commit()
+    assert raw(engine, "o-2")[:2] == (2, 3)
+
+
+@pytest.mark.contract
+def test_schema_version_cannot_be_assigned(engine: Engine) -> None:
+    """It follows the state."""
+    with Session(engine) as session:
+        order = session.get_one(Order, "o-1")
+        order.schema_version = 3
+        session.commit()
+        assert raw(engine, "o-1")[:2] == (1, 1)
+        order.schema_version = 2
+        order.note = "call back"
+        session.commit()
+        assert order.schema_version == 1
+        order.schema_version = 2
+        order.state.status = "sent"
+        session.commit()
+    assert raw(engine, "o-1")[:2] == (3, 3)
+
+
+@pytest.mark.contract
 def test_broken_payload_names_the_row(engine: Engine, database: URL) -> None:
     """Entity, key, schema version and path are named, the payload is not."""
     run(
@@ -429,8 +495,6 @@ def test_broken_payload_names_the_row(engine: Engine, database: URL) -> None:
             with pytest.raises(PayloadError) as caught:
                 get_state(session, Order, key)
             assert str(caught.value).startswith(expected)
-        with pytest.raises(PayloadError, match=r"state \(schema version \d\), at 'sta"):
-            session.scalars(select(Order.state)).all()
 
 
 @pytest.mark.contract
@@ -461,6 +525,57 @@ def test_unreadable_rows_can_be_skipped(engine: Engine, database: URL) -> None:
 
 
 @pytest.mark.contract
+@pytest.mark.parametrize("load", [lazyload, joinedload, selectinload])
+def test_unreadable_rows_of_a_relationship_can_be_skipped(
+    engine: Engine, database: URL, load: Any
+) -> None:
+    """Loading them raises nothing, and so does a change beside the state."""
+    run(database, BREAK)
+    errors: list[Any] = []
+    with Session(engine) as session:
+        query = select(Customer).options(load(Customer.orders))
+        customer = session.scalars(query).unique().one()
+        for order in customer.orders:
+            order.note = "call back"
+        read = list(skip_unreadable(customer.orders, errors.append))
+        assert [order.workflow_key for order in read] == ["o-1", "o-2"]
+        session.commit()
+    assert [str(error)[:11] for error in errors] == ["Order 'o-3'"]
+    assert raw(engine, "o-3") == (2, 3, {"status": 7})
+
+
+def test_sqlite_names_and_groups_rows_too() -> None:
+    """For unit tests of an application, with keys of any characters."""
+    engine = create_engine("sqlite://")
+    Base.metadata.create_all(engine)
+    key = "o '\x1f\n\"€"
+    with engine.begin() as connection:
+        rows = [(key, 2, '{"lines": []}'), ("o-2", 2, '{"lines": []}')]
+        for row in [*rows, ("o-3", 3, "{}")]:
+            connection.exec_driver_sql(
+                "INSERT INTO orders (workflow_key, schema_version, state, provenance) "
+                "VALUES (?, ?, ?, '{}')",
+                row,
+            )
+    states = [OrderState()] * 2
+    with Session(engine) as session:
+        query = select(Order.state)
+        assert session.scalars(query.group_by(Order.state)).all() == states
+        assert session.scalars(query.distinct()).all() == states
+        for version in (2, 3):
+            session.connection().exec_driver_sql(
+                "UPDATE orders SET schema_version = ?, "
+                'state = \'{"status": 7, "lines": []}\' WHERE workflow_key = ?',
+                (version, key),
+            )
+            with pytest.raises(PayloadError) as caught:
+                session.scalars(query).all()
+            where = f"Order {key!r} state (schema version {version})"
+            assert caught.value.where == where
+    engine.dispose()
+
+
+@pytest.mark.contract
 def test_outer_join_without_a_row_gives_none(engine: Engine) -> None:
     """No row, no state."""
     with Session(engine) as session:
@@ -470,13 +585,118 @@ def test_outer_join_without_a_row_gives_none(engine: Engine) -> None:
         assert session.scalars(query.where(Customer.id == 2)).all() == [None]
 
 
+BREAK = "UPDATE orders SET state = '{\"status\": 7}' WHERE workflow_key = 'o-3'"
+INNER = select(Order).subquery()
+NAMING = {
+    "column": select(Order.state),
+    "Core": select(Order.__table__.c.state),
+    "label": select(Order.state.label("s")).order_by("s"),
+    "ordered": select(Order.state).order_by(Order.state),
+    "alias": select(aliased(Order).state),
+    "subquery": select(INNER.c.state),
+    "CTE": select(select(Order).cte().c.state),
+    "columns of an entity": select(Order).with_only_columns(Order.state),
+    "RETURNING": update(Order)
+    .values(note="x")
+    .returning(Order.state)
+    .execution_options(wfstate_unversioned=True),
+    "UNION ALL": union_all(select(Order.state), select(Order.state)),
+    "GROUP BY key": select(Order.state).group_by(Order.workflow_key),
+    "GROUP BY state": select(Order.state).group_by(Order.state),
+}
+MERGING = {
+    "DISTINCT": select(Order.state).distinct(),
+    "UNION": union(select(Order.state), select(Order.state)),
+    "EXCEPT": except_(select(Order.state), select(Order.state).where(false())),
+    "nested": union(
+        union_all(select(Order.state), select(Order.state)), select(Order.state)
+    ),
+    "subquery": select(
+        select(Order.state, Order.schema_version).distinct().subquery().c.state
+    ),
+}
+
+
 @pytest.mark.contract
-def test_subquery_without_the_schema_version_is_refused(engine: Engine) -> None:
+@pytest.mark.parametrize("query", NAMING.values(), ids=list(NAMING))
+def test_every_query_names_the_row(engine: Engine, database: URL, query: Any) -> None:
+    """Of a row at the current version, too, whether or not its key is selected."""
+    run(database, BREAK)
+    expected = r"^Order 'o-3' state \(schema version 3\), at 'status': "
+    with Session(engine) as session, pytest.raises(PayloadError, match=expected):
+        session.execute(query).all()
+    ahead(database)
+    expected = r"^Order 'o-3' has schema version 4"
+    with Session(engine) as session, pytest.raises(SchemaVersionAhead, match=expected):
+        session.execute(query).all()
+
+
+def same_payloads(database: URL) -> None:
+    """Give each row a twin that says the same."""
+    run(
+        database,
+        """
+        INSERT INTO orders (workflow_key, schema_version, state, provenance)
+        SELECT workflow_key || 'b', schema_version, state, provenance FROM orders
+        """,
+    )
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("query", MERGING.values(), ids=list(MERGING))
+def test_rows_that_are_alike_are_one(engine: Engine, database: URL, query: Any) -> None:
+    """They are compared as they are stored; no key is known then."""
+    same_payloads(database)
+    with Session(engine) as session:
+        assert session.scalars(query).all() == [CURRENT] * 3
+    run(database, BREAK)
+    expected = r"^Order state \(schema version 3\), at 'status': "
+    with Session(engine) as session, pytest.raises(PayloadError, match=expected):
+        session.scalars(query).all()
+    run(database, "UPDATE orders SET schema_version = 4 WHERE workflow_key <> 'o-1'")
+    expected = "^a row of Order has schema version 4"
+    with Session(engine) as session, pytest.raises(SchemaVersionAhead, match=expected):
+        session.scalars(query).all()
+
+
+@pytest.mark.contract
+def test_states_can_be_grouped_and_counted(engine: Engine, database: URL) -> None:
+    """By what is stored; not if that means different things."""
+    same_payloads(database)
+    query = select(Order.state, func.count()).group_by(Order.state)
+    with Session(engine) as session:
+        assert [tuple(row) for row in session.execute(query)] == [(CURRENT, 2)] * 3
+        entities = select(Order).group_by(Order.workflow_key)
+        assert [order.state for order in session.scalars(entities)] == [CURRENT] * 6
+    run(database, "UPDATE orders SET schema_version = 2 WHERE workflow_key = 'o-3b'")
+    with Session(engine) as session:
+        expected = "Order 'o-3' state: is the same in rows of several schema versions"
+        with pytest.raises(PayloadError, match=expected):
+            session.execute(query).all()
+        rows = session.execute(query.group_by(Order.schema_version)).all()
+        assert [tuple(row) for row in rows].count((CURRENT, 1)) == 2
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    "expression",
+    [
+        select(Order.state).subquery().c.state,
+        select(Order.state).limit(1).scalar_subquery(),
+        func.coalesce(Order.state, Order.state),
+        select(Order.state.label("s"), Order.note).cte().c.s,
+    ],
+)
+def test_state_without_its_schema_version_is_refused(
+    engine: Engine, expression: Any
+) -> None:
     """Rather than to take an old payload for a new one."""
-    inner = select(Order.state).subquery()
-    expected = "must select schema_version and workflow_key as well"
-    with Session(engine) as session, pytest.raises(MappingError, match=expected):
-        session.scalars(select(inner.c.state)).all()
+    expected = "its state is selected without the schema_version of its row"
+    with Session(engine) as session:
+        with pytest.raises(MappingError, match=expected):
+            session.scalars(select(expression)).all()
+        plain = select(type_coerce(expression, JSONB))
+        assert session.scalars(plain).first()["status"] == "paid"
 
 
 @pytest.mark.contract
@@ -489,6 +709,11 @@ def test_merge_of_an_old_row(engine: Engine) -> None:
         assert merged.state == CURRENT
         session.commit()
     assert raw(engine, "o-1")[:2] == (1, 1)
+
+
+async def later(data: Any) -> Any:
+    """Be no upcaster."""
+    return data
 
 
 def define(**attributes: Any) -> Any:
@@ -521,6 +746,14 @@ def define(**attributes: Any) -> Any:
         (
             {"__schema_version__": 2, "__upcasters__": {1: "state || '{}'"}},
             r"__upcasters__\[1\] must be a function of the JSON data, got str",
+        ),
+        (
+            {"__schema_version__": 2, "__upcasters__": {1: Upcaster("f", "state")}},  # type: ignore[arg-type]
+            r"__upcasters__\[1\] must be a function of the JSON data, got str",
+        ),
+        (
+            {"__schema_version__": 2, "__upcasters__": {1: later}},
+            r"__upcasters__\[1\] must be a function of the JSON data, got an async one",
         ),
         (
             {"__schema_version__": 2, "__upcasters__": [v1_to_v2]},

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
 import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +24,7 @@ from sa_wfstate.upcasters import Upcaster
 from sa_wfstate.upcasting import UpcastProgress, count_schema_versions, upcast_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import URL, Engine, MetaData
 
@@ -176,6 +183,48 @@ def test_rows_that_cannot_be_upcast_are_left_and_reported(
     assert left["o-1"][1:] == [2, {"status": 1, "lines": []}]
 
 
+class Reading(BaseModel):
+    value: float | str
+
+
+class LossyBase(DeclarativeBase):
+    pass
+
+
+class Lossy(WorkflowStateMixin[Reading], LossyBase):
+    __tablename__ = "orders"
+    __schema_version__ = 2
+    __upcasters__ = {  # noqa: RUF012
+        1: lambda data: {
+            "value": {"nan": float("nan"), "nul": "a\0", "object": object()}.get(
+                data["status"], data["status"]
+            )
+        }
+    }
+
+
+def test_what_cannot_be_stored_does_not_stop_the_job(
+    engine: Engine, database: URL
+) -> None:
+    """A step that makes what the model takes and the database does not is reported."""
+    execute(
+        database,
+        "UPDATE orders SET state = jsonb_build_object('status', CASE workflow_key "
+        "WHEN 'o-3' THEN 'nan' WHEN 'o-6' THEN 'nul' WHEN 'o-9' THEN 'object' "
+        "ELSE 'NaN, Infinity' END)",
+    )
+    report = upcast_all(engine, Lossy)
+    assert report.upcast == 30
+    problems = [
+        ("o-3", ": holds NaN, which is not JSON"),
+        ("o-6", ", at 'value': contains NUL, which PostgreSQL cannot store"),
+        ("o-9", ": dumping what the steps have made raised PydanticSerializationError"),
+    ]
+    assert sorted(str(failure) for failure in report.failures) == [
+        f"Lossy {key!r} state (schema version 1){problem}" for key, problem in problems
+    ]
+
+
 def test_interrupted_job_goes_on_where_it_was(engine: Engine) -> None:
     """A batch is one transaction; what was done stays done."""
 
@@ -198,25 +247,28 @@ def test_newer_rows_are_left_alone(engine: Engine, database: URL) -> None:
         assert count_schema_versions(connection, Order) == {3: 99, 4: 1}
 
 
-@pytest.mark.parametrize("entity", [Order, SQLOrder])
-def test_jobs_share_the_work_beside_writers(database: URL, entity: Any) -> None:
-    """Three jobs and four writers at once: nothing is lost, nothing is done twice."""
+def make_many(database: URL, count: int) -> None:
+    """Add *count* orders of version 1, without lines."""
     execute(
         database,
         "INSERT INTO orders (workflow_key, version, schema_version, state, provenance) "
         'SELECT \'p-\' || n, 1, 1, \'{"status": "0", "items": []}\', '
         '\'{"effect_id": "e", "timestamp": "2026-01-01T00:00:00Z"}\' '
-        "FROM generate_series(1, 2000) AS n",
+        f"FROM generate_series(1, {count}) AS n",
     )
-    engine = create_engine(database, pool_size=10)
-    reports: list[Any] = []
+
+
+@contextmanager
+def four_writers(database: URL, entity: Any, keys: int) -> Iterator[None]:
+    """Write lines to the first *keys* orders meanwhile; then see that all are there."""
+    engine = create_engine(database, pool_size=4)
     written = [0] * 4
     stop = threading.Event()
 
     def write(index: int) -> None:
         while not stop.is_set():
             with Session(engine) as session:
-                order = session.get_one(entity, f"p-{1 + written[index] % 500}")
+                order = session.get_one(entity, f"p-{1 + written[index] % keys}")
                 order.state.lines.append(str(index))
                 try:
                     session.commit()
@@ -225,28 +277,84 @@ def test_jobs_share_the_work_beside_writers(database: URL, entity: Any) -> None:
                 written[index] += 1
 
     writers = [threading.Thread(target=write, args=(index,)) for index in range(4)]
+    for thread in writers:
+        thread.start()
+    try:
+        yield
+        time.sleep(0.1)
+    finally:
+        stop.set()
+        for thread in writers:
+            thread.join()
+    after = rows(engine)
+    assert {row[2] for row in after} == {3}
+    ours = [row for row in after if row[0].startswith("p-")]
+    assert sum(len(row[3]["lines"]) for row in ours) == sum(written) > 0
+    assert sum(row[1] - 1 for row in ours) == sum(written)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("entity", [Order, SQLOrder])
+def test_jobs_share_the_work_beside_writers(database: URL, entity: Any) -> None:
+    """Three jobs and four writers at once: nothing is lost, nothing is done twice."""
+    make_many(database, 2000)
+    engine = create_engine(database)
+    reports: list[Any] = []
     jobs = [
         threading.Thread(
             target=lambda: reports.append(upcast_all(engine, entity, batch_size=50))
         )
         for _ in range(3)
     ]
-    for thread in [*writers, *jobs]:
-        thread.start()
-    for thread in jobs:
-        thread.join()
-    time.sleep(0.1)
-    stop.set()
-    for thread in writers:
-        thread.join()
-    after = rows(engine)
-    assert {row[2] for row in after} == {3}
-    ours = [row for row in after if row[0].startswith("p-")]
-    assert sum(len(row[3]["lines"]) for row in ours) == sum(written)
-    assert sum(row[1] - 1 for row in ours) == sum(written)
+    with four_writers(database, entity, keys=500):
+        for thread in jobs:
+            thread.start()
+        for thread in jobs:
+            thread.join()
     assert 67 <= sum(report.upcast for report in reports) <= 2067
     assert not any(report.failures for report in reports)
     engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("entity", "count", "kills"),
+    [
+        (Order, 1000, 2),
+        pytest.param(Order, 60_000, 40, marks=pytest.mark.stress),
+        pytest.param(SQLOrder, 60_000, 40, marks=pytest.mark.stress),
+    ],
+)
+def test_killed_command_is_resumed_beside_writers(
+    engine: Engine, database: URL, entity: Any, count: int, kills: int
+) -> None:
+    """SIGKILL at any moment, several times: the next run does the rest, and no more."""
+    make_many(database, count)
+    command = [sys.executable, "-m", "sa_wfstate", "upcast", "--batch-size", "5"]
+    command += ["--url", database.render_as_string(hide_password=False)]
+    command.append(f"{Path(__file__).stem}:{entity.__name__}")
+
+    def start() -> subprocess.Popen[bytes]:
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+
+    def left() -> int:
+        with engine.connect() as connection:
+            counts = count_schema_versions(connection, Order)
+        return counts.get(1, 0) + counts.get(2, 0)
+
+    with four_writers(database, entity, keys=100):
+        for kill in range(kills):
+            before = left()
+            enough = before - random.randrange(before // (2 * (kills - kill)))
+            with start() as job:
+                while left() >= enough and job.poll() is None:
+                    time.sleep(0.001)
+                job.kill()
+            assert job.returncode == -signal.SIGKILL
+            assert 0 < left() < before
+        with start() as job:
+            pass
+    assert job.returncode == 0
 
 
 def test_sql_is_refused_where_a_step_has_none(engine: Engine) -> None:

@@ -26,8 +26,17 @@ SQL = (
 )
 
 
+TABLE = '__tablename__ = "orders"'
+VERSIONS = """
+    __schema_version__ = 3
+    __upcasters__ = {1: dict, 2: dict}
+"""
+
+
 def write_migration(project: Any, call: str, undo: str = "pass") -> None:
     """Add a revision that does *call*, after the one that makes the tables."""
+    models = project.folder / "models.py"
+    models.write_text(models.read_text().replace(TABLE, TABLE + VERSIONS))
     project.revise("tables")
     script = command.revision(project.config, "upcast")
     path = Path(script.path)
@@ -104,6 +113,28 @@ def test_offline_functions_are_refused(make_project: Callable[..., Any]) -> None
     write_migration(project, f"{BY_NAME}('orders', {PYTHON})")
     with pytest.raises(CommandError, match="has a step without SQL, and --sql cannot"):
         command.upgrade(project.config, "head", sql=True)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize(
+    ("steps", "problem"),
+    [
+        ("{2: 'state', 3: 'state'}", "would make schema version 4, and Order knows"),
+        ("{1: 'state', 3: 'state'}", r"needs steps without a gap, got \[1, 3\]"),
+        ("{0: 'state'}", r"needs steps without a gap, got \[0\]"),
+        ("{'1': 'state'}", r"needs steps without a gap, got \['1'\]"),
+        ("{}", r"needs steps without a gap, got \[\]"),
+    ],
+)
+def test_steps_with_wrong_keys_are_refused(
+    make_project: Callable[..., Any], steps: str, problem: str, offline: bool
+) -> None:
+    """Keyed by the version they lead to, they would make what the code cannot read."""
+    project = make_project("plain")
+    write_migration(project, f"{BY_NAME}('orders', {steps})")
+    expected = f"{problem}.* a step is keyed by the schema version that it starts from"
+    with pytest.raises(CommandError, match=expected):
+        command.upgrade(project.config, "head", sql=offline)
 
 
 def test_failing_step_rolls_the_migration_back(
