@@ -7,6 +7,7 @@ from .dispatcher import DueIntent, IntentDispatcher
 from .errors import (
     ActionIdReused,
     MappingError,
+    NestedHandle,
     OutcomeUnknown,
     PayloadError,
     ProjectionBehind,
@@ -24,7 +25,6 @@ from .errors import (
 from .history import HistoryMixin, keep_history
 from .hooks import Hooks
 from .mixin import WorkflowStateMixin
-from .nesting import NestedHandle
 from .outbox import IntentMixin, store_intents
 from .paths import field_of
 from .projection import Projection, ProjectionMixin

@@ -210,6 +210,22 @@ class ReducerGaveUp(RowError):
         )
 
 
+class NestedHandle(RowError):
+    """An action was handed in from within an attempt, by a reducer for instance.
+
+    *entity* and *workflow_key* are those of that action; *within* names the entity and
+    the key of the attempt.
+    """
+
+    within: str
+
+    _says = (
+        "{row} was to be handled while an action of {within} is being reduced, which "
+        "may wait for itself; a reducer is pure: return an Intent, and handle the next "
+        "action in on_intents or after handle() has returned"
+    )
+
+
 class ActionIdReused(WorkflowStateError, ValueError):
     """An action has the id of another one, which had another payload."""
 

@@ -14,26 +14,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from .errors import RowError
+from .errors import NestedHandle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-class NestedHandle(RowError):
-    """An action was handed in from within an attempt, by a reducer for instance.
-
-    *entity* and *workflow_key* are those of that action; *within* names the entity and
-    the key of the attempt.
-    """
-
-    within: str
-
-    _says = (
-        "{row} was to be handled while an action of {within} is being reduced, which "
-        "may wait for itself; a reducer is pure: return an Intent, and handle the next "
-        "action in on_intents or after handle() has returned"
-    )
 
 
 class _Attempt:

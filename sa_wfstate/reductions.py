@@ -48,7 +48,7 @@ class Reductions(Generic[StateT]):
     def base(self, run: Run, snapshot: WorkflowSnapshot[StateT] | None) -> Base:
         """Return what *run* starts from, with *snapshot* in its row now."""
         if snapshot is not None:
-            text = self._dump(run.key, snapshot.state)
+            text = self._statements.state_type.dump(snapshot.state)
             return Base(snapshot.version, snapshot.provenance.effect_id, text)
         if self._initial is None:
             if run.tickets:

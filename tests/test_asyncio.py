@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 import sa_wfstate
 import sa_wfstate.asyncio
@@ -20,27 +19,16 @@ from sa_wfstate import (
     StateCommitted,
     StateConflict,
     WorkflowNotFound,
-    WorkflowStateMixin,
     classify,
 )
 from sa_wfstate.asyncio import CanonicalStore, get_state, try_commit
+
+from .orders import Base, Order, OrderState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import MetaData
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class OrderState(BaseModel):
-    status: str = "new"
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    __tablename__ = "orders"
 
 
 @pytest.fixture(autouse=True)

@@ -9,14 +9,11 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import create_engine, func, inspect, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import (
     DeclarativeBase,
-    Mapped,
     Session,
-    mapped_column,
     scoped_session,
     sessionmaker,
 )
@@ -33,42 +30,14 @@ from sa_wfstate import (
 )
 from sa_wfstate.ledger import written_on
 
+from .orders import Base, Customer, Order, OrderState
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import URL, Engine, MetaData
 
 pytestmark = pytest.mark.contract
-
-
-class Base(DeclarativeBase):
-    """The declarative base of these tests."""
-
-
-class OrderState(BaseModel):
-    """The state of an order."""
-
-    status: str = "new"
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    """A workflow as an application would define it."""
-
-    __tablename__ = "orders"
-
-    number: Mapped[int | None] = mapped_column(unique=True)
-
-
-class Customer(Base):
-    """No workflow, but versioned."""
-
-    __tablename__ = "customers"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-    revision: Mapped[int] = mapped_column()
-
-    __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012 - SQLAlchemy's way
 
 
 @pytest.fixture

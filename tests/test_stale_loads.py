@@ -7,48 +7,22 @@ import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import URL, Engine, MetaData, create_engine, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import (
-    DeclarativeBase,
-    Mapped,
     Session,
     make_transient,
-    mapped_column,
     scoped_session,
     sessionmaker,
 )
 from sqlalchemy.orm.exc import StaleDataError
 
-from sa_wfstate import ConflictReason, StateConflict, WorkflowStateMixin
+from sa_wfstate import ConflictReason, StateConflict
 from sa_wfstate.sqlstates import sqlstate
 
+from .orders import Base, Customer, Order, OrderState
+
 pytestmark = pytest.mark.contract
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class OrderState(BaseModel):
-    status: str = "new"
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    __tablename__ = "orders"
-
-    note: Mapped[str | None] = mapped_column()
-
-
-class Customer(Base):
-    __tablename__ = "customers"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-    revision: Mapped[int] = mapped_column()
-
-    __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012 - SQLAlchemy's way
 
 
 @pytest.fixture

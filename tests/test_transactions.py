@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import (
     URL,
     Engine,
@@ -22,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 import sa_wfstate.asyncio
 from sa_wfstate import (
@@ -32,24 +31,13 @@ from sa_wfstate import (
     RetryPolicy,
     StateCommitted,
     StateConflict,
-    WorkflowStateMixin,
     run_transaction,
 )
 
+from .orders import Base, Order, OrderState
+
 NOT_AT_ALL = RetryPolicy(max_attempts=1)
 SHORTLY = RetryPolicy(max_attempts=None, base_delay=0.05, deadline=1.5)
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class OrderState(BaseModel):
-    status: str = "new"
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    __tablename__ = "orders"
 
 
 ORDERS = select(Order)

@@ -1,0 +1,38 @@
+"""Mapped classes that several test modules share: a workflow, and one that is none."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from sa_wfstate import WorkflowStateMixin
+
+
+class Base(DeclarativeBase):
+    """The declarative base of these classes."""
+
+
+class OrderState(BaseModel):
+    """The state of an order."""
+
+    status: str = "new"
+
+
+class Order(WorkflowStateMixin[OrderState], Base):
+    """A workflow as an application would define it."""
+
+    __tablename__ = "orders"
+
+    number: Mapped[int | None] = mapped_column(unique=True)
+
+
+class Customer(Base):
+    """No workflow, but versioned."""
+
+    __tablename__ = "customers"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    revision: Mapped[int] = mapped_column()
+
+    __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012 - SQLAlchemy's way
