@@ -89,12 +89,15 @@ def try_commit_many(
                 held[key] = instance
     connection = connection_of(session, statements)
     outcomes = commit_writes(connection, statements, writes)
+    won = []
     for write, outcome in zip(writes, outcomes, strict=True):
         if isinstance(outcome, StateCommitted):
             instance = held.get(write.workflow_key)
             if instance is not None:
                 update_instance(instance, write, outcome.snapshot)
-            record(session, connection, statements, write, instance)
+            won.append((write, instance))
+    if won:
+        record(session, connection, statements, won)
     return outcomes
 
 

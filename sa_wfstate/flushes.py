@@ -28,7 +28,15 @@ from .guards import (
     key_of,
     require_row_counts,
 )
-from .ledger import Deed, Entry, Ledger, attend, existing_ledger, ledger_of
+from .ledger import (
+    Deed,
+    Entry,
+    Ledger,
+    account_of,
+    attend,
+    existing_ledger,
+    ledger_of,
+)
 from .mixin import WorkflowStateMixin
 from .statements import statements_of
 
@@ -46,8 +54,9 @@ def _note(
     require_row_counts(connection, statements.entity)
     effect_id = effect_id_in(state.dict.get("provenance"))
     ledger = ledger_of(_session(state))
+    account = account_of(connection)
     ledger.pending[state] = Entry(
-        deed, statements, key_of(state), base, effect_id, connection, state
+        deed, statements, key_of(state), base, effect_id, account, state
     )
     attend(connection, ledger)
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from pydantic_core import from_json
 from sqlalchemy import Connection, Delete, Insert, Update, event, inspect
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import FromStatement, InstanceState, ORMExecuteState, Session
@@ -73,7 +74,10 @@ def seen_of(state: InstanceState[Any]) -> Seen | None:
 def effect_id_in(provenance: Any) -> str | None:
     """Return the effect id of what an instance holds as its provenance."""
     if isinstance(provenance, Unread):
-        provenance = Provenance.model_validate_json(provenance.text)
+        # Whoever wrote a row by hand may have left it out; that is no error here.
+        stored = from_json(provenance.text)
+        effect_id = stored.get("effect_id") if isinstance(stored, dict) else None
+        return effect_id if isinstance(effect_id, str) else None
     return provenance.effect_id if isinstance(provenance, Provenance) else None
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import Connection, Engine, RootTransaction, Table, event, inspec
 from .guards import Seen, saw
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 
@@ -43,16 +43,14 @@ class Deed(Enum):
 
 
 class Entry:
-    """One row that a session writes, or has written."""
+    """One row that a session writes, or has written; *account* is its transaction's."""
 
     __slots__ = (
         "__weakref__",
-        "_connection",
         "account",
         "base",
         "deed",
         "effect_id",
-        "engine",
         "state",
         "statements",
         "won",
@@ -66,7 +64,7 @@ class Entry:
         workflow_key: str,
         base: Seen,
         effect_id: str | None,
-        connection: Connection,
+        account: Account,
         state: InstanceState[Any] | None,
     ) -> None:
         self.deed = deed
@@ -74,18 +72,13 @@ class Entry:
         self.workflow_key = workflow_key
         self.base = base
         self.effect_id = effect_id
-        self._connection = ref(connection)
-        self.engine: Engine = connection.engine
-        self.account = _account_of(connection)
+        self.account = account
         self.state = state
         self.won = False
 
     @property
     def connection(self) -> Connection:
-        """The connection; whoever asks has it, or a session that does."""
-        connection = self._connection()
-        assert connection is not None  # noqa: S101
-        return connection
+        return self.account.connection
 
     @property
     def table(self) -> Table:
@@ -95,13 +88,22 @@ class Entry:
 class Account:
     """What one transaction of a connection has written, whichever sessions wrote it."""
 
-    def __init__(self) -> None:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = ref(connection)
+        self.engine: Engine = connection.engine
         self.entries: list[Entry] = []
         self._savepoints: dict[str, int] = {}
 
+    @property
+    def connection(self) -> Connection:
+        """The connection; whoever asks has it, or a session that does."""
+        connection = self._connection()
+        assert connection is not None  # noqa: S101
+        return connection
+
     def add(self, entry: Entry) -> None:
         """Add what was written, in whichever savepoints the connection is."""
-        savepoint: Any = entry.connection.get_nested_transaction()
+        savepoint: Any = self.connection.get_nested_transaction()
         while savepoint is not None:
             # The event that tells of a rollback knows the name alone.
             name = savepoint._savepoint  # noqa: SLF001
@@ -178,28 +180,25 @@ def record(
     session: Session,
     connection: Connection,
     statements: Statements[Any],
-    write: Write,
-    instance: object | None,
+    written: Iterable[tuple[Write, object | None]],
 ) -> None:
-    """Note that *write* was done in *session* outside its unit of work.
+    """Note what was *written* in *session* outside its unit of work.
 
-    *instance* is the session's instance of the row, if it holds one.
+    Each write comes with the session's instance of its row, if it holds one.
     """
-    ledger = ledger_of(session)
-    base = Seen(write.version - 1, write.base_effect_id)
-    deed = Deed.UPDATE if base.version else Deed.INSERT
-    state: InstanceState[Any] | None = None if instance is None else inspect(instance)
-    ledger.wrote(
-        Entry(
-            deed,
+    ledger, account = ledger_of(session), account_of(connection)
+    for write, instance in written:
+        base = Seen(write.version - 1, write.base_effect_id)
+        entry = Entry(
+            Deed.UPDATE if base.version else Deed.INSERT,
             statements,
             write.workflow_key,
             base,
             write.provenance.effect_id,
-            connection,
-            state,
+            account,
+            None if instance is None else inspect(instance),
         )
-    )
+        ledger.wrote(entry)
     attend(connection, ledger)
 
 
@@ -211,11 +210,12 @@ on_first_write: list[Callable[[Connection], None]] = []
 _accounts: WeakKeyDictionary[RootTransaction, Account] = WeakKeyDictionary()
 
 
-def _account_of(connection: Connection) -> Account:
+def account_of(connection: Connection) -> Account:
+    """Return the account of the transaction that *connection* is in."""
     transaction = connection.get_transaction()
     account = None if transaction is None else _accounts.get(transaction)
     if account is None:
-        account = Account()
+        account = Account(connection)
         if transaction is not None:
             _accounts[transaction] = account
     return account
@@ -239,13 +239,12 @@ def pending_on(connection: Connection) -> list[Entry]:
     """Return what is being written on *connection* to workflow rows."""
     ledger = _ledgers.get(connection)
     pending = ledger.pending.values() if ledger is not None else ()
-    its = ref(connection)  # There is but one of each connection.
-    return [entry for entry in pending if entry._connection is its]  # noqa: SLF001
+    return [entry for entry in pending if entry.connection is connection]
 
 
 def written_on(connection: Connection) -> list[Entry]:
     """Return what the transaction of *connection* has written to workflow rows."""
-    return _account_of(connection).entries
+    return account_of(connection).entries
 
 
 def attend(connection: Connection, ledger: Ledger) -> None:
@@ -269,4 +268,4 @@ on_first_write.append(_listen)
 
 
 def _rolled_back(connection: Connection, name: str, _: object) -> None:
-    _account_of(connection).undo(name)
+    account_of(connection).undo(name)

@@ -114,7 +114,7 @@ def try_commit(
     if isinstance(outcome, StateCommitted):
         if instance is not None:
             update_instance(instance, write, outcome.snapshot)
-        record(session, connection, statements, write, instance)
+        record(session, connection, statements, [(write, instance)])
     return outcome
 
 

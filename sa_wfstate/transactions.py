@@ -169,7 +169,7 @@ class _Attempt:
     def _look(self) -> bool | None:
         for entry in self._entries:
             if entry.deed is Deed.UPDATE:
-                with _reading(entry.engine) as connection:
+                with _reading(entry.account.engine) as connection:
                     verdict = _verdict(connection, entry)
                 if verdict is not None:
                     return verdict

@@ -483,3 +483,16 @@ def test_flush_without_workflows_sends_and_hears_nothing(engine: Engine) -> None
         session.commit()
         assert sent == ["INSERT"]
         assert not [key for key in session.info if "ledger" in str(key)]
+
+
+def test_row_without_an_effect_id(
+    engine: Engine, winner: sessionmaker[Session]
+) -> None:
+    """What was written by hand, and not as it should be, can be put right."""
+    with winner.begin() as session:
+        session.execute(text("UPDATE orders SET provenance = '{\"by\": \"hand\"}'"))
+    with Session(engine) as session:
+        order = session.get_one(Order, "o-1")
+        order.state = OrderState(status="paid")
+        session.commit()
+        assert (order.version, order.provenance.effect_id[:8]) == (2, "of an or")

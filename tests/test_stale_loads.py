@@ -212,7 +212,7 @@ def test_read_that_is_refused_is_no_conflict(engine: Engine) -> None:
         session.scalars(select(Customer)).all()
         other.scalars(select(Order)).all()
         other.get_one(Customer, 1).name = "Bea"
-        session.execute(text("UPDATE orders SET note = 'x'"))
+        session.execute(text("UPDATE orders SET number = 7"))
         other.commit()
         session.expire(order)
         with pytest.raises(DBAPIError) as caught:
