@@ -55,9 +55,8 @@ def _note(
     effect_id = effect_id_in(state.dict.get("provenance"))
     ledger = ledger_of(_session(state))
     account = account_of(connection)
-    ledger.pending[state] = Entry(
-        deed, statements, key_of(state), base, effect_id, account, state
-    )
+    entry = Entry(deed, statements, key_of(state), base, effect_id, account, state)
+    ledger.expect(state, entry)
     attend(connection, ledger)
 
 
@@ -89,8 +88,9 @@ def _before_delete(
 ) -> None:
     session = _session(state)
     ledger = ledger_of(session)
-    if state not in ledger.pending:
-        _note(Deed.DELETE, connection, state, expect_seen(state))
+    if state in ledger.pending:
+        return  # It was looked at together with the first one of its table.
+    _note(Deed.DELETE, connection, state, expect_seen(state))
     table = ledger.pending[state].table
     if session.connection_callable is None:
         for instance in session.deleted:
@@ -161,9 +161,7 @@ def _done(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> 
 def _after_flush(session: Session, _: object) -> None:
     ledger = existing_ledger(session)
     if ledger is not None:
-        for entry in ledger.pending.values():
-            ledger.wrote(entry)
-        ledger.pending.clear()
+        ledger.flushed()
 
 
 @event.listens_for(Session, "after_transaction_create")

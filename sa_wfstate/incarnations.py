@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.selectable import LABEL_STYLE_TABLENAME_PLUS_COL
 
-from .ledger import on_first_write, pending_on
+from .ledger import account_of, ledger_on, on_first_write
 from .mixin import WorkflowStateMixin
 from .row_sql import effect_id_of
 
@@ -126,15 +126,16 @@ def _with_effects(
     connection: Connection, statement: Update | Delete, parameters: Any
 ) -> Any:
     table: Any = statement.table
-    effects = {
-        entry.workflow_key: entry.base.effect_id
-        for entry in pending_on(connection)
-        if entry.table is table
-    }
     name = _key_of_update(table) if isinstance(statement, Update) else "workflow_key"
+    ledger, account = ledger_on(connection), account_of(connection)
+
+    def with_effect(row: dict[str, Any]) -> dict[str, Any]:
+        effect = ledger and ledger.base_effect(account, table, row[name])
+        return {**row, _PARAMETER: effect}
+
     if isinstance(parameters, dict):
-        return {**parameters, _PARAMETER: effects.get(parameters[name])}
-    return [{**each, _PARAMETER: effects.get(each[name])} for each in parameters]
+        return with_effect(parameters)
+    return [with_effect(row) for row in parameters]
 
 
 _keys: WeakKeyDictionary[Table, str] = WeakKeyDictionary()

@@ -122,8 +122,31 @@ class Ledger:
 
     def __init__(self) -> None:
         self.pending: dict[InstanceState[Any], Entry] = {}
+        self._rows: dict[tuple[Account, Table, str], Entry] = {}
         self.written: list[Entry] = []
         self._marks: WeakKeyDictionary[SessionTransaction, int] = WeakKeyDictionary()
+
+    def expect(self, state: InstanceState[Any], entry: Entry) -> None:
+        """Note what a flush is about to do to the row of *state*."""
+        self.pending[state] = entry
+        self._rows[entry.account, entry.table, entry.workflow_key] = entry
+
+    def base_effect(
+        self, account: Account, table: Table, workflow_key: str
+    ) -> str | None:
+        """Return the effect that a pending write of this row is based on, if known."""
+        entry = self._rows.get((account, table, workflow_key))
+        return None if entry is None else entry.base.effect_id
+
+    def flushed(self) -> None:
+        """Move what is pending to what is written: the flush has succeeded."""
+        for entry in self.pending.values():
+            self.wrote(entry)
+        self._end_flush()
+
+    def _end_flush(self) -> None:
+        self.pending.clear()
+        self._rows.clear()
 
     def wrote(self, entry: Entry) -> None:
         """Move *entry* to what is written; its instance has seen the new version."""
@@ -151,7 +174,7 @@ class Ledger:
             if not entry.won
             and (entry.base.effect_id is None or entry.base.effect_id not in own)
         ]
-        self.pending.clear()
+        self._end_flush()
         while transaction.parent is not None and not transaction.nested:
             transaction = transaction.parent
         self.undo(transaction)
@@ -235,11 +258,9 @@ def existing_ledger(session: Session) -> Ledger | None:
     return ledger
 
 
-def pending_on(connection: Connection) -> list[Entry]:
-    """Return what is being written on *connection* to workflow rows."""
-    ledger = _ledgers.get(connection)
-    pending = ledger.pending.values() if ledger is not None else ()
-    return [entry for entry in pending if entry.connection is connection]
+def ledger_on(connection: Connection) -> Ledger | None:
+    """Return the ledger of the session that writes workflow rows on *connection*."""
+    return _ledgers.get(connection)
 
 
 def written_on(connection: Connection) -> list[Entry]:

@@ -36,7 +36,7 @@ from .bases import (
     tracked,
 )
 from .types import Unread
-from .watches import Watch, Written, existing_watch, watch_of
+from .watches import Watch, existing_watch, watch_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
@@ -75,9 +75,9 @@ def hold(state: InstanceState[Any], instance: object, key: str) -> None:
         # may be changed by the listener that asked.
         watch.held[state] = instance
         watch.touched.append((state, key))
-        for written in watch.written:
-            if written.state is state and written.key == key:
-                written.encoded.stale = True
+        encoded = watch.written.get((state, key))
+        if encoded is not None:
+            encoded.stale = True
     elif session.in_transaction():
         watch.held[state] = instance
         if not state.modified:
@@ -137,11 +137,11 @@ def _before_flush(session: Session, flush_context: UOWTransaction, _: object) ->
         state: InstanceState[Any] = instance_state(instance)
         if tracked(state):
             watch = watch_of(session)
-            watch.written += [Written(state, *one) for one in prepare_insert(state)]
+            watch.write(state, prepare_insert(state))
     if watch is not None:
         _look_at_held(watch, session, flush_context)
-        for written in watch.written:
-            written.encoded.keep()
+        for encoded in watch.written.values():
+            encoded.keep()
         watch.flushing = True
 
 
@@ -155,9 +155,7 @@ def _look_at_held(
         if state.session is not session:
             del watch.held[state]
         elif instance not in deleted:
-            watch.written += [
-                Written(state, *one) for one in prepare_update(state, instance)
-            ]
+            watch.write(state, prepare_update(state, instance))
             if not _has_changes(state):
                 # Listed, it is not saved: the mapper events of mere readers stay
                 # silent, and yet the flush completes, and flags it again.
@@ -175,7 +173,7 @@ def _after_flush(session: Session, _: object) -> None:
     watch = existing_watch(session)
     if watch is None:
         return
-    for state, key, encoded in watch.written:
+    for (state, key), encoded in watch.written.items():
         instance = state.obj()
         if instance is not None and (encoded.bound or not encoded.stale):
             bases_of(state)[key] = Base(encoded.value, encoded.text)

@@ -6,24 +6,18 @@ A watch is made when the session first hands out a state, or writes one.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm.attributes import flag_dirty
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sqlalchemy.orm import InstanceState, Session
 
     from .types import Encoded
 
 _KEY = "sa_wfstate.tracking"
-
-
-class Written(NamedTuple):
-    """What a flush is writing."""
-
-    state: InstanceState[Any]
-    key: str
-    encoded: Encoded
 
 
 class Watch:
@@ -37,7 +31,7 @@ class Watch:
         self.held: dict[InstanceState[Any], object] = {}
         self.known: weakref.WeakSet[InstanceState[Any]] = weakref.WeakSet()
         self.flushing = False
-        self.written: list[Written] = []
+        self.written: dict[tuple[InstanceState[Any], str], Encoded] = {}
         self.unchanged: list[InstanceState[Any]] = []
         self.touched: list[tuple[InstanceState[Any], str]] = []
 
@@ -47,9 +41,16 @@ class Watch:
             if not state.modified:
                 flag_dirty(instance)
 
+    def write(
+        self, state: InstanceState[Any], encoded: Iterable[tuple[str, Encoded]]
+    ) -> None:
+        """Note what the flush is going to write of *state*, by attribute."""
+        for key, each in encoded:
+            self.written[state, key] = each
+
     def end_flush(self) -> None:
-        for written in self.written:
-            written.encoded.drop()
+        for encoded in self.written.values():
+            encoded.drop()
         self.written.clear()
         self.unchanged.clear()
         self.touched.clear()

@@ -490,7 +490,7 @@ def test_row_without_an_effect_id(
 ) -> None:
     """What was written by hand, and not as it should be, can be put right."""
     with winner.begin() as session:
-        session.execute(text("UPDATE orders SET provenance = '{\"by\": \"hand\"}'"))
+        session.execute(text('UPDATE orders SET provenance = \'{"by": "hand"}\''))
     with Session(engine) as session:
         order = session.get_one(Order, "o-1")
         order.state = OrderState(status="paid")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import pickle
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -590,3 +592,49 @@ def test_updates_are_hot(engine: Engine) -> None:
         ).one()
     updated, hot = counts
     assert updated == hot
+
+
+def lines_run(function: Callable[[], object]) -> int:
+    """Count the lines of the library that *function* runs."""
+    count = 0
+
+    def trace(frame: Any, _: str, __: Any) -> Any:
+        nonlocal count
+        if not frame.f_globals.get("__name__", "").startswith("sa_wfstate"):
+            return None
+        count += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_work_grows_with_the_rows_and_not_faster(engine: Engine) -> None:
+    """Each row of a flush is looked at by itself, whatever is done to it."""
+
+    def change(session: Session) -> None:
+        for order in session.scalars(select(Order)).all():
+            order.state.status = "paid"
+        session.flush()
+
+    def delete(session: Session) -> None:
+        for order in session.scalars(select(Order)).all():
+            session.delete(order)
+        session.flush()
+
+    counted: dict[int, list[int]] = {}
+    for rows in (20, 20, 80):  # The first time, statements are built.
+        with Session(engine) as session:
+            new = [
+                Order(workflow_key=f"n-{n}", state=OrderState()) for n in range(rows)
+            ]
+            session.add_all(new)
+            steps = [session.flush, partial(change, session), partial(delete, session)]
+            counted[rows] = [lines_run(step) for step in steps]
+    for few, many in zip(counted[20], counted[80], strict=True):
+        assert many < 5 * few
