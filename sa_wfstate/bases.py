@@ -8,7 +8,6 @@ base is void.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ClauseElement
@@ -16,7 +15,6 @@ from sqlalchemy.orm import InstanceState, LoaderCallableStatus, QueryableAttribu
 from sqlalchemy.orm.attributes import flag_modified, set_committed_value
 
 from .errors import PayloadError
-from .repeatable import reads_alike
 from .types import Encoded, PydanticJSON, Unread
 from .upcasters import MARK
 
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy.orm.instrumentation import ClassManager
-
-    from .codec import Codec
 
 BASES = "sa_wfstate.bases"
 _SQL = (ClauseElement, QueryableAttribute)
@@ -102,16 +98,11 @@ def take_base(
     ):
         return False
     if key not in state.committed_state:
-        if source is None or source[0] == MARK or not _reads_alike(column_type.codec):
+        if source is None or source[0] == MARK or not column_type.codec.reads_alike:
             bases[key] = Base(value, _dump(state, key, value))
         else:
             bases[key] = Base(value, None, source)
     return True
-
-
-@cache
-def _reads_alike(codec: Codec[Any]) -> bool:
-    return reads_alike(codec.schema)
 
 
 def _text_of(state: InstanceState[Any], key: str, base: Base) -> str:
@@ -184,6 +175,7 @@ def prepare_update(
                     flag_modified(instance, key)
                     state.committed_state[key] = Unread(before)
             elif assigned:
+                _encode(state, key, value, text)  # The same text may be a loss.
                 set_committed_value(instance, key, value)
                 bases[key] = Base(value, text)
 

@@ -17,6 +17,7 @@ from pydantic_core import PydanticSerializationError, from_json
 
 from .errors import PayloadError
 from .payloads import Schema, has_one_spelling, holds_sets, is_frozen, names_in
+from .repeatable import reads_alike
 from .roundtrip import ANY, culprit, difference, unordered, unstorable
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Codec(Generic[T]):
         self.accept = frozenset(accept)
         self.round_trip = round_trip
         self._adapter: TypeAdapter[T] = TypeAdapter(type_)
-        self._traits: tuple[bool, bool, bool] | None = None
+        self._traits: tuple[bool, bool, bool, bool] | None = None
         self._names: frozenset[str] | None = None
 
     @property
@@ -80,11 +81,20 @@ class Codec(Generic[T]):
         """Whether a value cannot be changed in place, at any depth."""
         return self._known_traits()[0]
 
-    def _known_traits(self) -> tuple[bool, bool, bool]:
+    @property
+    def reads_alike(self) -> bool:
+        """Whether a text reads as the same value each time."""
+        return self._known_traits()[3]
+
+    def _known_traits(self) -> tuple[bool, bool, bool, bool]:
         if self._traits is None:
             schema = self.schema
-            traits = (is_frozen(schema), has_one_spelling(schema), holds_sets(schema))
-            self._traits = traits
+            self._traits = (
+                is_frozen(schema),
+                has_one_spelling(schema),
+                holds_sets(schema),
+                reads_alike(schema),
+            )
         return self._traits
 
     def dump(self, value: T, *, where: str | None = None) -> str:
@@ -175,7 +185,7 @@ class Codec(Generic[T]):
         """Say whether two texts that :meth:`dump` returned stand for the same value."""
         if text == other:
             return True
-        _, has_one_spelling, holds_sets = self._known_traits()
+        _, has_one_spelling, holds_sets, _ = self._known_traits()
         if has_one_spelling or not _may_be_reordered(text, other):
             return False
         if canonical_json(text) == canonical_json(other):

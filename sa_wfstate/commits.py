@@ -58,7 +58,7 @@ def prepare(
         # Only if it is the one that the statement is going to look for.
         if base is not None and expected_effect_id == base.provenance.effect_id:
             unchanged, copy = _is_unchanged(statements, base, text)
-        if not unchanged:
+        if copy is None or copy != state:
             copy = codec.check(state, text)
     except PayloadError as error:
         where = f"{entity} {workflow_key!r} state"

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
 _PARAMETER = "wfstate_effect_id"
+_MARK = "_wfstate_attended"
 
 
 class _ComparingUpdate(Update):
@@ -108,7 +109,7 @@ def _attended(connection_class: type[Connection]) -> type[Connection]:
             parameters = _with_effects(connection, statement, parameters)
         return execute(connection, statement, parameters, **options)
 
-    members = {"__slots__": (), "execute": execute_with_effects}
+    members = {"__slots__": (), "execute": execute_with_effects, _MARK: True}
     return type(connection_class.__name__, (connection_class,), members)
 
 
@@ -116,7 +117,8 @@ def _attend(connection: Connection) -> None:
     # An event of the connection would cost more than the comparison, and one of its
     # engine would cost every statement of every session.
     connection_class: Any = type(connection)
-    connection.__class__ = _attended(connection_class)
+    if not hasattr(connection_class, _MARK):  # Session after session may come.
+        connection.__class__ = _attended(connection_class)
 
 
 on_first_write.append(_attend)

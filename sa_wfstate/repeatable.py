@@ -21,7 +21,7 @@ _PLAIN = {
     *("dataclass", "dataclass-args", "dataclass-field"),
     *("default", "definitions", "definition-ref"),
 }
-_CODE = {"default_factory", "post_init", "custom_init", "function"}
+_CODE = {"default_factory", "post_init", "custom_init", "function", "now_op"}
 _NOT_SCHEMAS = {"metadata", "config", "computed_fields", "default", "cls", "expected"}
 _CONSTANTS = (
     *(type(None), bool, int, float, str, bytes, Enum),

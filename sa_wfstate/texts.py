@@ -90,7 +90,7 @@ def _marked(
     )
     if _drops_rows(compiler):
         keys = []
-    elif _groups_rows(compiler):
+    if _groups_rows(compiler):
         lowest, highest = f"min({version})", f"max({version})"
         version = f"CASE WHEN {lowest} = {highest} THEN {lowest} ELSE {MIXED} END"
         keys = [f"min({key})" for key in keys]

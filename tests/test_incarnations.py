@@ -116,3 +116,15 @@ def test_other_sessions_of_the_engine_are_left_alone(engine: Engine) -> None:
         assert type(session.connection()) is not Connection
         session.commit()
         assert type(session.connection()) is Connection
+
+
+def test_connection_serves_one_session_after_another(engine: Engine) -> None:
+    """What is put around its execute() is put there once."""
+    with engine.connect() as connection:
+        classes = set()
+        for number in range(3):
+            with Session(bind=connection) as session:
+                session.get_one(Job, "job").state["a"] = number
+                session.commit()
+            classes.add(type(connection))
+    assert len(classes) == 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import URL, create_engine, event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
@@ -58,6 +58,15 @@ class OrderState(BaseModel):
 
 class Order(WorkflowStateMixin[OrderState], Base):
     __tablename__ = "orders"
+
+
+class Named(BaseModel):
+    count: int = 0
+    name: UUID = Field(default_factory=uuid4)
+
+
+class Drawn(WorkflowStateMixin[Named], Base):
+    __tablename__ = "drawn"
 
 
 class OrderActions(ActionDedupMixin, Base):
@@ -624,3 +633,14 @@ def test_mixin_brings_the_index(database: URL) -> None:
         ).all()
     engine.dispose()
     assert sorted(found) == ["idx_order_actions_expires", "order_actions_pkey"]
+
+
+def test_default_of_a_reading_is_written(engine: Engine) -> None:
+    """What an outcome shows is in the row, though the reducer has changed nothing."""
+    drawn = ReducerService(engine, Drawn, lambda state, _: state, initial=Named)
+    drawn.handle(action())
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE drawn SET state = '{\"count\": 1}'"))
+    shown = drawn.handle(action()).snapshot.state
+    again = CanonicalStore(engine, Drawn).get_state("o-1").state
+    assert again == shown

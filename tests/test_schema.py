@@ -666,6 +666,8 @@ def test_states_can_be_grouped_and_counted(engine: Engine, database: URL) -> Non
     query = select(Order.state, func.count()).group_by(Order.state)
     with Session(engine) as session:
         assert [tuple(row) for row in session.execute(query)] == [(CURRENT, 2)] * 3
+        distinct = select(Order.state).group_by(Order.state).distinct()
+        assert session.scalars(distinct).all() == [CURRENT] * 3
         entities = select(Order).group_by(Order.workflow_key)
         assert [order.state for order in session.scalars(entities)] == [CURRENT] * 6
     run(database, "UPDATE orders SET schema_version = 2 WHERE workflow_key = 'o-3b'")

@@ -507,3 +507,26 @@ def test_refused_statement_is_a_conflict(engine: Engine, level: Any) -> None:
         session.rollback()
         assert won(commit(session, 2))
         session.commit()
+
+
+def test_loss_is_refused_although_the_base_holds_its_json(engine: Engine) -> None:
+    """That a state is not sent does not mean that it is not looked at."""
+
+    class Fuller(OrderState):
+        extra: int = 5
+
+    with Session(engine) as session:
+        base = get_state(session, Order, "o-1")
+        with pytest.raises(PayloadError, match="Fuller"):
+            try_commit(
+                session,
+                Order,
+                "o-1",
+                expected_version=1,
+                state=Fuller(),
+                provenance=Provenance.now(),
+                base=base,
+            )
+        session.get_one(Order, "o-1").state = Fuller()
+        with pytest.raises(PayloadError, match="Fuller"):
+            session.flush()
