@@ -147,7 +147,36 @@ class LoggingHooks(Hooks):
         )
 
 
-class PrometheusHooks(Hooks):
+class _Metrics(Hooks):
+    """What becomes of actions and intents, as one outcome each."""
+
+    def _action(self, entity: str, outcome: str, seconds: float) -> None:
+        """Count an action that took *seconds*."""
+        raise NotImplementedError
+
+    def _intent(self, intent_type: str, outcome: str) -> None:
+        """Count an intent."""
+        raise NotImplementedError
+
+    def committed(self, entity: str, action: Any, outcome: Any, seconds: float) -> None:
+        self._action(entity, "committed", seconds)
+
+    def duplicate(self, entity: str, action: Any, outcome: Any, seconds: float) -> None:
+        self._action(entity, "duplicate", seconds)
+
+    def gave_up(self, entity: str, action: Any, error: Any, seconds: float) -> None:
+        self._action(entity, "gave_up", seconds)
+
+    def delivered(self, intent: DueIntent, seconds: float) -> None:
+        self._intent(intent.intent_type, "delivered")
+
+    def not_delivered(
+        self, intent: DueIntent, error: Exception, delay: float | None
+    ) -> None:
+        self._intent(intent.intent_type, _failure(delay))
+
+
+class PrometheusHooks(_Metrics):
     """Count and time with prometheus-client, in *registry*; labelled by entity.
 
     Raises ImportError without the extra ``prometheus``.
@@ -193,32 +222,18 @@ class PrometheusHooks(Hooks):
     def projected(self, batch: ProjectionBatch) -> None:
         self._lag.labels(batch.projection).observe(batch.lag_seconds)
 
-    def delivered(self, intent: DueIntent, seconds: float) -> None:
-        self._intents.labels(intent.intent_type, "delivered").inc()
-
-    def not_delivered(
-        self, intent: DueIntent, error: Exception, delay: float | None
-    ) -> None:
-        self._intents.labels(intent.intent_type, _failure(delay)).inc()
-
-    def _count(self, entity: str, outcome: str, seconds: float) -> None:
+    def _action(self, entity: str, outcome: str, seconds: float) -> None:
         self._actions.labels(entity, outcome).inc()
         self._seconds.labels(entity, outcome).observe(seconds)
 
-    def committed(self, entity: str, action: Any, outcome: Any, seconds: float) -> None:
-        self._count(entity, "committed", seconds)
-
-    def duplicate(self, entity: str, action: Any, outcome: Any, seconds: float) -> None:
-        self._count(entity, "duplicate", seconds)
-
-    def gave_up(self, entity: str, action: Any, error: Any, seconds: float) -> None:
-        self._count(entity, "gave_up", seconds)
+    def _intent(self, intent_type: str, outcome: str) -> None:
+        self._intents.labels(intent_type, outcome).inc()
 
     def conflicted(self, entity: str, conflict: StateConflict, attempt: int) -> None:
         self._conflicts.labels(entity, conflict.reason.value).inc()
 
 
-class OpenTelemetryHooks(Hooks):
+class OpenTelemetryHooks(_Metrics):
     """Count and time with the API of OpenTelemetry, in a meter of *provider*.
 
     Raises ImportError without the extra ``opentelemetry``.
@@ -250,33 +265,13 @@ class OpenTelemetryHooks(Hooks):
     def projected(self, batch: ProjectionBatch) -> None:
         self._lag.record(batch.lag_seconds, {"wfstate.projection": batch.projection})
 
-    def delivered(self, intent: DueIntent, seconds: float) -> None:
-        self._add(intent, "delivered")
-
-    def not_delivered(
-        self, intent: DueIntent, error: Exception, delay: float | None
-    ) -> None:
-        self._add(intent, _failure(delay))
-
-    def _add(self, intent: DueIntent, outcome: str) -> None:
-        attributes = {
-            "wfstate.intent_type": intent.intent_type,
-            "wfstate.outcome": outcome,
-        }
-        self._intents.add(1, attributes)
-
-    def _record(self, entity: str, outcome: str, seconds: float) -> None:
+    def _action(self, entity: str, outcome: str, seconds: float) -> None:
         attributes = {"wfstate.entity": entity, "wfstate.outcome": outcome}
         self._seconds.record(seconds, attributes)
 
-    def committed(self, entity: str, action: Any, outcome: Any, seconds: float) -> None:
-        self._record(entity, "committed", seconds)
-
-    def duplicate(self, entity: str, action: Any, outcome: Any, seconds: float) -> None:
-        self._record(entity, "duplicate", seconds)
-
-    def gave_up(self, entity: str, action: Any, error: Any, seconds: float) -> None:
-        self._record(entity, "gave_up", seconds)
+    def _intent(self, intent_type: str, outcome: str) -> None:
+        attributes = {"wfstate.intent_type": intent_type, "wfstate.outcome": outcome}
+        self._intents.add(1, attributes)
 
     def conflicted(self, entity: str, conflict: StateConflict, attempt: int) -> None:
         reason = conflict.reason.value
