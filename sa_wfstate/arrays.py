@@ -2,16 +2,23 @@
 
 ::
 
-    UPDATE orders SET version = …, state = …, updated_at = now(), …
-    FROM unnest($1::TEXT[], $2::BIGINT[], $3::TEXT[], $4::INTEGER[], $5::TEXT[])
-         AS new (key, expected, state, schema, provenance)
-    WHERE orders.workflow_key = new.key AND orders.version = new.expected
-    RETURNING orders.workflow_key, orders.updated_at
+    WITH won AS (
+        UPDATE orders SET version = …, state = …, updated_at = now(), …
+        FROM unnest($1::TEXT[], $2::BIGINT[], $3::TEXT[], $4::TEXT[])
+             AS new (key, expected, state, provenance)
+        WHERE orders.workflow_key = new.key AND orders.version = new.expected
+        RETURNING orders.workflow_key, orders.updated_at
+    )
+    SELECT count(*), min(updated_at), …
+
+Most batches win whole, at one time: then the answer is one row, whatever their size.
+Only of the others it holds the keys that have won. What is the same for all rows is no
+array, and what no row needs is left out.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
@@ -20,6 +27,9 @@ from sqlalchemy import (
     Connection,
     Integer,
     Text,
+    and_,
+    bindparam,
+    case,
     cast,
     column,
     func,
@@ -35,110 +45,143 @@ from .bound_arrays import BoundArray
 from .row_sql import effect_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy.orm import Mapper
 
-    from .statements import Statements, Write
+    from .statements import Statements
+    from .writes import Batch
 
-_ARRAYS: dict[str, Any] = {
-    "key": Text(),
-    "expected": BigInteger(),
-    "state": Text(),
-    "schema": Integer(),
-    "provenance": Text(),
-    "base": Text(),
-}
+
+class Shape(NamedTuple):
+    """What the rows of one statement have in common."""
+
+    creating: bool
+    based: bool
+    """A row names the effect that it replaces, and may leave its state as it is."""
+
+    one_provenance: bool
 
 
 class Arrays:
     """The statements of one entity that take arrays."""
 
     def __init__(self, statements: Statements[Any]) -> None:
-        table = statements.table
+        self._statements = statements
+        self._built: dict[Shape, Any] = {}
+
+    def write(self, connection: Connection, batch: Batch) -> dict[str, datetime]:
+        """Send *batch*, creations or none; return updated_at by key of what has won."""
+        creating = batch.versions[0] == 1
+        one = batch.provenances[0]
+        shape = Shape(
+            creating=creating,
+            based=not creating and any(batch.base_effect_ids),
+            one_provenance=all(each is one for each in batch.provenances),
+        )
+        if shape not in self._built:
+            self._built[shape] = self._build(shape)
+        stored = self._statements.schema.write
+        texts = self._statements.provenance_texts(
+            [one] if shape.one_provenance else batch.provenances
+        )
+        parameters: dict[str, Any] = {
+            "rows": len(batch),
+            "new_key": list(batch.workflow_keys),
+            "new_state": [stored(text) for text in batch.state_texts],
+            "new_schema": batch.schema_versions[0],
+            "new_provenance": texts[0] if shape.one_provenance else texts,
+        }
+        if not creating:
+            parameters["new_expected"] = [version - 1 for version in batch.versions]
+        if shape.based:
+            parameters["new_base"] = list(batch.base_effect_ids)
+            for index, unchanged in enumerate(batch.unchanged):
+                if unchanged:
+                    parameters["new_state"][index] = None
+        answer = connection.execute(self._built[shape], parameters).one()
+        won, updated_at, won_keys, times = answer
+        if won == len(batch) and won_keys is None:
+            return dict.fromkeys(batch.workflow_keys, updated_at)
+        return dict(zip(won_keys or (), times or (), strict=True))
+
+    def _build(self, shape: Shape) -> Any:
+        arrays: dict[str, Any] = {"key": Text(), "state": Text()}
+        if not shape.creating:
+            arrays["expected"] = BigInteger()
+            if shape.based:
+                arrays["base"] = Text()
+        if not shape.one_provenance:
+            arrays["provenance"] = Text()
         new = (
             func.unnest(
-                *(BoundArray(f"new_{name}", type_) for name, type_ in _ARRAYS.items())
+                *(BoundArray(f"new_{name}", type_) for name, type_ in arrays.items())
             )
-            .table_valued(*(column(name, type_) for name, type_ in _ARRAYS.items()))
+            .table_valued(*(column(name, type_) for name, type_ in arrays.items()))
             .render_derived(name="new")
         )
-        state = cast(new.c.state, JSONB())
-        readable: ColumnElement[int] = literal_column(str(statements.schema.version))
+        provenance: ColumnElement[Any] = (
+            # Of a subquery, which is run once: the text is parsed once, too.
+            select(
+                cast(bindparam("new_provenance", type_=Text()), JSONB())
+            ).scalar_subquery()
+            if shape.one_provenance
+            else cast(new.c.provenance, JSONB())
+        )
         values = {
-            "version": new.c.expected + literal_column("1"),
-            "state": state,
-            "updated_at": func.now(),
-            "schema_version": new.c.schema,
-            "provenance": cast(new.c.provenance, JSONB()),
+            "state": cast(new.c.state, JSONB()),
+            "schema_version": bindparam("new_schema", type_=Integer()),
+            "provenance": provenance,
         }
-        returned = (table.c.workflow_key, table.c.updated_at)
-        self.swap = (
-            update(table)
-            .where(
-                table.c.workflow_key == new.c.key,
-                table.c.version == new.c.expected,
-                table.c.schema_version <= readable,
+        make = self._creation if shape.creating else self._swap
+        table = self._statements.table
+        won = (
+            make(new, values, based=shape.based)
+            .returning(table.c.workflow_key, table.c.updated_at)
+            .cte("won")
+        )
+        rows, begin, end = func.count(), func.min(won.c[1]), func.max(won.c[1])
+        alike = and_(rows == bindparam("rows", type_=Integer()), begin == end)
+        return select(
+            rows,
+            begin,
+            case((alike, None), else_=func.array_agg(won.c[0])),
+            case((alike, None), else_=func.array_agg(won.c[1])),
+        )
+
+    def _swap(self, new: Any, values: dict[str, Any], *, based: bool) -> Any:
+        table, schema = self._statements.table, self._statements.schema
+        swap = update(table).where(
+            table.c.workflow_key == new.c.key,
+            table.c.version == new.c.expected,
+            table.c.schema_version <= literal_column(str(schema.version)),
+            self._statements.own_rows,
+        )
+        if based:
+            swap = swap.where(
                 or_(new.c.base.is_(None), new.c.base == effect_id_of(table)),
                 # A state that is not sent stays, in the shape that it has.
-                or_(new.c.state.is_not(None), table.c.schema_version == new.c.schema),
-                statements.own_rows,
+                or_(
+                    new.c.state.is_not(None),
+                    table.c.schema_version == values["schema_version"],
+                ),
             )
-            .values(values | {"state": func.coalesce(state, table.c.state)})
-            .returning(*returned)
-        )
-        del values["updated_at"]
-        self._new, self._values, self._returned = new, values, returned
-        self._statements = statements
+            values["state"] = func.coalesce(values["state"], table.c.state)
+        values["version"] = new.c.expected + literal_column("1")
+        return swap.values(updated_at=func.now(), **values)
 
-    @property
-    def create(self) -> Any:
+    def _creation(self, new: Any, values: dict[str, Any], *, based: bool) -> Any:
         """Insert rows; what exists is passed over."""
-        table = self._statements.table
+        del based  # On nothing, all of them.
         constants = self._statements.constants()
-        values = self._values | {k: literal(v) for k, v in constants.items()}
+        values |= {"version": literal_column("1")}
+        values |= {name: literal(value) for name, value in constants.items()}
+        table = self._statements.table
         return (
             insert(table)
-            .from_select(
-                ["workflow_key", *values], select(self._new.c.key, *values.values())
-            )
+            .from_select(["workflow_key", *values], select(new.c.key, *values.values()))
             .on_conflict_do_nothing(index_elements=[table.c.workflow_key])
-            .returning(*self._returned)
         )
-
-    def execute(
-        self, connection: Connection, statement: Any, writes: Sequence[Write]
-    ) -> Sequence[tuple[str, datetime]]:
-        """Send *statement* with the arrays of *writes*; return (key, updated_at)."""
-        stored = self._statements.state_type.stored
-        rows: Any = connection.execute(
-            statement,
-            {
-                "new_key": [write.workflow_key for write in writes],
-                "new_expected": [write.version - 1 for write in writes],
-                "new_state": [
-                    None
-                    if write.unchanged and write.version > 1
-                    else stored(write.state_text)
-                    for write in writes
-                ],
-                "new_schema": [write.schema_version for write in writes],
-                "new_provenance": self._texts(writes),
-                "new_base": [write.base_effect_id for write in writes],
-            },
-        )
-        written: Sequence[tuple[str, datetime]] = rows.all()
-        return written
-
-    def _texts(self, writes: Sequence[Write]) -> list[str]:
-        """Dump each provenance once; a batch often has one for all."""
-        texts: dict[int, str] = {}
-        for write in writes:
-            if id(write.provenance) not in texts:
-                text = self._statements.provenance_text(write.provenance)
-                texts[id(write.provenance)] = text
-        return [texts[id(write.provenance)] for write in writes]
 
 
 _arrays: WeakKeyDictionary[Mapper[Any], Arrays] = WeakKeyDictionary()

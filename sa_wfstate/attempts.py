@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sqlalchemy import Connection
 
 from .actions import Intent, digest
-from .bulk import commit_writes
+from .bulk import commit_batch
 from .dedup import Claim, refuse_reuse
 from .errors import (
     ActionIdReused,
@@ -25,6 +25,7 @@ from .errors import (
 from .races import StateConflict
 from .runs import Handled, replayed
 from .snapshots import StateCommitted, WorkflowSnapshot
+from .writes import Batch
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -185,7 +186,7 @@ class Attempts(Generic[StateT]):
                 writes.append(run.write)
         outcomes = {
             outcome.workflow_key: outcome
-            for outcome in commit_writes(connection, self._statements, writes)
+            for outcome in commit_batch(connection, self._statements, Batch.of(writes))
         }
         won = {
             key: outcome

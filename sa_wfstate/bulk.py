@@ -15,16 +15,17 @@ from sqlalchemy.exc import DBAPIError
 
 from . import side_writes
 from .arrays import arrays_of
-from .commits import lost, prepare, refused
+from .commits import check_target, lost, prepare, refused
 from .errors import PayloadError
 from .ledger import record
 from .races import StateConflict
 from .snapshots import StateCommitted
-from .statements import Statements, Write, statements_of
+from .statements import Statements, statements_of
 from .store import Entity, connection_of, held_instance, update_instance
+from .writes import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -64,52 +65,82 @@ def try_commit_many(
     A key that is given twice raises PayloadError before any SQL is sent.
     """
     statements = statements_of(entity)
-    writes = [
-        prepare(
-            statements,
-            commit.workflow_key,
-            commit.expected_version,
-            commit.state,
-            commit.provenance,
-            base=commit.base,
-        )
-        for commit in commits
-    ]
-    if len({write.workflow_key for write in writes}) < len(writes):
-        _refuse_duplicate(statements, writes)
-    if not writes:
+    batch = _prepare(statements, list(commits))
+    if len(set(batch.workflow_keys)) < len(batch):
+        _refuse_duplicate(statements, batch)
+    if not batch:
         return []
-    held = {}
+    held: dict[str, Any] = {}
     # Looking each key up costs more than the session that holds none of the class.
     if len(session.identity_map):
-        for write in writes:
-            key = write.workflow_key
+        for key in batch.workflow_keys:
             instance = held_instance(session, statements.mapper, key)
             if instance is not None:
                 held[key] = instance
     connection = connection_of(session, statements)
-    outcomes = commit_writes(connection, statements, writes)
-    won = []
-    for write, outcome in zip(writes, outcomes, strict=True):
-        if isinstance(outcome, StateCommitted):
-            instance = held.get(write.workflow_key)
-            if instance is not None:
-                update_instance(instance, write, outcome.snapshot)
-            won.append((write, instance))
+    outcomes = commit_batch(connection, statements, batch)
+    won = [i for i, each in enumerate(outcomes) if isinstance(each, StateCommitted)]
+    if held:
+        for write, outcome in zip(batch, outcomes, strict=True):
+            if write.workflow_key in held and isinstance(outcome, StateCommitted):
+                update_instance(held[write.workflow_key], write, outcome.snapshot)
     if won:
-        record(session, connection, statements, won)
+        record(session, connection, statements, batch.take(won), held)
     return outcomes
 
 
-def commit_writes(
-    connection: Connection, statements: Statements[StateT], writes: list[Write]
+def _prepare(
+    statements: Statements[StateT], commits: Sequence[Commit[StateT]]
+) -> Batch:
+    """Check everything that can be checked before any SQL is sent."""
+    if all(commit.base is None for commit in commits):
+        encoded = statements.batch_codec.encode([commit.state for commit in commits])
+        if encoded is not None:
+            texts, copies = encoded
+            provenances = [
+                check_target(
+                    statements.entity,
+                    commit.workflow_key,
+                    commit.expected_version,
+                    commit.provenance,
+                )
+                for commit in commits
+            ]
+            rows = len(commits)
+            return Batch(
+                [commit.workflow_key for commit in commits],
+                [commit.expected_version + 1 for commit in commits],
+                texts,
+                provenances,
+                [statements.schema.write_version] * rows,
+                [None] * rows,
+                [False] * rows,
+                copies,
+            )
+    return Batch.of(
+        [
+            prepare(
+                statements,
+                commit.workflow_key,
+                commit.expected_version,
+                commit.state,
+                commit.provenance,
+                base=commit.base,
+            )
+            for commit in commits
+        ]
+    )
+
+
+def commit_batch(
+    connection: Connection, statements: Statements[StateT], batch: Batch
 ) -> list[StateCommitted[StateT] | StateConflict]:
-    """Send *writes*, of different keys, and return the outcome of each."""
-    by_key = {write.workflow_key: write for write in writes}
-    ordered = [by_key[key] for key in sorted(by_key)]
+    """Send *batch*, of different keys, and return the outcome of each write."""
+    keys = batch.workflow_keys
+    in_order = sorted(range(len(batch)), key=keys.__getitem__)
     written: dict[str, datetime] = {}
-    for start in range(0, len(ordered), CHUNK):
-        chunk = ordered[start : start + CHUNK]
+    for start in range(0, len(batch), CHUNK):
+        chunk = batch.take(in_order[start : start + CHUNK])
         try:
             written |= _send(connection, statements, chunk)
         except DBAPIError as error:
@@ -127,49 +158,55 @@ def commit_writes(
                 first.reason,
                 others=tuple(others),
             ) from error
-    losers = [key for key in by_key if key not in written]
-    current = statements.read_many(connection, losers) if losers else {}
+    losers = [key for key in keys if key not in written]
+    if not losers:
+        return statements.all_committed(batch, written)
+    current = statements.read_many(connection, losers)
     return [
-        statements.committed(write, written[key])
-        if key in written
-        else lost(statements, write, current.get(key))
-        for key, write in by_key.items()
+        statements.committed(write, written[write.workflow_key])
+        if write.workflow_key in written
+        else lost(statements, write, current.get(write.workflow_key))
+        for write in batch
     ]
 
 
-def _refuse_duplicate(statements: Statements[Any], writes: list[Write]) -> None:
+def _refuse_duplicate(statements: Statements[Any], batch: Batch) -> None:
     seen = set()
-    for write in writes:
-        if write.workflow_key in seen:
-            where = f"{statements.entity} {write.workflow_key!r}"
+    for key in batch.workflow_keys:
+        if key in seen:
+            where = f"{statements.entity} {key!r}"
             problem = "is given twice; commit to a workflow once in a batch"
             raise PayloadError(where, "workflow_key", problem)
-        seen.add(write.workflow_key)
+        seen.add(key)
 
 
 def _send(
-    connection: Connection, statements: Statements[Any], writes: list[Write]
+    connection: Connection, statements: Statements[Any], batch: Batch
 ) -> dict[str, datetime]:
     """Write what can be written; return updated_at by key."""
-    if len(writes) == 1 or not isinstance(connection.dialect, PGDialect):
-        return _send_singly(connection, statements, writes)
+    if len(batch) == 1 or not isinstance(connection.dialect, PGDialect):
+        return _send_singly(connection, statements, batch)
     arrays = arrays_of(statements)
     written: dict[str, datetime] = {}
-    swaps = [write for write in writes if write.version > 1]
+    swaps = [i for i, version in enumerate(batch.versions) if version > 1]
     if swaps:
-        written.update(arrays.execute(connection, arrays.swap, swaps))
-    # As in Statements.swap: their rows may have been upcast since.
-    again = [w for w in swaps if w.unchanged and w.workflow_key not in written]
-    if again:
-        again = [write._replace(unchanged=False) for write in again]
-        written.update(arrays.execute(connection, arrays.swap, again))
-    if len(swaps) < len(writes):
-        creations = [write for write in writes if write.version == 1]
-        written.update(arrays.execute(connection, arrays.create, creations))
+        written |= arrays.write(connection, batch.take(swaps))
+    if any(batch.unchanged):
+        # As in Statements.swap: their rows may have been upcast since.
+        again = [
+            write._replace(unchanged=False)
+            for write in batch.take(swaps)
+            if write.unchanged and write.workflow_key not in written
+        ]
+        if again:
+            written |= arrays.write(connection, Batch.of(again))
+    if len(swaps) < len(batch):
+        creations = [i for i, version in enumerate(batch.versions) if version == 1]
+        written |= arrays.write(connection, batch.take(creations))
     if side_writes.writers_of(statements.mapper):
         commits = [
             statements.committed(write._replace(copy=None), written[write.workflow_key])
-            for write in writes
+            for write in batch
             if write.workflow_key in written
         ]
         side_writes.write(connection, statements.mapper, commits)
@@ -177,10 +214,10 @@ def _send(
 
 
 def _send_singly(
-    connection: Connection, statements: Statements[Any], writes: list[Write]
+    connection: Connection, statements: Statements[Any], batch: Batch
 ) -> dict[str, datetime]:
     written = {}
-    for write in writes:
+    for write in batch:
         send = statements.create if write.version == 1 else statements.swap
         updated_at = send(connection, write)
         if updated_at is not None:

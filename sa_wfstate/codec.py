@@ -31,7 +31,7 @@ T = TypeVar("T")
 _FREQUENT = "0123456789aeinorst"
 _TELLING = '"01e'
 _LONGEST_PATH = 8
-_AS_STORED: dict[str, Any] = {"by_alias": True, "round_trip": True}
+AS_STORED: dict[str, Any] = {"by_alias": True, "round_trip": True}
 # Problems that Pydantic describes with a piece of the input, or an application with
 # whatever it likes.
 _INDISCREET = frozenset(
@@ -57,6 +57,7 @@ class Codec(Generic[T]):
         round_trip: bool = True,
         payload_schema: PayloadSchema | None = None,
     ) -> None:
+        self.type_ = type_
         self.name: str = getattr(type_, "__name__", str(type_))
         self._payload_schema = payload_schema
         self.accept = frozenset(accept)
@@ -194,7 +195,7 @@ class Codec(Generic[T]):
 
     def _without_order(self, text: str) -> Any:
         try:
-            plain = self._adapter.dump_python(self.load(text), **_AS_STORED)
+            plain = self._adapter.dump_python(self.load(text), **AS_STORED)
         except TypeError:
             return text  # A set of models: as Python, dicts, which no set can hold.
         return unordered(plain)
@@ -202,14 +203,14 @@ class Codec(Generic[T]):
     def _cannot_dump(self, value: Any, where: str | None) -> PayloadError:
         """Find out why: slowly, but only after it has failed."""
         try:
-            text = self._adapter.dump_json(value, warnings=False, **_AS_STORED)
+            text = self._adapter.dump_json(value, warnings=False, **AS_STORED)
             self.check(value, text.decode(), where=where)
         except PayloadError as error:
             return error
         except (PydanticSerializationError, ValueError, RecursionError):
             pass
         try:
-            plain = self._adapter.dump_python(value, warnings=False, **_AS_STORED)
+            plain = self._adapter.dump_python(value, warnings=False, **AS_STORED)
             found = unstorable(plain)
         except Exception:  # noqa: BLE001 - whatever a serializer raises, once more
             found = None
@@ -224,7 +225,7 @@ class Codec(Generic[T]):
     def _dumps(self, value: Any, include: Any) -> bool:
         try:
             self._adapter.serializer.to_json(
-                value, include=include, warnings="error", **_AS_STORED
+                value, include=include, warnings="error", **AS_STORED
             )
         except Exception:  # noqa: BLE001 - whatever a serializer raises, once more
             return False
@@ -233,7 +234,7 @@ class Codec(Generic[T]):
 
 def holds_nul(text: str) -> bool:
     """Say whether there may be a NUL in the JSON *text*."""
-    return "\\u0000" in text
+    return "\\" in text and "\\u0000" in text  # One character is found much faster.
 
 
 def canonical_json(text: str) -> str:

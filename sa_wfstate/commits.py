@@ -17,13 +17,15 @@ from .provenance import Provenance
 from .races import ConflictReason, StateConflict, WriteSuppressed
 from .snapshots import StateCommitted, WorkflowSnapshot, remembered
 from .sqlstates import SERIALIZATION_FAILURE, sqlstate
-from .statements import Statements, Write
+from .writes import Write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Connection
     from sqlalchemy.exc import DBAPIError
+
+    from .statements import Statements
 
 StateT = TypeVar("StateT")
 
@@ -42,12 +44,7 @@ def prepare(
 ) -> Write:
     """Check everything that can be checked before any SQL is sent."""
     entity, codec = statements.entity, statements.state_type.codec
-    check_key(entity, workflow_key)
-    # True is an int, but no version.
-    if type(expected_version) is not int or not 0 <= expected_version < _LAST_VERSION:
-        raise _bad_version(entity, workflow_key, expected_version)
-    if not isinstance(provenance, Provenance):
-        provenance = _provenance_of(entity, workflow_key, provenance)
+    provenance = check_target(entity, workflow_key, expected_version, provenance)
     if base is not None:
         _check_base(entity, workflow_key, expected_version, base)
         expected_effect_id = expected_effect_id or base.provenance.effect_id
@@ -73,6 +70,22 @@ def prepare(
         unchanged,
         copy,
     )
+
+
+def check_target(
+    entity: str,
+    workflow_key: str,
+    expected_version: int,
+    provenance: Provenance | Mapping[str, Any],
+) -> Provenance:
+    """Check all of a write but its state, and return its provenance."""
+    check_key(entity, workflow_key)
+    # True is an int, but no version.
+    if type(expected_version) is not int or not 0 <= expected_version < _LAST_VERSION:
+        raise _bad_version(entity, workflow_key, expected_version)
+    if isinstance(provenance, Provenance):
+        return provenance
+    return _provenance_of(entity, workflow_key, provenance)
 
 
 def _bad_version(entity: str, workflow_key: str, version: object) -> PayloadError:

@@ -25,11 +25,12 @@ from sqlalchemy import Connection, Engine, RootTransaction, Table, event, inspec
 from .guards import Seen, saw
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 
-    from .statements import Statements, Write
+    from .statements import Statements
+    from .writes import Batch
 
 _KEY = "sa_wfstate.ledger"
 
@@ -47,8 +48,8 @@ class Entry:
 
     __slots__ = (
         "__weakref__",
+        "_base",
         "account",
-        "base",
         "deed",
         "effect_id",
         "state",
@@ -62,7 +63,7 @@ class Entry:
         deed: Deed,
         statements: Statements[Any],
         workflow_key: str,
-        base: Seen,
+        base: tuple[int, str | None],
         effect_id: str | None,
         account: Account,
         state: InstanceState[Any] | None,
@@ -70,11 +71,16 @@ class Entry:
         self.deed = deed
         self.statements = statements
         self.workflow_key = workflow_key
-        self.base = base
+        self._base = base
         self.effect_id = effect_id
         self.account = account
         self.state = state
         self.won = False
+
+    @property
+    def base(self) -> Seen:
+        """What the write is based on."""
+        return Seen(*self._base)  # Of a large batch, nobody ever asks.
 
     @property
     def connection(self) -> Connection:
@@ -101,7 +107,7 @@ class Account:
         assert connection is not None  # noqa: S101
         return connection
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entries: Iterable[Entry]) -> None:
         """Add what was written, in whichever savepoints the connection is."""
         savepoint: Any = self.connection.get_nested_transaction()
         while savepoint is not None:
@@ -109,7 +115,7 @@ class Account:
             name = savepoint._savepoint  # noqa: SLF001
             self._savepoints.setdefault(name, len(self.entries))
             savepoint = savepoint._previous_nested  # noqa: SLF001
-        self.entries.append(entry)
+        self.entries.extend(entries)
 
     def undo(self, savepoint: str) -> None:
         """Forget what was written in *savepoint*."""
@@ -140,21 +146,23 @@ class Ledger:
 
     def flushed(self) -> None:
         """Move what is pending to what is written: the flush has succeeded."""
-        for entry in self.pending.values():
-            self.wrote(entry)
+        entries = self.pending.values()
+        for account in dict.fromkeys(entry.account for entry in entries):
+            self.wrote(account, [each for each in entries if each.account is account])
         self._end_flush()
 
     def _end_flush(self) -> None:
         self.pending.clear()
         self._rows.clear()
 
-    def wrote(self, entry: Entry) -> None:
-        """Move *entry* to what is written; its instance has seen the new version."""
-        entry.won = True
-        self.written.append(entry)
-        entry.account.add(entry)
-        if entry.state is not None and entry.deed is not Deed.DELETE:
-            saw(entry.state, Seen(entry.base.version + 1, entry.effect_id))
+    def wrote(self, account: Account, entries: list[Entry]) -> None:
+        """Add *entries* to what is written; their instances have seen it."""
+        for entry in entries:
+            entry.won = True
+            if entry.state is not None and entry.deed is not Deed.DELETE:
+                saw(entry.state, Seen(entry.base.version + 1, entry.effect_id))
+        self.written += entries
+        account.add(entries)
 
     def fail(self, transaction: SessionTransaction) -> list[Entry]:
         """Return the entries that may have lost when *transaction* was rolled back.
@@ -203,25 +211,33 @@ def record(
     session: Session,
     connection: Connection,
     statements: Statements[Any],
-    written: Iterable[tuple[Write, object | None]],
+    batch: Batch,
+    held: Mapping[str, object],
 ) -> None:
-    """Note what was *written* in *session* outside its unit of work.
+    """Note that *session* wrote *batch*, outside its unit of work.
 
-    Each write comes with the session's instance of its row, if it holds one.
+    *held* are those instances of the rows that the session holds, by key.
     """
     ledger, account = ledger_of(session), account_of(connection)
-    for write, instance in written:
-        base = Seen(write.version - 1, write.base_effect_id)
-        entry = Entry(
-            Deed.UPDATE if base.version else Deed.INSERT,
+    entries = [
+        Entry(
+            Deed.UPDATE if version > 1 else Deed.INSERT,
             statements,
-            write.workflow_key,
-            base,
-            write.provenance.effect_id,
+            key,
+            (version - 1, base_effect_id),
+            provenance.effect_id,
             account,
-            None if instance is None else inspect(instance),
+            inspect(held[key]) if key in held else None,
         )
-        ledger.wrote(entry)
+        for key, version, provenance, base_effect_id in zip(
+            batch.workflow_keys,
+            batch.versions,
+            batch.provenances,
+            batch.base_effect_ids,
+            strict=True,
+        )
+    ]
+    ledger.wrote(account, entries)
     attend(connection, ledger)
 
 

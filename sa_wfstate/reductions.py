@@ -16,7 +16,7 @@ from .actions import Reduction
 from .errors import PayloadError, WorkflowNotFound
 from .provenance import Provenance
 from .runs import Base, Step
-from .statements import Write
+from .writes import Write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .actions import Intent
-    from .statements import Write
+    from .writes import Write
 
 StateT = TypeVar("StateT")
 

@@ -6,14 +6,15 @@ Everything that reads or writes a row outside the unit of work goes through here
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 
 from . import side_writes
+from .batch_codec import BatchCodec
 from .codec import holds_nul
 from .errors import MappingError
 from .mixin import WorkflowStateMixin
@@ -21,35 +22,20 @@ from .provenance import survives
 from .row_sql import CANONICAL_COLUMNS, RowSQL
 from .schema import payload_schema
 from .snapshots import StateCommitted, WorkflowSnapshot, remember
+from .writes import Write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.orm import Mapper
 
     from .provenance import Provenance
+    from .races import StateConflict
     from .types import PydanticJSON
+    from .writes import Batch
 
 StateT = TypeVar("StateT")
-
-
-class Write(NamedTuple):
-    """What a commit puts into a row, ready to be bound."""
-
-    workflow_key: str
-    version: int
-    state_text: str
-    provenance: Provenance
-    schema_version: int = 1
-    base_effect_id: str | None = None
-    """The effect that wrote the version that is replaced; None: any."""
-
-    unchanged: bool = False
-    """The version that *base_effect_id* wrote, if any, has this state already."""
-
-    copy: Any = None
-    """The state as it was read back from its text, if it was; for one reader."""
 
 
 class Statements(Generic[StateT]):
@@ -67,6 +53,16 @@ class Statements(Generic[StateT]):
         self.sql = RowSQL(mapper, table, self.schema.version)
         self.own_rows = self.sql.own_rows
         self._creations: dict[str, Any] = {}
+
+    @cached_property
+    def batch_codec(self) -> BatchCodec[StateT]:
+        """What encodes many states at once."""
+        codec = self.state_type.codec
+        return BatchCodec(codec, round_trip=codec.round_trip)
+
+    @cached_property
+    def _provenance_batch_codec(self) -> BatchCodec[Provenance]:
+        return BatchCodec(self._provenance_type.codec, round_trip=False)
 
     def read(
         self, connection: Connection, workflow_key: str, *, lock: bool = False
@@ -179,6 +175,19 @@ class Statements(Generic[StateT]):
             write.workflow_key, write.version, snapshot, attempts=attempts
         )
 
+    def all_committed(
+        self, batch: Batch, written: Mapping[str, datetime]
+    ) -> list[StateCommitted[StateT] | StateConflict]:
+        """Make the outcomes of a *batch* that won; *written* says when, by key."""
+
+        def snapshot(row: Any, updated_at: datetime) -> WorkflowSnapshot[StateT]:
+            return self._written(Write._make(row), updated_at)
+
+        return [
+            StateCommitted(row[0], row[1], partial(snapshot, row, written[row[0]]))
+            for row in batch.rows()
+        ]
+
     def _written(self, write: Write, updated_at: datetime) -> WorkflowSnapshot[StateT]:
         state = write.copy
         if state is None:
@@ -201,6 +210,14 @@ class Statements(Generic[StateT]):
         if not survives(provenance) or holds_nul(text):
             codec.check(provenance, text)
         return text
+
+    def provenance_texts(self, provenances: Sequence[Provenance]) -> list[str]:
+        """Return each of *provenances* as :meth:`provenance_text` does."""
+        if len(provenances) > 1 and all(map(survives, provenances)):
+            encoded = self._provenance_batch_codec.encode(list(provenances))
+            if encoded is not None:
+                return encoded[0]
+        return [self.provenance_text(each) for each in provenances]
 
     def constants(self) -> dict[str, Any]:
         """Return what every new row of the class holds: its discriminator.

@@ -24,10 +24,11 @@ from .races import StateConflict
 from .retry import RetryPolicy
 from .snapshots import StateCommitted, WorkflowSnapshot
 from .sqlstates import ErrorKind, classify
-from .statements import Statements, Write, statements_of
+from .statements import Statements, statements_of
 from .tracking import changed_in_place, rebase
 from .twins import refuse_async
 from .waiting import Blocking, Waiting
+from .writes import Batch, Write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,7 +115,8 @@ def try_commit(
     if isinstance(outcome, StateCommitted):
         if instance is not None:
             update_instance(instance, write, outcome.snapshot)
-        record(session, connection, statements, [(write, instance)])
+        held = {} if instance is None else {workflow_key: instance}
+        record(session, connection, statements, Batch.of([write]), held)
     return outcome
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sa_wfstate import (
@@ -23,6 +23,8 @@ from sa_wfstate import (
     try_commit_many,
 )
 from sa_wfstate.bulk import CHUNK
+
+from .verbs import verbs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,10 +129,7 @@ def test_statements_do_not_grow_with_the_rows(engine: Engine) -> None:
     """One statement for each chunk, and one read for all that lost."""
     keys = [f"k-{number:05}" for number in range(CHUNK + 1)]
     place(engine, *keys)
-    sent: list[str] = []
-    event.listen(
-        engine, "before_cursor_execute", lambda *args: sent.append(args[2].split()[0])
-    )
+    sent = verbs_of(engine)
     with Session(engine) as session:
         outcomes = try_commit_many(session, Order, [commit(key, 1) for key in keys])
         assert [each.workflow_key for each in outcomes] == keys
@@ -139,6 +138,56 @@ def test_statements_do_not_grow_with_the_rows(engine: Engine) -> None:
         losers = try_commit_many(session, Order, [commit(key, 1) for key in keys[:99]])
         assert all(isinstance(each, StateConflict) for each in losers)
     assert sent == ["UPDATE", "SELECT"]
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("lose", [True, False])
+def test_rows_are_as_their_outcomes_say(
+    engine: Engine, *, own: bool, lose: bool
+) -> None:
+    """Whether they share a provenance, and whether all have won, in any order."""
+    place(engine, "b", "c", "a")
+    commits = [commit("c", 1), commit("a", 2 if lose else 1), commit("b", 1, "sent")]
+    if not own:
+        for each in commits:
+            each.provenance = commits[0].provenance
+    with Session(engine) as session:
+        outcomes: list[Any] = try_commit_many(session, Order, commits)
+        session.commit()
+        rows = {key: get_state(session, Order, key) for key in "abc"}
+    won = [each for each in outcomes if isinstance(each, StateCommitted)]
+    assert [each.workflow_key for each in outcomes] == ["c", "a", "b"]
+    assert [each.workflow_key for each in won] == (["c", "b"] if lose else list("cab"))
+    for each in won:
+        assert each.snapshot == rows[each.workflow_key]
+    assert rows["b"].state.status == "sent"
+    assert rows["b"].provenance.effect_id == ("effect-b" if own else "effect-c")
+
+
+def test_time_of_each_row_is_its_own(engine: Engine) -> None:
+    """A trigger may give each row another one than the statement does."""
+    place(engine, "a", "b")
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+                " NEW.updated_at := now() + ascii(NEW.workflow_key) * interval '1 day';"
+                " RETURN NEW; END $$"
+            )
+        )
+        connection.execute(
+            text(
+                "CREATE TRIGGER stamp BEFORE UPDATE ON orders"
+                " FOR EACH ROW EXECUTE FUNCTION stamp()"
+            )
+        )
+    with Session(engine) as session:
+        outcomes: list[Any] = try_commit_many(
+            session, Order, [commit("b", 1), commit("a", 1)]
+        )
+        for each in outcomes:
+            assert each.snapshot == get_state(session, Order, each.workflow_key)
+    assert outcomes[0].snapshot.updated_at > outcomes[1].snapshot.updated_at
 
 
 def test_unchanged_states_are_not_sent(engine: Engine) -> None:

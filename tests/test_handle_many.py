@@ -25,6 +25,8 @@ from sa_wfstate import (
     WorkflowStateMixin,
 )
 
+from .verbs import verbs_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -87,10 +89,7 @@ def notes(engine: Engine, key: str) -> list[int]:
 def test_many_keys_are_one_statement(engine: Engine, dedup: Any) -> None:
     """Ninety actions of thirty keys: one version each, in the order given."""
     actions = [action(f"o-{n % 30}", n) for n in range(90)]
-    sent: list[str] = []
-    event.listen(
-        engine, "before_cursor_execute", lambda *args: sent.append(args[2].split()[0])
-    )
+    sent = verbs_of(engine)
     orders = service(engine, dedup=dedup)
     results: list[Any] = orders.handle_many(actions)
     assert sent == (["SELECT", "INSERT"] if dedup is None else ["SELECT", "SELECT"]) + (

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError
-from sqlalchemy import URL, create_engine, event, text
+from sqlalchemy import URL, create_engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
 
@@ -36,6 +36,8 @@ from sa_wfstate import (
 )
 from sa_wfstate.connections import Connections
 from sa_wfstate.lines import FRESH
+
+from .verbs import verbs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -517,12 +519,9 @@ def test_stricter_isolation_is_retried(engine: Engine, isolation_level: Any) -> 
 
 def test_one_statement_without_side_tables(engine: Engine) -> None:
     """A commit on a state that was kept is one statement, and no BEGIN."""
-    sent: list[str] = []
     handle = service(engine).handle
     handle(action())
-    event.listen(
-        engine, "before_cursor_execute", lambda *args: sent.append(args[2].split()[0])
-    )
+    sent = verbs_of(engine)
     handle(action())
     assert sent == ["UPDATE"]
 

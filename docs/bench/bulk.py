@@ -1,7 +1,8 @@
 """1,000 commits at once: try_commit_many against raw psycopg and against ORM flush.
 
 *raw* is handed ready-made JSON; *raw + to_json* has to make it of the same models, as
-whoever has models must. All run in a transaction on a connection that is at hand.
+whoever has models must. All run in a transaction on a connection that is at hand. The
+rows of a batch share one provenance, or each has its own, as actions have.
 """
 
 from __future__ import annotations
@@ -65,12 +66,15 @@ def contenders(engine: Engine, size: int) -> dict[str, Callable[[], object]]:
     """Make what is compared; each writes all rows once more."""
     keys = [f"order-{number:06}" for number in range(ROWS)]
     states = [OrderState(notes=["x" * 20] * (size // 24)) for _ in keys]
-    provenance = Provenance.now()
+    shared = [Provenance.now()] * ROWS
+    own = [Provenance.now() for _ in keys]
     texts = [state.model_dump_json() for state in states]
-    ready = provenance.model_dump_json()
+    ready = [provenance.model_dump_json() for provenance in shared]
     version = 1
 
-    def commits(expected_version: int) -> list[Commit[OrderState]]:
+    def commits(
+        expected_version: int, provenances: list[Provenance]
+    ) -> list[Commit[OrderState]]:
         return [
             Commit(
                 key,
@@ -78,11 +82,11 @@ def contenders(engine: Engine, size: int) -> dict[str, Callable[[], object]]:
                 state=state,
                 provenance=provenance,
             )
-            for key, state in zip(keys, states, strict=True)
+            for key, state, provenance in zip(keys, states, provenances, strict=True)
         ]
 
     with Session(engine) as session, session.begin():
-        try_commit_many(session, Order, commits(0))
+        try_commit_many(session, Order, commits(0, shared))
     raw_connection: Any = engine.raw_connection().driver_connection
 
     def send(texts: list[str], provenances: list[str]) -> None:
@@ -95,19 +99,28 @@ def contenders(engine: Engine, size: int) -> dict[str, Callable[[], object]]:
         version += 1
 
     def raw() -> None:
-        send(texts, [ready] * ROWS)
+        send(texts, ready)
 
-    def raw_to_json() -> None:
-        send(
-            [state.model_dump_json() for state in states],
-            [provenance.model_dump_json()] * ROWS,
-        )
+    def raw_to_json(provenances: list[Provenance]) -> Callable[[], None]:
+        def run() -> None:
+            send(
+                [state.model_dump_json() for state in states],
+                [provenance.model_dump_json() for provenance in provenances]
+                if provenances is own
+                else [provenances[0].model_dump_json()] * ROWS,
+            )
 
-    def ours(entity: type[WorkflowStateMixin[OrderState]]) -> Callable[[], None]:
+        return run
+
+    def ours(
+        entity: type[WorkflowStateMixin[OrderState]], provenances: list[Provenance]
+    ) -> Callable[[], None]:
         def run() -> None:
             nonlocal version
             with Session(engine) as session, session.begin():
-                outcomes = try_commit_many(session, entity, commits(version))
+                outcomes = try_commit_many(
+                    session, entity, commits(version, provenances)
+                )
             assert all(isinstance(outcome, StateCommitted) for outcome in outcomes)
             version += 1
 
@@ -122,9 +135,12 @@ def contenders(engine: Engine, size: int) -> dict[str, Callable[[], object]]:
 
     return {
         "raw": raw,
-        "raw + to_json": raw_to_json,
-        "try_commit_many": ours(Order),
-        "try_commit_many, round_trip=False": ours(Unchecked),
+        "raw + to_json": raw_to_json(shared),
+        "try_commit_many": ours(Order, shared),
+        "try_commit_many, round_trip=False": ours(Unchecked, shared),
+        "raw + to_json, own provenances": raw_to_json(own),
+        "try_commit_many, own provenances": ours(Order, own),
+        "the same, round_trip=False": ours(Unchecked, own),
         "ORM read and flush": flush,
     }
 
