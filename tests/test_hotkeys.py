@@ -28,7 +28,7 @@ from sa_wfstate import (
     WorkflowStateMixin,
 )
 from sa_wfstate.hotkeys import HotKeys
-from sa_wfstate.lines import Line, Ticket
+from sa_wfstate.lines import STICKY, Line, Ticket
 from sa_wfstate.waiting import Blocking
 
 if TYPE_CHECKING:
@@ -257,8 +257,8 @@ def test_loser_locks_the_row(engine: Engine) -> None:
     assert stored(engine) == (4, [-1, 2])
 
 
-def test_those_behind_a_loser_lock_too() -> None:
-    """A first loss is paused for, unless others wait behind; they lock like it."""
+def test_crowd_behind_a_loser_locks_for_a_while() -> None:
+    """A first loss is paused for, unless others wait behind; then the row is locked."""
     line: Line[Any, Any, int] = Line("o-1")
     line.won(7, 6)
     line.lost(1)
@@ -270,7 +270,7 @@ def test_those_behind_a_loser_lock_too() -> None:
     for number in range(3):
         line.waiting.append(Ticket(number, number, Blocking().turn()))
     line.lost(1)
-    assert line.locks == 4
+    assert line.locks == 1 + 3 * STICKY
 
 
 def test_what_turned_out_old_is_not_offered_again() -> None:

@@ -5,11 +5,12 @@ to 250 ms, until it wins. Every contender runs for a while in turn, for each num
 workers: threads, tasks of asyncio, or tasks in two processes. *Think* is the time that
 a worker spends elsewhere between two actions.
 
-Ratios are to the loop in the same round, the median of all rounds. *Commits* are the
-versions written, *lost* the attempts that lost; *within 3* is the share of actions that
-took at most three attempts.
+Each run begins with half a second that is not counted, in which statements are compiled
+and connections opened. Ratios are to the loop in the same round, the median of all
+rounds. *Commits* are the versions written, *lost* the attempts that lost; *within 3* is
+the share of actions that took at most three attempts.
 
-The whole table takes about seven minutes; ``--modes``, ``--workers``, ``--think`` and
+The whole table takes about ten minutes; ``--modes``, ``--workers``, ``--think`` and
 ``--contenders`` choose a part of it. Without ``--durable`` no commit waits for the
 disk: a slow one hides all else, and a key cannot be committed to more often than the
 disk can be flushed.
@@ -19,11 +20,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import multiprocessing
 import random
 import statistics
 import threading
 import time
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
@@ -46,9 +49,15 @@ from sa_wfstate import (
 from sa_wfstate.canonical import CanonicalBase, WorkflowState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from multiprocessing.queues import Queue
 
+    from sa_wfstate import WorkflowSnapshot
+
 KEY = "hot"
+WARM_UP = 0.5
+"""Seconds before each run that are not counted."""
+
 FOLD = 128
 PADDING = "x" * 250
 POLICY = RetryPolicy(max_attempts=100_000)
@@ -75,13 +84,38 @@ class Done(NamedTuple):
         return latencies[min(len(latencies) - 1, int(len(latencies) * share))] * 1e3
 
 
-class Counted(Hooks):
-    """Count the conflicts; folded actions share theirs."""
+class Tally(Hooks):
+    """Note what is done in *seconds*, once caches and connections are warm."""
 
-    conflicts = 0
+    def __init__(self, seconds: float) -> None:
+        # Or a collection of all that was imported, some 40 ms, falls into each run.
+        gc.collect()
+        gc.freeze()
+        self._begin = time.monotonic() + WARM_UP
+        self._until = self._begin + seconds
+        self._done = Done(0.0, [], [], set(), 0)
+        self._conflicts = 0
 
-    def conflicted(self, entity: str, conflict: StateConflict, attempt: int) -> None:
-        self.conflicts += 1
+    def conflicted(self, *_: object) -> None:
+        """Count the conflicts; folded actions share theirs."""
+        self._conflicts += time.monotonic() >= self._begin
+
+    def actions(self) -> Iterator[Action[int]]:
+        """Make actions until the time is over."""
+        while time.monotonic() < self._until:
+            yield Action(workflow_key=KEY, action_id=uuid4(), payload=1)
+
+    def note(self, begin: float, attempts: int, version: int) -> None:
+        """Note an action that was begun at *begin*."""
+        if begin >= self._begin:
+            self._done.latencies.append(time.monotonic() - begin)
+            self._done.attempts.append(attempts)
+            self._done.versions.add(version)
+
+    def done(self) -> Done:
+        """Return what was noted."""
+        seconds = time.monotonic() - self._begin
+        return self._done._replace(seconds=seconds, conflicts=self._conflicts)
 
 
 def reducer(state: dict[str, Any], _: Action[int]) -> dict[str, Any]:
@@ -94,9 +128,20 @@ def pause(attempt: int) -> float:
     return random.random() * POLICY.ceiling(attempt)
 
 
-def provenance() -> Provenance:
-    """Make one for each attempt."""
-    return Provenance.now(uuid4())
+def next_of(snapshot: WorkflowSnapshot[Any], action: Action[int]) -> dict[str, Any]:
+    """Return what the loop commits on top of *snapshot*."""
+    return {
+        "workflow_key": KEY,
+        "expected_version": snapshot.version,
+        "state_prime": reducer(snapshot.state, action),
+        "provenance": Provenance.now(uuid4()),
+    }
+
+
+def options_of(contender: str, tally: Tally) -> dict[str, Any]:
+    """Return how the service of a contender is made."""
+    fold = FOLD if contender == "folding" else 1
+    return {"retry": POLICY, "fold": fold, "hooks": tally}
 
 
 async def run_tasks(
@@ -105,56 +150,37 @@ async def run_tasks(
     """Run the workers as tasks of one event loop."""
     engine = create_async_engine(url, pool_size=workers, max_overflow=0)
     store = sa_wfstate.asyncio.CanonicalStore(engine, WorkflowState)
-    hooks = Counted()
+    await asyncio.gather(*(store.get_state(KEY) for _ in range(workers)))
+    tally = Tally(seconds)
     service = sa_wfstate.asyncio.ReducerService(
-        engine,
-        WorkflowState,
-        reducer,
-        retry=POLICY,
-        fold=FOLD if contender == "folding" else 1,
-        hooks=hooks,
+        engine, WorkflowState, reducer, **options_of(contender, tally)
     )
-    latencies: list[float] = []
-    attempts: list[int] = []
-    versions: set[int] = set()
 
     async def loop(action: Action[int]) -> tuple[int, int]:
-        attempt = 1
-        while True:
-            read = await store.get_state(KEY)
-            outcome = await store.try_commit(
-                workflow_key=KEY,
-                expected_version=read.version,
-                state_prime=reducer(read.state, action),
-                provenance=provenance(),
-            )
+        for attempt in count(1):
+            commit = next_of(await store.get_state(KEY), action)
+            outcome = await store.try_commit(**commit)
             if not isinstance(outcome, StateConflict):
                 return attempt, outcome.version
-            hooks.conflicts += 1
+            tally.conflicted()
             await asyncio.sleep(pause(attempt))
-            attempt += 1
+        raise AssertionError
 
-    async def work(until: float) -> None:
-        while time.monotonic() < until:
-            action = Action(workflow_key=KEY, action_id=uuid4(), payload=1)
-            begin = time.perf_counter()
-            if contender == "loop":
-                attempt, version = await loop(action)
-            else:
-                outcome = await service.handle(action)
-                attempt, version = outcome.attempts, outcome.version
-            latencies.append(time.perf_counter() - begin)
-            attempts.append(attempt)
-            versions.add(version)
+    async def handle(action: Action[int]) -> tuple[int, int]:
+        outcome = await service.handle(action)
+        return outcome.attempts, outcome.version
+
+    async def work() -> None:
+        for action in tally.actions():
+            begin = time.monotonic()
+            tally.note(begin, *await (loop if contender == "loop" else handle)(action))
             if think:
                 await asyncio.sleep(think)
 
-    await asyncio.gather(*(store.get_state(KEY) for _ in range(workers)))
-    begin = time.monotonic()
-    await asyncio.gather(*(work(begin + seconds) for _ in range(workers)))
-    elapsed = time.monotonic() - begin
+    await asyncio.gather(*(work() for _ in range(workers)))
+    done = tally.done()
     await engine.dispose()
-    return Done(elapsed, latencies, attempts, versions, hooks.conflicts)
+    return done
 
 
 def run_threads(
@@ -163,60 +189,38 @@ def run_threads(
     """Run the workers as threads."""
     engine = create_engine(url, pool_size=workers, max_overflow=0)
     store = CanonicalStore(engine, WorkflowState)
-    hooks = Counted()
+    tally = Tally(seconds)
     service = ReducerService(
-        engine,
-        WorkflowState,
-        reducer,
-        retry=POLICY,
-        fold=FOLD if contender == "folding" else 1,
-        hooks=hooks,
+        engine, WorkflowState, reducer, **options_of(contender, tally)
     )
-    latencies: list[float] = []
-    attempts: list[int] = []
-    versions: set[int] = set()
 
     def loop(action: Action[int]) -> tuple[int, int]:
-        attempt = 1
-        while True:
-            read = store.get_state(KEY)
-            outcome = store.try_commit(
-                workflow_key=KEY,
-                expected_version=read.version,
-                state_prime=reducer(read.state, action),
-                provenance=provenance(),
-            )
+        for attempt in count(1):
+            outcome = store.try_commit(**next_of(store.get_state(KEY), action))
             if not isinstance(outcome, StateConflict):
                 return attempt, outcome.version
-            hooks.conflicts += 1
+            tally.conflicted()
             time.sleep(pause(attempt))
-            attempt += 1
+        raise AssertionError
 
-    def work(until: float) -> None:
-        while time.monotonic() < until:
-            action = Action(workflow_key=KEY, action_id=uuid4(), payload=1)
-            begin = time.perf_counter()
-            if contender == "loop":
-                attempt, version = loop(action)
-            else:
-                outcome = service.handle(action)
-                attempt, version = outcome.attempts, outcome.version
-            latencies.append(time.perf_counter() - begin)
-            attempts.append(attempt)
-            versions.add(version)
+    def handle(action: Action[int]) -> tuple[int, int]:
+        outcome = service.handle(action)
+        return outcome.attempts, outcome.version
+
+    def work() -> None:
+        for action in tally.actions():
+            begin = time.monotonic()
+            tally.note(begin, *(loop if contender == "loop" else handle)(action))
             time.sleep(think)
 
-    begin = time.monotonic()
-    threads = [
-        threading.Thread(target=work, args=(begin + seconds,)) for _ in range(workers)
-    ]
+    threads = [threading.Thread(target=work) for _ in range(workers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    elapsed = time.monotonic() - begin
+    done = tally.done()
     engine.dispose()
-    return Done(elapsed, latencies, attempts, versions, hooks.conflicts)
+    return done
 
 
 def _run_process(ready: Any, done: Queue[Done], *arguments: Any) -> None:
@@ -321,7 +325,7 @@ def main() -> None:
             workflow_key=KEY,
             expected_version=0,
             state_prime={"n": 0, "padding": PADDING},
-            provenance=provenance(),
+            provenance=Provenance.now(),
         )
         engine.dispose()
         for mode in options.modes:
