@@ -27,9 +27,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
+from .accounts import Deed, Entry, on_first_write, written_on
 from .errors import PayloadError, SchemaVersionAhead
 from .guards import NOTHING, Seen
-from .ledger import Deed, Entry, existing_ledger, on_first_write, written_on
+from .ledger import existing_ledger
 from .races import ConflictReason, StateConflict, WriteSuppressed
 from .snapshots import WorkflowSnapshot
 from .sqlstates import SERIALIZATION_FAILURE, UNIQUE_VIOLATION, sqlstate

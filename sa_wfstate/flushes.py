@@ -19,6 +19,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.exc import StaleDataError
 
+from .accounts import Deed, Entry, account_of
 from .bases import will_write
 from .guards import (
     NOTHING,
@@ -28,15 +29,7 @@ from .guards import (
     key_of,
     require_row_counts,
 )
-from .ledger import (
-    Deed,
-    Entry,
-    Ledger,
-    account_of,
-    attend,
-    existing_ledger,
-    ledger_of,
-)
+from .ledger import Ledger, attend, existing_ledger, ledger_of
 from .mixin import WorkflowStateMixin
 from .statements import statements_of
 

@@ -31,7 +31,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.selectable import LABEL_STYLE_TABLENAME_PLUS_COL
 
-from .ledger import account_of, ledger_on, on_first_write
+from .accounts import account_of, on_first_write
+from .ledger import ledger_on
 from .mixin import WorkflowStateMixin
 from .row_sql import effect_id_of
 

@@ -1,31 +1,22 @@
 """The ledger of a session: which workflow rows it is writing, and which it has written.
 
-There is an :class:`Entry` for each row: its key, the version that the write is based
-on, the effect that writes it. An entry is *won* when the database is known to have
-written the row. So when an error comes out of a flush, the entries that are not won are
-those of the very statements that failed.
-
-Entries of a flush that succeeded are kept until the transaction ends. They are what a
-COMMIT loses, and a row in them is locked by this transaction: nobody else can win it.
-The transaction may be an outer one, which sessions join one after another. So what a
-COMMIT loses is kept by the transaction of the connection, not by a session, and it is
-the savepoints of the connection that undo it.
-
-Nothing here keeps a connection alive: a session that is dropped gives back its own.
+When an error comes out of a flush, the entries that are not won are those of the very
+statements that failed. Those of a flush that succeeded are kept until the transaction
+ends; what its COMMIT loses is in the account of the connection's transaction.
 """
 
 from __future__ import annotations
 
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, RootTransaction, Table, event, inspect
+from sqlalchemy import Connection, Table, inspect
 
+from .accounts import Account, Deed, Entry, account_of, on_first_write
 from .guards import Seen, saw
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Mapping
 
     from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 
@@ -33,94 +24,6 @@ if TYPE_CHECKING:
     from .writes import Batch
 
 _KEY = "sa_wfstate.ledger"
-
-
-class Deed(Enum):
-    """What is done to a row."""
-
-    INSERT = auto()
-    UPDATE = auto()
-    DELETE = auto()
-
-
-class Entry:
-    """One row that a session writes, or has written; *account* is its transaction's."""
-
-    __slots__ = (
-        "__weakref__",
-        "_base",
-        "account",
-        "deed",
-        "effect_id",
-        "state",
-        "statements",
-        "won",
-        "workflow_key",
-    )
-
-    def __init__(
-        self,
-        deed: Deed,
-        statements: Statements[Any],
-        workflow_key: str,
-        base: tuple[int, str | None],
-        effect_id: str | None,
-        account: Account,
-        state: InstanceState[Any] | None,
-    ) -> None:
-        self.deed = deed
-        self.statements = statements
-        self.workflow_key = workflow_key
-        self._base = base
-        self.effect_id = effect_id
-        self.account = account
-        self.state = state
-        self.won = False
-
-    @property
-    def base(self) -> Seen:
-        """What the write is based on."""
-        return Seen(*self._base)  # Of a large batch, nobody ever asks.
-
-    @property
-    def connection(self) -> Connection:
-        return self.account.connection
-
-    @property
-    def table(self) -> Table:
-        return self.statements.table
-
-
-class Account:
-    """What one transaction of a connection has written, whichever sessions wrote it."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = ref(connection)
-        self.engine: Engine = connection.engine
-        self.entries: list[Entry] = []
-        self._savepoints: dict[str, int] = {}
-
-    @property
-    def connection(self) -> Connection:
-        """The connection; whoever asks has it, or a session that does."""
-        connection = self._connection()
-        assert connection is not None  # noqa: S101
-        return connection
-
-    def add(self, entries: Iterable[Entry]) -> None:
-        """Add what was written, in whichever savepoints the connection is."""
-        savepoint: Any = self.connection.get_nested_transaction()
-        while savepoint is not None:
-            # The event that tells of a rollback knows the name alone.
-            name = savepoint._savepoint  # noqa: SLF001
-            self._savepoints.setdefault(name, len(self.entries))
-            savepoint = savepoint._previous_nested  # noqa: SLF001
-        self.entries.extend(entries)
-
-    def undo(self, savepoint: str) -> None:
-        """Forget what was written in *savepoint*."""
-        start = self._savepoints.pop(savepoint, len(self.entries))
-        del self.entries[start:]
 
 
 class Ledger:
@@ -243,22 +146,6 @@ def record(
 
 _ledgers: WeakKeyDictionary[Connection, Ledger] = WeakKeyDictionary()
 
-on_first_write: list[Callable[[Connection], None]] = []
-"""Called when a session is about to write its first workflow row on a connection."""
-
-_accounts: WeakKeyDictionary[RootTransaction, Account] = WeakKeyDictionary()
-
-
-def account_of(connection: Connection) -> Account:
-    """Return the account of the transaction that *connection* is in."""
-    transaction = connection.get_transaction()
-    account = None if transaction is None else _accounts.get(transaction)
-    if account is None:
-        account = Account(connection)
-        if transaction is not None:
-            _accounts[transaction] = account
-    return account
-
 
 def ledger_of(session: Session) -> Ledger:
     """Return the ledger of *session*."""
@@ -279,30 +166,9 @@ def ledger_on(connection: Connection) -> Ledger | None:
     return _ledgers.get(connection)
 
 
-def written_on(connection: Connection) -> list[Entry]:
-    """Return what the transaction of *connection* has written to workflow rows."""
-    return account_of(connection).entries
-
-
 def attend(connection: Connection, ledger: Ledger) -> None:
     """Let *connection*, which writes workflow rows, be known by its *ledger*."""
     if _ledgers.get(connection) is not ledger:
         _ledgers[connection] = ledger
         for listen in on_first_write:
             listen(connection)
-
-
-_attended: WeakSet[Engine] = WeakSet()
-
-
-def _listen(connection: Connection) -> None:
-    if connection.engine not in _attended:
-        _attended.add(connection.engine)
-        event.listen(connection.engine, "rollback_savepoint", _rolled_back)
-
-
-on_first_write.append(_listen)
-
-
-def _rolled_back(connection: Connection, name: str, _: object) -> None:
-    account_of(connection).undo(name)

@@ -60,6 +60,8 @@ class Provenance(BaseModel):
 
 
 _PLAIN = frozenset({str, int, bool, type(None)})
+_IDS = frozenset({UUID, type(None)})
+_IN_UTC = timedelta(0)
 
 
 def survives(provenance: Provenance) -> bool:
@@ -69,13 +71,13 @@ def survives(provenance: Provenance) -> bool:
     nothing that is looked for here.
     """
     # Not by attribute: of an instance that nobody validated they may be missing.
-    fields, more = provenance.__dict__, provenance.model_extra or {}
+    fields, more = provenance.__dict__, provenance.__pydantic_extra__
     timestamp = fields.get("timestamp")
     return (
         type(provenance) is Provenance
         and bool(fields.get("effect_id"))
         and type(timestamp) is datetime
-        and timestamp.utcoffset() == timedelta(0)
-        and type(fields.get("action_id")) in {UUID, type(None)}
-        and all(type(each) in _PLAIN for each in more.values())
+        and timestamp.utcoffset() == _IN_UTC
+        and type(fields.get("action_id")) in _IDS
+        and (not more or all(type(each) in _PLAIN for each in more.values()))
     )

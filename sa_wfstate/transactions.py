@@ -16,9 +16,10 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception
 
+from .accounts import Deed, Entry
 from .connections import limit_lock_waits
 from .errors import OutcomeUnknown
-from .ledger import Deed, Entry, Ledger, existing_ledger
+from .ledger import Ledger, existing_ledger
 from .retry import RetryPolicy
 from .sqlstates import READ_ONLY_TRANSACTION, ErrorKind, classify, sqlstate
 from .twins import refuse_async

@@ -28,7 +28,7 @@ from sa_wfstate import (
     WriteSuppressed,
     try_commit,
 )
-from sa_wfstate.ledger import written_on
+from sa_wfstate.accounts import written_on
 
 from .orders import Base, Customer, Order, OrderState
 
