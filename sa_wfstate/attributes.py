@@ -31,7 +31,7 @@ from sqlalchemy.orm.attributes import (
 from sqlalchemy.orm.instrumentation import manager_of_class
 
 from .bases import is_changed, original, read, track, tracked
-from .errors import MappingError
+from .errors import MappingError, PayloadError
 from .payloads import losses
 from .tracking import hold, touch
 from .types import PydanticJSON, Unread, UnreadJSON
@@ -72,6 +72,7 @@ class _TrackedImpl:
 
     __slots__ = ()
     key: str
+    dispatch: Any
 
     def get(
         self, state: Any, dict_: Any, passive: PassiveFlag = PassiveFlag.PASSIVE_OFF
@@ -87,6 +88,10 @@ class _TrackedImpl:
             if isinstance(old, Unread) and old.text == value.text:
                 return
             value = tracked(state)[self.key].load(value.text)
+        if self.dispatch.set and isinstance(dict_.get(self.key), Unread):
+            # A listener is told what was there; of a row that is broken, its text.
+            with suppress(PayloadError):
+                read(state, self.key, dict_[self.key])
         super().set(state, dict_, value, *args, **kwargs)  # type: ignore[misc]
         instance = state.obj()
         if instance is not None:

@@ -158,14 +158,18 @@ def commit_batch(
                 first.reason,
                 others=tuple(others),
             ) from error
-    losers = [key for key in keys if key not in written]
-    if not losers:
+    if len(written) == len(batch):
         return statements.all_committed(batch, written)
-    current = statements.read_many(connection, losers)
+    losers = {
+        key: version - 1
+        for key, version in zip(keys, batch.versions, strict=True)
+        if key not in written
+    }
+    found = statements.found(connection, losers)
     return [
         statements.committed(write, written[write.workflow_key])
         if write.workflow_key in written
-        else lost(statements, write, current.get(write.workflow_key))
+        else lost(statements, write, found.get(write.workflow_key))
         for write in batch
     ]
 

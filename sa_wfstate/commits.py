@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.exc import DBAPIError
 
+    from .guards import Seen
     from .statements import Statements
 
 StateT = TypeVar("StateT")
@@ -46,7 +47,7 @@ def prepare(
     entity, codec = statements.entity, statements.state_type.codec
     provenance = check_target(entity, workflow_key, expected_version, provenance)
     if base is not None:
-        _check_base(entity, workflow_key, expected_version, base)
+        _check_base(statements, workflow_key, expected_version, base)
         expected_effect_id = expected_effect_id or base.provenance.effect_id
     unchanged = False
     copy: Any = None
@@ -108,14 +109,21 @@ def _provenance_of(
 
 
 def _check_base(
-    entity: str, workflow_key: str, version: int, base: WorkflowSnapshot[Any]
+    statements: Statements[Any],
+    workflow_key: str,
+    version: int,
+    base: WorkflowSnapshot[Any],
 ) -> None:
+    problem, source = None, remembered(base)
     if (base.workflow_key, base.version) != (workflow_key, version):
         problem = (
             f"must be a snapshot of version {version}, is one of "
             f"{base.workflow_key!r} at version {base.version}"
         )
-        raise PayloadError(f"{entity} {workflow_key!r}", "base", problem)
+    elif source is not None and source[0] != statements.table.fullname:
+        problem = f"must be a snapshot of this row, is one of table {source[0]!r}"
+    if problem:
+        raise PayloadError(f"{statements.entity} {workflow_key!r}", "base", problem)
 
 
 def _is_unchanged(
@@ -125,10 +133,10 @@ def _is_unchanged(
 
     Returns also the state of the row, if it was read for that.
     """
-    stored = remembered(base)
-    if stored is None or base.schema_version != statements.schema.write_version:
+    source = remembered(base)
+    if source is None or base.schema_version != statements.schema.write_version:
         return False, None
-    return statements.state_type.codec.stands_for(stored, text)
+    return statements.state_type.codec.stands_for(source[1], text)
 
 
 def compare_and_set(
@@ -149,6 +157,9 @@ def compare_and_set(
         return StateCommitted(
             current.workflow_key, write.version, current, replayed=True
         )
+    if current is None and creating:
+        found = statements.found(connection, {write.workflow_key: 0})
+        return lost(statements, write, found.get(write.workflow_key))
     return lost(statements, write, current)
 
 
@@ -170,7 +181,7 @@ def _is_own(
 def lost(
     statements: Statements[StateT],
     write: Write,
-    current: WorkflowSnapshot[StateT] | None,
+    current: WorkflowSnapshot[StateT] | Seen | None,
 ) -> StateConflict:
     """Make the outcome of a write that changed no row; *current* was read after it."""
     conflict = conflict_of_write(statements, write, current)
@@ -182,7 +193,7 @@ def lost(
 def conflict_of_write(
     statements: Statements[StateT],
     write: Write,
-    current: WorkflowSnapshot[StateT] | None,
+    current: WorkflowSnapshot[StateT] | Seen | None,
 ) -> StateConflict | None:
     """Judge *write* by the row read after it; None: nobody else wrote the row."""
     return conflict_of(

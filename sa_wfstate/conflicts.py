@@ -154,8 +154,8 @@ def _judge(entries: list[Entry]) -> tuple[list[StateConflict], list[Entry]]:
         grouped[entry.connection, entry.statements].append(entry)
     lost, unmoved = [], []
     for (connection, statements), group in grouped.items():
-        keys = [entry.workflow_key for entry in group]
-        current = read_again(connection, statements, keys)
+        expected = {entry.workflow_key: entry.base.version for entry in group}
+        current = read_again(connection, statements, expected)
         for entry in group:
             key = entry.workflow_key
             conflict = conflict_of(
@@ -173,9 +173,11 @@ def _judge(entries: list[Entry]) -> tuple[list[StateConflict], list[Entry]]:
 
 
 def read_again(
-    connection: Connection, statements: Statements[Any], workflow_keys: list[str]
+    connection: Connection, statements: Statements[Any], expected: Mapping[str, int]
 ) -> Mapping[str, WorkflowSnapshot[Any] | Seen]:
-    """Read on the session's own connection, and leave it as it was found.
+    """Read what is there in place of what was *expected*, versions by key.
+
+    Read on the session's own connection, and leave it as it was found.
 
     A fresh connection could wait for ever for a pool of one, and would not see the
     outer transaction that a test has put around everything.
@@ -183,10 +185,10 @@ def read_again(
     joined = connection.in_transaction()
     reader = connection if joined else _beside(connection)
     try:
-        return statements.read_many(reader, workflow_keys)
+        return statements.found(reader, expected)
     except (PayloadError, SchemaVersionAhead):
         # A state that cannot be read, of a newer program perhaps, has a version still.
-        versions = statements.versions(reader, workflow_keys)
+        versions = statements.versions(reader, expected)
         return {key: Seen(*version) for key, version in versions.items()}
     finally:
         if not joined:

@@ -37,9 +37,9 @@ class WorkflowSnapshot(BaseModel, Generic[StateT]):
     1
     """
 
-    # Not a field: the text that the state was read from, as long as it is the same one.
-    # Copies and pickles are without it.
-    __slots__ = ("_text",)
+    # Not a field: the name of the table and the text that the state was read from, as
+    # long as it is the same one. Copies and pickles are without it.
+    __slots__ = ("_source",)
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,16 +59,18 @@ class WorkflowSnapshot(BaseModel, Generic[StateT]):
         return value
 
 
-def remember(snapshot: WorkflowSnapshot[StateT], text: str) -> WorkflowSnapshot[StateT]:
-    """Let *snapshot*, which was read from a row, know the *text* of its state."""
-    object.__setattr__(snapshot, "_text", text)
+def remember(
+    snapshot: WorkflowSnapshot[StateT], table: str, text: str
+) -> WorkflowSnapshot[StateT]:
+    """Let *snapshot* know the *table* of its row, and the *text* of its state there."""
+    object.__setattr__(snapshot, "_source", (table, text))
     return snapshot
 
 
-def remembered(snapshot: WorkflowSnapshot[Any]) -> str | None:
-    """Return the JSON text that the state of *snapshot* was read from, if it was."""
-    text: str | None = getattr(snapshot, "_text", None)
-    return text
+def remembered(snapshot: WorkflowSnapshot[Any]) -> tuple[str, str] | None:
+    """Return the table that *snapshot* was read from, and the text, if it was."""
+    source: tuple[str, str] | None = getattr(snapshot, "_source", None)
+    return source
 
 
 class StateCommitted(Generic[StateT]):

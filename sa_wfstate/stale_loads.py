@@ -173,10 +173,11 @@ def _conflicts(
     """Read the row again; return the conflict of each of *bases* that it is not."""
     statements = statements_of(entity)
     connection = session.connection(bind_arguments={"mapper": statements.mapper})
-    found = read_again(connection, statements, [workflow_key]).get(workflow_key)
+    seen = [base for base in bases if base is not None]
+    expected = {workflow_key: max((base.version for base in seen), default=0)}
+    found = read_again(connection, statements, expected).get(workflow_key)
     judged = [
         conflict_of(statements, workflow_key, base.version, found, base.effect_id)
-        for base in bases
-        if base is not None
+        for base in seen
     ]
     return [conflict for conflict in judged if conflict is not None]

@@ -10,13 +10,14 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Table, inspect
+from sqlalchemy import Connection, Table, inspect, true
 from sqlalchemy.exc import NoInspectionAvailable
 
 from . import side_writes
 from .batch_codec import BatchCodec
 from .codec import holds_nul
 from .errors import MappingError
+from .guards import Seen
 from .mixin import WorkflowStateMixin
 from .provenance import survives
 from .row_sql import CANONICAL_COLUMNS, RowSQL
@@ -84,6 +85,22 @@ class Statements(Generic[StateT]):
         rows = connection.execute(statement)
         return {row[0]: self._snapshot_of(row) for row in rows}
 
+    def found(
+        self, connection: Connection, expected: Mapping[str, int]
+    ) -> dict[str, WorkflowSnapshot[StateT] | Seen]:
+        """Read the rows that a write has not found at the versions *expected*, by key.
+
+        Where a row was to be created, another class of the table may hold its key: of
+        that row only the version is read.
+        """
+        found: dict[str, WorkflowSnapshot[StateT] | Seen] = {}
+        found |= self.read_many(connection, expected)
+        missing = [key for key in expected if not expected[key] and key not in found]
+        if missing and self.own_rows is not true():
+            others = self.versions(connection, missing)
+            found |= {key: Seen(*version) for key, version in others.items()}
+        return found
+
     def _snapshot_of(self, row: Sequence[Any]) -> WorkflowSnapshot[StateT]:
         key, version, text, updated_at, schema_version, provenance = row
         marked = self.schema.mark(text, schema_version, key)
@@ -97,7 +114,7 @@ class Statements(Generic[StateT]):
             schema_version=schema_version,
             provenance=provenance,
         )
-        return remember(snapshot, marked)
+        return remember(snapshot, self.table.fullname, marked)
 
     def versions(
         self,
@@ -201,7 +218,7 @@ class Statements(Generic[StateT]):
             schema_version=write.schema_version,
             provenance=write.provenance,
         )
-        return remember(snapshot, write.state_text)
+        return remember(snapshot, self.table.fullname, write.state_text)
 
     def provenance_text(self, provenance: Provenance) -> str:
         """Return *provenance* as it is stored; PayloadError if it would change."""

@@ -20,6 +20,7 @@ from sa_wfstate import (
     WorkflowStateMixin,
     WriteSuppressed,
     get_state,
+    try_commit,
     try_commit_many,
 )
 from sa_wfstate.bulk import CHUNK
@@ -257,6 +258,45 @@ def test_subclass_has_its_discriminator(engine: Engine) -> None:
         try_commit_many(session, Task, [commit("c", 0), commit("d", 0)])
         outcomes = try_commit_many(session, Errand, [commit("c", 1), commit("b", 1)])
         assert [type(each) for each in outcomes] == [StateConflict, StateCommitted]
+
+
+def test_key_of_another_class_of_the_table_exists(engine: Engine) -> None:
+    """Its version is told; the row is not this class's to read."""
+    with Session(engine) as session:
+        try_commit_many(session, Task, [commit("a", 0), commit("b", 0)])
+        try_commit_many(session, Task, [commit("a", 1)])
+        many = try_commit_many(session, Errand, [commit("a", 0), commit("c", 0)])
+        one = try_commit(session, Errand, "a", **_arguments(commit("a", 0)))
+        session.commit()
+        session.add(Errand(workflow_key="a", state=OrderState()))
+        with pytest.raises(StateConflict) as caught:
+            session.flush()
+    assert isinstance(many[1], StateCommitted)
+    for each in (many[0], one, caught.value):
+        assert isinstance(each, StateConflict)
+        assert (each.reason, each.actual_version) == (ConflictReason.EXISTS, 2)
+        assert each.current is None
+
+
+def test_base_of_another_table_is_refused(engine: Engine) -> None:
+    """Even if both rows were written at once, under one key."""
+    with Session(engine) as session:
+        for entity in (Order, Evolved):
+            try_commit_many(session, entity, [commit("a", 0)])
+        each = commit("a", 1, "sent")
+        each.base = get_state(session, Evolved, "a")
+        with pytest.raises(PayloadError, match=r"'a'.*base.*this row.*'evolved'"):
+            try_commit_many(session, Order, [each])
+        each.base = get_state(session, Order, "a")
+        assert try_commit_many(session, Order, [each])
+
+
+def _arguments(each: Commit[OrderState]) -> dict[str, Any]:
+    return {
+        "expected_version": each.expected_version,
+        "state": each.state,
+        "provenance": each.provenance,
+    }
 
 
 def test_suppressed_write_is_no_conflict(engine: Engine) -> None:

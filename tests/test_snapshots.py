@@ -187,9 +187,9 @@ def test_provenance_that_survives_is_known_at_a_glance(
 
 def test_snapshot_forgets_its_text_in_a_copy() -> None:
     """What was read says nothing of a copy, which may hold another state."""
-    made = remember(snapshot(), '{"a": 1}')
+    made = remember(snapshot(), "orders", '{"a": 1}')
     assert made == snapshot()
-    assert remembered(made) == '{"a": 1}'
+    assert remembered(made) == ("orders", '{"a": 1}')
     for copied in (
         copy.copy(made),
         copy.deepcopy(made),

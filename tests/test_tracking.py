@@ -371,6 +371,29 @@ def test_untouched_rows_are_let_go(engine: Engine) -> None:
         assert len(session.identity_map) == 1
 
 
+@pytest.mark.parametrize("broken", [True, False])
+def test_listener_is_told_what_was_there(engine: Engine, *, broken: bool) -> None:
+    """As a state, also if nobody has read it; a broken row can still be repaired."""
+    if broken:
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE orders SET state = '{\"status\": 1}'"))
+    told: list[Any] = []
+
+    def note(_: object, value: OrderState, old: Any, __: object) -> None:
+        told.extend((value, old))
+
+    event.listen(Order.state, "set", note)
+    try:
+        with Session(engine) as session:
+            session.get_one(Order, "o-1").state = OrderState(status="sent")
+            session.commit()
+            assert session.get_one(Order, "o-1").version == 2
+    finally:
+        event.remove(Order.state, "set", note)
+    assert told[0] == OrderState(status="sent")
+    assert isinstance(told[1], Unread if broken else OrderState)
+
+
 def test_broken_state_is_refused_before_sql(engine: Engine) -> None:
     """A value that its model does not allow names key and leaves the session usable."""
     with Session(engine) as session:
