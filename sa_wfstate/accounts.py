@@ -15,18 +15,18 @@ Nothing here keeps a connection alive: a session that is dropped gives back its 
 from __future__ import annotations
 
 from enum import Enum, auto
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import Connection, Engine, RootTransaction, Table, event
 
-from .guards import Seen
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.orm import InstanceState
 
+    from .guards import Seen
     from .statements import Statements
 
 
@@ -43,8 +43,8 @@ class Entry:
 
     __slots__ = (
         "__weakref__",
-        "_base",
         "account",
+        "base",
         "deed",
         "effect_id",
         "state",
@@ -58,24 +58,21 @@ class Entry:
         deed: Deed,
         statements: Statements[Any],
         workflow_key: str,
-        base: tuple[int, str | None],
+        base: Seen,
         effect_id: str | None,
         account: Account,
         state: InstanceState[Any] | None,
+        *,
+        won: bool = False,
     ) -> None:
         self.deed = deed
         self.statements = statements
         self.workflow_key = workflow_key
-        self._base = base
+        self.base = base
         self.effect_id = effect_id
         self.account = account
         self.state = state
-        self.won = False
-
-    @property
-    def base(self) -> Seen:
-        """What the write is based on."""
-        return Seen(*self._base)  # Of a large batch, nobody ever asks.
+        self.won = won
 
     @property
     def connection(self) -> Connection:
@@ -86,13 +83,33 @@ class Entry:
         return self.statements.table
 
 
+class Page:
+    """What was written at once; of a batch, entries are made when somebody looks.
+
+    *made* are those that were made, which hold what they have to do with instances.
+    """
+
+    __slots__ = ("_make", "made")
+
+    def __init__(
+        self, made: list[Entry], make: Callable[[], list[Entry]] | None = None
+    ) -> None:
+        self.made = made
+        self._make = make
+
+    def __iter__(self) -> Iterator[Entry]:
+        if self._make is not None:
+            self.made, self._make = self._make(), None
+        return iter(self.made)
+
+
 class Account:
     """What one transaction of a connection has written, whichever sessions wrote it."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = ref(connection)
         self.engine: Engine = connection.engine
-        self.entries: list[Entry] = []
+        self._pages: list[Page] = []
         self._savepoints: dict[str, int] = {}
 
     @property
@@ -102,20 +119,25 @@ class Account:
         assert connection is not None  # noqa: S101
         return connection
 
-    def add(self, entries: Iterable[Entry]) -> None:
+    @property
+    def entries(self) -> list[Entry]:
+        """What was written, in that order."""
+        return list(chain.from_iterable(self._pages))
+
+    def add(self, page: Page) -> None:
         """Add what was written, in whichever savepoints the connection is."""
         savepoint: Any = self.connection.get_nested_transaction()
         while savepoint is not None:
             # The event that tells of a rollback knows the name alone.
             name = savepoint._savepoint  # noqa: SLF001
-            self._savepoints.setdefault(name, len(self.entries))
+            self._savepoints.setdefault(name, len(self._pages))
             savepoint = savepoint._previous_nested  # noqa: SLF001
-        self.entries.extend(entries)
+        self._pages.append(page)
 
     def undo(self, savepoint: str) -> None:
         """Forget what was written in *savepoint*."""
-        start = self._savepoints.pop(savepoint, len(self.entries))
-        del self.entries[start:]
+        start = self._savepoints.pop(savepoint, len(self._pages))
+        del self._pages[start:]
 
 
 _accounts: WeakKeyDictionary[RootTransaction, Account] = WeakKeyDictionary()

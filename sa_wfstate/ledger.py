@@ -7,12 +7,13 @@ ends; what its COMMIT loses is in the account of the connection's transaction.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Table, inspect
 
-from .accounts import Account, Deed, Entry, account_of, on_first_write
+from .accounts import Account, Deed, Entry, Page, account_of, on_first_write
 from .guards import Seen, saw
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Ledger:
     def __init__(self) -> None:
         self.pending: dict[InstanceState[Any], Entry] = {}
         self._rows: dict[tuple[Account, Table, str], Entry] = {}
-        self.written: list[Entry] = []
+        self._pages: list[Page] = []
         self._marks: WeakKeyDictionary[SessionTransaction, int] = WeakKeyDictionary()
 
     def expect(self, state: InstanceState[Any], entry: Entry) -> None:
@@ -51,21 +52,27 @@ class Ledger:
         """Move what is pending to what is written: the flush has succeeded."""
         entries = self.pending.values()
         for account in dict.fromkeys(entry.account for entry in entries):
-            self.wrote(account, [each for each in entries if each.account is account])
+            own = [entry for entry in entries if entry.account is account]
+            self.wrote(account, Page(own))
         self._end_flush()
 
     def _end_flush(self) -> None:
         self.pending.clear()
         self._rows.clear()
 
-    def wrote(self, account: Account, entries: list[Entry]) -> None:
-        """Add *entries* to what is written; their instances have seen it."""
-        for entry in entries:
+    @property
+    def written(self) -> list[Entry]:
+        """What was written in the transaction, in that order."""
+        return list(chain.from_iterable(self._pages))
+
+    def wrote(self, account: Account, page: Page) -> None:
+        """Add *page* to what is written; the instances of its entries have seen it."""
+        for entry in page.made:
             entry.won = True
             if entry.state is not None and entry.deed is not Deed.DELETE:
                 saw(entry.state, Seen(entry.base.version + 1, entry.effect_id))
-        self.written += entries
-        account.add(entries)
+        self._pages.append(page)
+        account.add(page)
 
     def fail(self, transaction: SessionTransaction) -> list[Entry]:
         """Return the entries that may have lost when *transaction* was rolled back.
@@ -93,21 +100,23 @@ class Ledger:
 
     def mark(self, transaction: SessionTransaction) -> None:
         """Remember where the savepoint *transaction* begins."""
-        self._marks[transaction] = len(self.written)
+        self._marks[transaction] = len(self._pages)
 
     def undo(self, transaction: SessionTransaction) -> None:
         """Forget what was written since *transaction* began: it was rolled back."""
         start = self._marks.get(transaction, 0)
-        for entry in reversed(self.written[start:]):
-            if entry.state is not None:
-                saw(entry.state, entry.base if entry.base.version else None)
-        del self.written[start:]
+        for page in reversed(self._pages[start:]):
+            for entry in page.made:
+                if entry.state is not None:
+                    saw(entry.state, entry.base if entry.base.version else None)
+        del self._pages[start:]
 
     def forget(self) -> None:
         """Forget what was written: the transaction of the session is over."""
-        for entry in self.written:
-            entry.state = None  # Its account may stand for longer.
-        self.written.clear()
+        for page in self._pages:
+            for entry in page.made:
+                entry.state = None  # Its account may stand for longer.
+        self._pages.clear()
 
 
 def record(
@@ -122,25 +131,30 @@ def record(
     *held* are those instances of the rows that the session holds, by key.
     """
     ledger, account = ledger_of(session), account_of(connection)
-    entries = [
-        Entry(
-            Deed.UPDATE if version > 1 else Deed.INSERT,
-            statements,
-            key,
-            (version - 1, base_effect_id),
-            provenance.effect_id,
-            account,
-            inspect(held[key]) if key in held else None,
-        )
-        for key, version, provenance, base_effect_id in zip(
-            batch.workflow_keys,
-            batch.versions,
-            batch.provenances,
-            batch.base_effect_ids,
-            strict=True,
-        )
-    ]
-    ledger.wrote(account, entries)
+    # Not the batch: a transaction may be long, and its states large.
+    rows = (
+        batch.workflow_keys,
+        batch.versions,
+        batch.base_effect_ids,
+        [provenance.effect_id for provenance in batch.provenances],
+    )
+
+    def make() -> list[Entry]:
+        return [
+            Entry(
+                Deed.UPDATE if version > 1 else Deed.INSERT,
+                statements,
+                key,
+                Seen(version - 1, base_effect_id),
+                effect_id,
+                account,
+                inspect(held[key]) if key in held else None,
+                won=True,
+            )
+            for key, version, base_effect_id, effect_id in zip(*rows, strict=True)
+        ]
+
+    ledger.wrote(account, Page(make()) if held else Page([], make))
     attend(connection, ledger)
 
 

@@ -122,7 +122,7 @@ class _Attempt:
         self._committing = True
 
     def _find_evidence(self, ledger: Ledger | None) -> None:
-        self._entries = [] if ledger is None else list(ledger.written)
+        self._entries = [] if ledger is None else ledger.written
         if any(entry.deed is Deed.UPDATE for entry in self._entries):
             return
         # A row that is not there cannot be locked, so the server itself will be asked.
