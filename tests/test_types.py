@@ -29,6 +29,8 @@ from typing_extensions import TypedDict
 
 from sa_wfstate import PayloadError, PydanticJSON
 
+from .versions import ESCAPES_PERCENT, TYPES_JSON_PATHS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -156,6 +158,8 @@ def test_loaded_by_every_kind_of_select(engine: Engine) -> None:
 
 def test_literal_is_quoted(engine: Engine) -> None:
     """A value rendered into the SQL text arrives as it is."""
+    if engine.driver == "asyncpg" and not ESCAPES_PERCENT:
+        pytest.skip("a fault of SQLAlchemy before 2.0.55")
     statement = select(Plain.id).where(Plain.doc == DOC)
     with engine.connect() as connection:
         # Connected, the dialect knows how backslashes are quoted.
@@ -180,11 +184,19 @@ def test_whole_values_are_compared(engine: Engine) -> None:
             doc.contains({"lines": [{"sku": "a"}]}),
             doc.has_key("free"),
             doc.has_all(array(["free", "lines"])),
-            doc.path_exists('$.lines[*] ? (@.sku == "a")'),
             func.jsonb_array_length(doc["lines"]) == 1,
         ):
             found = session.scalars(select(Plain.id).where(criterion)).all()
             assert found == [1], criterion
+
+
+@pytest.mark.skipif(not TYPES_JSON_PATHS, reason="a fault of SQLAlchemy before 2.0.46")
+def test_json_path_is_searched(engine: Engine) -> None:
+    """A path with a filter finds the row."""
+    doc: Any = Plain.doc
+    with Session(engine) as session:
+        criterion = doc.path_exists('$.lines[*] ? (@.sku == "a")')
+        assert session.scalars(select(Plain.id).where(criterion)).all() == [1]
 
 
 def test_part_is_selected_as_plain_json(engine: Engine) -> None:

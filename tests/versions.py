@@ -1,0 +1,18 @@
+"""What SQLAlchemy itself has mended since the lowest version that is supported."""
+
+from __future__ import annotations
+
+import re
+
+import sqlalchemy
+
+SQLALCHEMY = tuple(int(part) for part in re.findall(r"\d+", sqlalchemy.__version__)[:3])
+
+TYPES_JSON_PATHS = SQLALCHEMY >= (2, 0, 46)
+"""Before, it told PostgreSQL that a JSON path was a VARCHAR."""
+
+ENDS_REFUSED_PREPARE = SQLALCHEMY >= (2, 0, 51)
+"""Before, it tripped over its own rollback."""
+
+ESCAPES_PERCENT = SQLALCHEMY >= (2, 0, 55)
+"""Before, it took a literal with ``%(name)s`` in it for a parameter, with asyncpg."""
