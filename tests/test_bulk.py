@@ -25,6 +25,7 @@ from sa_wfstate import (
 )
 from sa_wfstate.bulk import CHUNK
 
+from .triggers import before_update
 from .verbs import verbs_of
 
 if TYPE_CHECKING:
@@ -168,20 +169,8 @@ def test_rows_are_as_their_outcomes_say(
 def test_time_of_each_row_is_its_own(engine: Engine) -> None:
     """A trigger may give each row another one than the statement does."""
     place(engine, "a", "b")
-    with engine.begin() as connection:
-        connection.execute(
-            text(
-                "CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-                " NEW.updated_at := now() + ascii(NEW.workflow_key) * interval '1 day';"
-                " RETURN NEW; END $$"
-            )
-        )
-        connection.execute(
-            text(
-                "CREATE TRIGGER stamp BEFORE UPDATE ON orders"
-                " FOR EACH ROW EXECUTE FUNCTION stamp()"
-            )
-        )
+    later = "now() + ascii(NEW.workflow_key) * interval '1 day'"
+    before_update(engine, f"NEW.updated_at := {later}; RETURN NEW")
     with Session(engine) as session:
         outcomes: list[Any] = try_commit_many(
             session, Order, [commit("b", 1), commit("a", 1)]
@@ -302,19 +291,7 @@ def _arguments(each: Commit[OrderState]) -> dict[str, Any]:
 def test_suppressed_write_is_no_conflict(engine: Engine) -> None:
     """A trigger that hides one write is its own error."""
     place(engine, "a", "b")
-    with engine.begin() as connection:
-        connection.execute(
-            text(
-                "CREATE FUNCTION hide() RETURNS trigger LANGUAGE plpgsql"
-                " AS 'BEGIN RETURN NULL; END'"
-            )
-        )
-        connection.execute(
-            text(
-                "CREATE TRIGGER hide BEFORE UPDATE ON orders FOR EACH ROW"
-                " WHEN (OLD.workflow_key = 'b') EXECUTE FUNCTION hide()"
-            )
-        )
+    before_update(engine, "RETURN NULL", key="b")
     with Session(engine) as session, pytest.raises(WriteSuppressed, match="'b'"):
         try_commit_many(session, Order, [commit("a", 1), commit("b", 1)])
 

@@ -31,6 +31,7 @@ from sa_wfstate import (
 from sa_wfstate.accounts import written_on
 
 from .orders import Base, Customer, Order, OrderState
+from .triggers import before_update
 from .versions import ENDS_REFUSED_PREPARE
 
 if TYPE_CHECKING:
@@ -712,19 +713,7 @@ def test_suppressed_write_is_no_conflict(
 ) -> None:
     """A write that a trigger hides is told apart: a retry would never end."""
     place(winner, "o-1", "o-2")
-    with winner.begin() as session:
-        session.execute(
-            text(
-                "CREATE FUNCTION hide() RETURNS trigger LANGUAGE plpgsql AS"
-                " 'BEGIN RETURN NULL; END'"
-            )
-        )
-        session.execute(
-            text(
-                "CREATE TRIGGER hide BEFORE UPDATE ON orders FOR EACH ROW"
-                " WHEN (OLD.workflow_key = 'o-2') EXECUTE FUNCTION hide()"
-            )
-        )
+    before_update(engine, "RETURN NULL", key="o-2")
     with Session(engine) as session:
         for order in session.scalars(select(Order)):
             order.state.status = "cancelled"

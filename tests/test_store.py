@@ -28,6 +28,8 @@ from sa_wfstate import (
     try_commit,
 )
 
+from .triggers import before_update
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -420,19 +422,7 @@ def test_unflushed_changes_are_not_overwritten(engine: Engine) -> None:
 
 def test_hidden_write_is_not_a_conflict(engine: Engine) -> None:
     """A trigger that drops the write is said to do so; retrying would never end."""
-    with engine.begin() as connection:
-        connection.execute(
-            text(
-                "CREATE FUNCTION drop_it() RETURNS trigger LANGUAGE plpgsql "
-                "AS 'BEGIN RETURN NULL; END'"
-            )
-        )
-        connection.execute(
-            text(
-                "CREATE TRIGGER hide BEFORE UPDATE ON orders "
-                "FOR EACH ROW EXECUTE FUNCTION drop_it()"
-            )
-        )
+    before_update(engine, "RETURN NULL")
     with Session(engine) as session:
         with pytest.raises(WriteSuppressed, match="trigger"):
             commit(session, 1)
