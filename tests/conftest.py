@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Engine, create_engine, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
 if TYPE_CHECKING:
@@ -152,3 +153,11 @@ async def async_engine(
     )
     yield engine
     await engine.dispose()
+
+
+@pytest.fixture
+def sessions(database: URL) -> Iterator[sessionmaker[Session]]:
+    """Sessions of somebody else: synchronous, at READ COMMITTED, one at a time."""
+    engine = create_engine(database, pool_size=1, max_overflow=0, pool_timeout=2)
+    yield sessionmaker(engine)
+    engine.dispose()

@@ -35,7 +35,7 @@ from .triggers import before_update
 from .versions import ENDS_REFUSED_PREPARE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from sqlalchemy import URL, Engine, MetaData
 
@@ -44,13 +44,11 @@ pytestmark = pytest.mark.contract
 
 @pytest.fixture
 def winner(
-    database: URL, create_tables: Callable[[MetaData], None]
-) -> Iterator[sessionmaker[Session]]:
+    sessions: sessionmaker[Session], create_tables: Callable[[MetaData], None]
+) -> sessionmaker[Session]:
     """Make the sessions of the one who wins, synchronous and at READ COMMITTED."""
     create_tables(Base.metadata)
-    engine = create_engine(database, pool_size=1, max_overflow=0, pool_timeout=2)
-    yield sessionmaker(engine)
-    engine.dispose()
+    return sessions
 
 
 def place(winner: sessionmaker[Session], *keys: str) -> None:

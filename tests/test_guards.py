@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel
 from sqlalchemy import (
-    URL,
     Engine,
     MetaData,
-    create_engine,
     delete,
     event,
     insert,
@@ -74,17 +72,14 @@ class Plain(Base):
 
 @pytest.fixture
 def winner(
-    database: URL, create_tables: Callable[[MetaData], None]
-) -> Iterator[sessionmaker[Session]]:
+    sessions: sessionmaker[Session], create_tables: Callable[[MetaData], None]
+) -> sessionmaker[Session]:
     """Orders at version 1, and the sessions of the one who wins."""
     create_tables(Base.metadata)
-    engine = create_engine(database)
-    sessions = sessionmaker(engine)
     with sessions.begin() as session:
         session.add(Order(workflow_key="o-1", state=OrderState()))
         session.add(Order(workflow_key="o-2", state=OrderState()))
-    yield sessions
-    engine.dispose()
+    return sessions
 
 
 def pay(winner: sessionmaker[Session], key: str = "o-1") -> None:

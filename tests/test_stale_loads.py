@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from sqlalchemy import URL, Engine, MetaData, create_engine, select, text
+from sqlalchemy import Engine, MetaData, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import (
     Session,
@@ -27,17 +27,14 @@ pytestmark = pytest.mark.contract
 
 @pytest.fixture
 def winner(
-    database: URL, create_tables: Callable[[MetaData], None]
-) -> Iterator[sessionmaker[Session]]:
+    sessions: sessionmaker[Session], create_tables: Callable[[MetaData], None]
+) -> sessionmaker[Session]:
     """Place an order, and make the sessions of the one who wins."""
     create_tables(Base.metadata)
-    engine = create_engine(database)
-    sessions = sessionmaker(engine)
     with sessions.begin() as session:
         session.add(Order(workflow_key="o-1", state=OrderState()))
         session.add(Customer(id=1, name="Ann"))
-    yield sessions
-    engine.dispose()
+    return sessions
 
 
 def pay(winner: sessionmaker[Session]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -45,16 +45,13 @@ ORDERS = select(Order)
 
 @pytest.fixture
 def winner(
-    database: URL, create_tables: Callable[[MetaData], None]
-) -> Iterator[sessionmaker[Session]]:
+    sessions: sessionmaker[Session], create_tables: Callable[[MetaData], None]
+) -> sessionmaker[Session]:
     """Place an order, and make the sessions of the one who wins."""
     create_tables(Base.metadata)
-    engine = create_engine(database)
-    sessions = sessionmaker(engine)
     with sessions.begin() as session:
         session.add(Order(workflow_key="o-1", state=OrderState()))
-    yield sessions
-    engine.dispose()
+    return sessions
 
 
 def pay(winner: sessionmaker[Session]) -> None:
