@@ -86,19 +86,19 @@ class Arrays:
             [one] if shape.one_provenance else batch.provenances
         )
         parameters: dict[str, Any] = {
-            "rows": len(batch),
-            "new_key": list(batch.workflow_keys),
-            "new_state": [stored(text) for text in batch.state_texts],
-            "new_schema": batch.schema_versions[0],
-            "new_provenance": texts[0] if shape.one_provenance else texts,
+            "wfs_rows": len(batch),
+            "wfs_key": list(batch.workflow_keys),
+            "wfs_state": [stored(text) for text in batch.state_texts],
+            "wfs_schema": batch.schema_versions[0],
+            "wfs_provenance": texts[0] if shape.one_provenance else texts,
         }
         if not creating:
-            parameters["new_expected"] = [version - 1 for version in batch.versions]
+            parameters["wfs_expected"] = [version - 1 for version in batch.versions]
         if shape.based:
-            parameters["new_base"] = list(batch.base_effect_ids)
+            parameters["wfs_base"] = list(batch.base_effect_ids)
             for index, unchanged in enumerate(batch.unchanged):
                 if unchanged:
-                    parameters["new_state"][index] = None
+                    parameters["wfs_state"][index] = None
         answer = connection.execute(self._built[shape], parameters).one()
         won, updated_at, won_keys, times = answer
         if won == len(batch) and won_keys is None:
@@ -115,22 +115,22 @@ class Arrays:
             arrays["provenance"] = Text()
         new = (
             func.unnest(
-                *(BoundArray(f"new_{name}", type_) for name, type_ in arrays.items())
+                *(BoundArray(f"wfs_{name}", type_) for name, type_ in arrays.items())
             )
             .table_valued(*(column(name, type_) for name, type_ in arrays.items()))
-            .render_derived(name="new")
+            .render_derived(name="wfs_new")
         )
         provenance: ColumnElement[Any] = (
             # Of a subquery, which is run once: the text is parsed once, too.
             select(
-                cast(bindparam("new_provenance", type_=Text()), JSONB())
+                cast(bindparam("wfs_provenance", type_=Text()), JSONB())
             ).scalar_subquery()
             if shape.one_provenance
             else cast(new.c.provenance, JSONB())
         )
         values = {
             "state": cast(new.c.state, JSONB()),
-            "schema_version": bindparam("new_schema", type_=Integer()),
+            "schema_version": bindparam("wfs_schema", type_=Integer()),
             "provenance": provenance,
         }
         make = self._creation if shape.creating else self._swap
@@ -138,10 +138,10 @@ class Arrays:
         won = (
             make(new, values, based=shape.based)
             .returning(table.c.workflow_key, table.c.updated_at)
-            .cte("won")
+            .cte("wfs_won")
         )
         rows, begin, end = func.count(), func.min(won.c[1]), func.max(won.c[1])
-        alike = and_(rows == bindparam("rows", type_=Integer()), begin == end)
+        alike = and_(rows == bindparam("wfs_rows", type_=Integer()), begin == end)
         return select(
             rows,
             begin,

@@ -15,12 +15,12 @@ from sqlalchemy.exc import DBAPIError
 
 from . import side_writes
 from .arrays import arrays_of
-from .commits import check_target, lost, prepare, refused
+from .commits import check_target, prepare, refused, unwritten
 from .errors import PayloadError
 from .ledger import record
 from .races import StateConflict
 from .snapshots import StateCommitted
-from .statements import Statements, statements_of
+from .statements import CHUNK, Statements, statements_of
 from .store import Entity, connection_of, held_instance, update_instance
 from .writes import Batch
 
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from .snapshots import WorkflowSnapshot
 
 StateT = TypeVar("StateT")
-
-CHUNK = 1_000
-"""How many rows one statement writes at most."""
 
 
 @dataclass(slots=True)
@@ -58,9 +55,9 @@ def try_commit_many(
     """Commit each of *commits* whose workflow is at its expected version.
 
     Returns one outcome per commit, in the order given; one that lost does not keep the
-    others from winning. For each :data:`CHUNK` of rows one statement is sent, one more
-    if there are workflows to create, and one to read the rows of those that lost.
-    Otherwise it behaves as :func:`~sa_wfstate.try_commit`, also in what it raises.
+    others from winning. For each 1,000 rows one statement is sent, one more if there
+    are workflows to create, and one to read the rows of those that lost. Otherwise it
+    behaves as :func:`~sa_wfstate.try_commit`, also in what it raises.
 
     A key that is given twice raises PayloadError before any SQL is sent.
     """
@@ -169,7 +166,7 @@ def commit_batch(
     return [
         statements.committed(write, written[write.workflow_key])
         if write.workflow_key in written
-        else lost(statements, write, found.get(write.workflow_key))
+        else unwritten(statements, write, found.get(write.workflow_key))
         for write in batch
     ]
 

@@ -152,15 +152,33 @@ def compare_and_set(
     updated_at = send(connection, write)
     if updated_at is not None:
         return statements.committed(write, updated_at)
-    current = statements.read(connection, write.workflow_key)
-    if current is not None and _is_own(statements, write, current, again=again):
+    current: WorkflowSnapshot[StateT] | Seen | None = statements.read(
+        connection, write.workflow_key
+    )
+    if current is None and creating:
+        found = statements.found(connection, {write.workflow_key: 0})
+        current = found.get(write.workflow_key)
+    return unwritten(statements, write, current, again=again)
+
+
+def unwritten(
+    statements: Statements[StateT],
+    write: Write,
+    current: WorkflowSnapshot[StateT] | Seen | None,
+    *,
+    again: bool = False,
+) -> StateCommitted[StateT] | StateConflict:
+    """Make the outcome of a write that changed no row; *current* was read after it."""
+    if isinstance(current, WorkflowSnapshot) and _is_own(
+        statements, write, current, again=again
+    ):
         return StateCommitted(
             current.workflow_key, write.version, current, replayed=True
         )
-    if current is None and creating:
-        found = statements.found(connection, {write.workflow_key: 0})
-        return lost(statements, write, found.get(write.workflow_key))
-    return lost(statements, write, current)
+    conflict = conflict_of_write(statements, write, current)
+    if conflict is None:
+        raise WriteSuppressed(statements.entity, write.workflow_key, write.version - 1)
+    return conflict
 
 
 def _is_own(
@@ -176,18 +194,6 @@ def _is_own(
     # An effect id that is used twice by mistake must not pass for a replay.
     text = statements.state_type.dump(current.state)
     return again or canonical_json(text) == canonical_json(write.state_text)
-
-
-def lost(
-    statements: Statements[StateT],
-    write: Write,
-    current: WorkflowSnapshot[StateT] | Seen | None,
-) -> StateConflict:
-    """Make the outcome of a write that changed no row; *current* was read after it."""
-    conflict = conflict_of_write(statements, write, current)
-    if conflict is None:
-        raise WriteSuppressed(statements.entity, write.workflow_key, write.version - 1)
-    return conflict
 
 
 def conflict_of_write(

@@ -224,7 +224,7 @@ class _Outbox:
             .where(*(column == due.c[column.name] for column in table.primary_key))
             .values(
                 attempts=table.c.attempts + 1,
-                due_at=func.clock_timestamp() + bindparam("lease"),
+                due_at=func.clock_timestamp() + bindparam("wfs_lease"),
             )
             .returning(
                 *(table.c[name] for name in _GIVEN),
@@ -232,7 +232,7 @@ class _Outbox:
             )
         )
         leased = tuple_(*table.primary_key, table.c.attempts)
-        mine = leased.in_(bindparam("claims", expanding=True))
+        mine = leased.in_(bindparam("wfs_claims", expanding=True))
         self._delete = delete(table).where(mine)
         self._release = (
             update(table)
@@ -243,42 +243,42 @@ class _Outbox:
             update(table)
             .where(mine)
             .values(
-                last_error=bindparam("error"),
-                due_at=func.clock_timestamp() + bindparam("pause"),
+                last_error=bindparam("wfs_error"),
+                due_at=func.clock_timestamp() + bindparam("wfs_pause"),
             )
         )
         self._give_up = (
             update(table)
             .where(mine)
-            .values(last_error=bindparam("error"), dead_at=func.clock_timestamp())
+            .values(last_error=bindparam("wfs_error"), dead_at=func.clock_timestamp())
         )
 
     def claim(
         self, connection: Connection, lease: timedelta
     ) -> list[tuple[DueIntent, float]]:
         """Lease what is due; return it with the seconds since its commit."""
-        rows = connection.execute(self._claim, {"lease": lease})
+        rows = connection.execute(self._claim, {"wfs_lease": lease})
         return [(DueIntent(*row[:-1]), float(row[-1])) for row in rows]
 
     def delete(self, connection: Connection, claims: Sequence[_Claim]) -> None:
         """Delete what was delivered, unless its lease has gone to somebody else."""
         if claims:
-            connection.execute(self._delete, {"claims": claims})
+            connection.execute(self._delete, {"wfs_claims": claims})
 
     def release(self, connection: Connection, claims: Sequence[_Claim]) -> None:
         """Give back what was leased and not tried."""
         if claims:
-            connection.execute(self._release, {"claims": claims})
+            connection.execute(self._release, {"wfs_claims": claims})
 
     def set_back(
         self, connection: Connection, claim: _Claim, error: str, delay: float | None
     ) -> None:
         """Make an intent due again in *delay* seconds; None gives it up."""
-        parameters: dict[str, Any] = {"claims": [claim], "error": error}
+        parameters: dict[str, Any] = {"wfs_claims": [claim], "wfs_error": error}
         if delay is None:
             connection.execute(self._give_up, parameters)
         else:
-            parameters["pause"] = timedelta(seconds=delay)
+            parameters["wfs_pause"] = timedelta(seconds=delay)
             connection.execute(self._set_back, parameters)
 
 

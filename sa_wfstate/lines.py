@@ -36,6 +36,9 @@ STICKY = 8
 With one each, every eighth to sixteenth attempt was a loss again; more gains nothing.
 """
 
+MOST_LOCKED = 64
+"""For how many commits at most: the crowd may have gone, and each may be of many."""
+
 
 class Ticket(Generic[ItemT, ResultT]):
     """The place of one caller in a line, and later its result.
@@ -125,7 +128,7 @@ class Line(Generic[ItemT, ResultT, KeptT]):
         """Note that attempt number *attempt* lost."""
         self._undisturbed = False
         if attempt > 1 or self.waiting:
-            self.locks = 1 + STICKY * len(self.waiting)
+            self.locks = min(1 + STICKY * len(self.waiting), MOST_LOCKED)
 
     def forget(self) -> None:
         """Keep nothing: it may not be true any more."""

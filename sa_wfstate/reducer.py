@@ -35,7 +35,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from .attempts import Attempts
-from .bulk import CHUNK
 from .connections import Connections
 from .dedup import TTL, ActionDedupMixin, DedupLog
 from .errors import ReducerGaveUp
@@ -47,7 +46,7 @@ from .reducer_loop import ReducerLoop
 from .reductions import Reductions
 from .retry import RetryPolicy
 from .runs import Run
-from .statements import statements_of
+from .statements import CHUNK, statements_of
 from .waiting import Blocking, Waiting
 
 if TYPE_CHECKING:

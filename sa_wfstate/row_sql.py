@@ -1,7 +1,8 @@
 """The SQL of one row: to read it, to compare and set it, to create it.
 
 All of it compares ``workflow_key`` for equality. It is built once for each class, and
-what does not change from call to call is part of the text, not a parameter.
+what does not change from call to call is part of the text, not a parameter. Parameters
+are called ``wfs_…``: to SQLAlchemy, one that has the name of a column is its new value.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class RowSQL:
             .select_from(mapper.selectable)
             .where(own_rows)
         )
-        key = table.c.workflow_key == bindparam("key")
+        key = table.c.workflow_key == bindparam("wfs_key")
         self.read_one = self.read.where(key)
         self.lock_one = self.read_one.with_for_update(key_share=True, of=table)
         effect_id = effect_id_of(table)
@@ -62,22 +63,22 @@ class RowSQL:
         ).order_by(table.c.workflow_key)
         bump = (
             update(table)
-            .where(key, table.c.version == bindparam("expected_version"), own_rows)
+            .where(key, table.c.version == bindparam("wfs_expected_version"), own_rows)
             .values(
                 version=table.c.version + literal_column("1"),
                 updated_at=func.now(),
-                provenance=bindparam("new_provenance", type_=JSONText()),
+                provenance=bindparam("wfs_provenance", type_=JSONText()),
             )
             .returning(table.c.updated_at)
         )
-        written_as = bindparam("new_schema_version", type_=Integer())
+        written_as = bindparam("wfs_schema_version", type_=Integer())
         self.swap = bump.where(
             # What newer code has written is not written over.
             table.c.schema_version <= literal_column(str(schema_version))
         ).values(
-            state=bindparam("new_state", type_=JSONText()), schema_version=written_as
+            state=bindparam("wfs_state", type_=JSONText()), schema_version=written_as
         )
-        same = effect_id == bindparam("base_effect_id")
+        same = effect_id == bindparam("wfs_base_effect_id")
         self.swap_same = self.swap.where(same)
         # A state that stays as it is must have the shape that would be written.
         self.bump = bump.where(same, table.c.schema_version == written_as)

@@ -26,7 +26,7 @@ from .snapshots import StateCommitted, WorkflowSnapshot, remember
 from .writes import Write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy.orm import Mapper
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from .writes import Batch
 
 StateT = TypeVar("StateT")
+
+CHUNK = 1_000
+"""How many rows one statement reads or writes at most."""
 
 
 class Statements(Generic[StateT]):
@@ -73,16 +76,14 @@ class Statements(Generic[StateT]):
         *lock* keeps other writers away until the transaction ends.
         """
         statement = self.sql.lock_one if lock else self.sql.read_one
-        row = connection.execute(statement, {"key": workflow_key}).first()
+        row = connection.execute(statement, {"wfs_key": workflow_key}).first()
         return None if row is None else self._snapshot_of(row)
 
     def read_many(
         self, connection: Connection, workflow_keys: Iterable[str]
     ) -> dict[str, WorkflowSnapshot[StateT]]:
-        """Read the rows of *workflow_keys* in one statement, by key."""
-        keys = list(workflow_keys)
-        statement = self.sql.read.where(self.table.c.workflow_key.in_(keys))
-        rows = connection.execute(statement)
+        """Read the rows of *workflow_keys*, by key."""
+        rows = self._rows_of(connection, self.sql.read, workflow_keys)
         return {row[0]: self._snapshot_of(row) for row in rows}
 
     def found(
@@ -127,31 +128,37 @@ class Statements(Generic[StateT]):
 
         *lock* waits for other writers, and keeps them away until the transaction ends.
         """
-        keys = list(workflow_keys)
-        statement = self.sql.versions.where(self.table.c.workflow_key.in_(keys))
-        if lock:
-            statement = statement.with_for_update()
-        rows = connection.execute(statement)
+        statement = self.sql.versions.with_for_update() if lock else self.sql.versions
+        rows = self._rows_of(connection, statement, workflow_keys)
         return {key: (version, effect_id) for key, version, effect_id in rows}
+
+    def _rows_of(
+        self, connection: Connection, statement: Any, workflow_keys: Iterable[str]
+    ) -> Iterator[Any]:
+        """Read the rows of *workflow_keys*, in their order: it may lock them."""
+        keys = sorted(workflow_keys)
+        for start in range(0, len(keys), CHUNK):
+            some = self.table.c.workflow_key.in_(keys[start : start + CHUNK])
+            yield from connection.execute(statement.where(some))
 
     def swap(self, connection: Connection, write: Write) -> datetime | None:
         """Write over version ``write.version - 1``; return updated_at, None if lost."""
         parameters = {
-            "key": write.workflow_key,
-            "expected_version": write.version - 1,
-            "new_schema_version": write.schema_version,
-            "new_provenance": self.provenance_text(write.provenance),
+            "wfs_key": write.workflow_key,
+            "wfs_expected_version": write.version - 1,
+            "wfs_schema_version": write.schema_version,
+            "wfs_provenance": self.provenance_text(write.provenance),
         }
         statement = self.sql.swap
         if write.base_effect_id is not None:
             statement = self.sql.swap_same
-            parameters["base_effect_id"] = write.base_effect_id
+            parameters["wfs_base_effect_id"] = write.base_effect_id
         updated_at: datetime | None = None
         if write.unchanged:
             updated_at = connection.execute(self.sql.bump, parameters).scalar()
         if updated_at is None:
             # An unchanged state, too: its row may have been upcast since.
-            parameters["new_state"] = self.state_type.stored(write.state_text)
+            parameters["wfs_state"] = self.state_type.stored(write.state_text)
             updated_at = connection.execute(statement, parameters).scalar()
         self._follow(connection, write, updated_at)
         return updated_at

@@ -184,7 +184,7 @@ class UpcastJob:
     def _swap(self, connection: Connection, swaps: Sequence[tuple[Any, ...]]) -> int:
         """Write the rows that are still as they were read; return their number."""
         if not isinstance(connection.dialect, PGDialect):
-            names = ("key", "old_version", "old_schema", "new_state")
+            names = ("wfs_key", "wfs_version", "wfs_schema", "wfs_state")
             parameters: list[Any] = [bindparam(name) for name in names]
             parameters[-1] = type_coerce(parameters[-1], Text)
             swap = self._swap_to(*parameters)
@@ -193,9 +193,9 @@ class UpcastJob:
                 for each in swaps
             )
         new = (
-            func.unnest(*(BoundArray(f"new_{n}", t) for n, t in _ARRAYS.items()))
+            func.unnest(*(BoundArray(f"wfs_{n}", t) for n, t in _ARRAYS.items()))
             .table_valued(*(column(name, type_) for name, type_ in _ARRAYS.items()))
-            .render_derived(name="new")
+            .render_derived(name="wfs_new")
         )
         swap = self._swap_to(
             new.c.key, new.c.version, new.c.schema, cast(new.c.state, JSONB)
@@ -203,7 +203,7 @@ class UpcastJob:
         values = zip(*swaps, strict=True)
         written = connection.execute(
             swap.returning(self._rows.c.version),
-            {f"new_{n}": list(v) for n, v in zip(_ARRAYS, values, strict=True)},
+            {f"wfs_{n}": list(v) for n, v in zip(_ARRAYS, values, strict=True)},
         )
         return len(written.all())
 

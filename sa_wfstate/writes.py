@@ -63,7 +63,7 @@ class Batch:
 
     def take(self, indices: Sequence[int]) -> Batch:
         """Return those rows, in that order."""
-        if list(indices) == list(range(len(self))):
+        if len(indices) == len(self) and list(indices) == list(range(len(self))):
             return self
         return Batch(*([column[i] for i in indices] for column in self._columns()))
 

@@ -23,7 +23,7 @@ from sa_wfstate import (
     try_commit,
     try_commit_many,
 )
-from sa_wfstate.bulk import CHUNK
+from sa_wfstate.statements import CHUNK
 
 from .triggers import before_update
 from .verbs import verbs_of
@@ -60,6 +60,15 @@ class Task(WorkflowStateMixin[OrderState], Base):
 
 class Errand(Task):
     __mapper_args__ = {"polymorphic_identity": "errand"}  # noqa: RUF012
+
+
+class Named(WorkflowStateMixin[OrderState], Base):
+    """An application calls its tables and columns as it likes."""
+
+    __tablename__ = "new"
+    key: Mapped[int] = mapped_column(default=1)
+    rows: Mapped[int] = mapped_column(default=2)
+    state_text: Mapped[int] = mapped_column(default=3)
 
 
 pytestmark = pytest.mark.contract
@@ -128,7 +137,7 @@ def test_each_outcome_is_in_its_place(engine: Engine) -> None:
 
 
 def test_statements_do_not_grow_with_the_rows(engine: Engine) -> None:
-    """One statement for each chunk, and one read for all that lost."""
+    """One statement for each chunk, and one read for each chunk of losers."""
     keys = [f"k-{number:05}" for number in range(CHUNK + 1)]
     place(engine, *keys)
     sent = verbs_of(engine)
@@ -137,9 +146,13 @@ def test_statements_do_not_grow_with_the_rows(engine: Engine) -> None:
         assert [each.workflow_key for each in outcomes] == keys
         assert sent == ["UPDATE", "UPDATE"]
         del sent[:]
-        losers = try_commit_many(session, Order, [commit(key, 1) for key in keys[:99]])
+        losers = try_commit_many(session, Order, [commit(key, 7) for key in keys[:99]])
         assert all(isinstance(each, StateConflict) for each in losers)
-    assert sent == ["UPDATE", "SELECT"]
+        assert sent == ["UPDATE", "SELECT"]
+        del sent[:]
+        losers = try_commit_many(session, Order, [commit(key, 7) for key in keys])
+        assert all(isinstance(each, StateConflict) for each in losers)
+    assert sent == ["UPDATE", "UPDATE", "SELECT", "SELECT"]
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -199,6 +212,44 @@ def test_unchanged_states_are_not_sent(engine: Engine) -> None:
     assert [each.state.status for each in read] == ["by hand", "sent", "paid"]
     assert [each.schema_version for each in read] == [2, 2, 2]
     assert outcomes[2].snapshot == read[2]
+
+
+def test_batch_that_is_sent_again_is_replayed(engine: Engine) -> None:
+    """As a single commit is: the row is there, written by this very effect."""
+    place(engine, "a", "b", "c")
+    commits = [commit("a", 1), commit("b", 1), commit("c", 2)]
+    for replayed in (False, True):
+        with Session(engine) as session:
+            *won, lost = try_commit_many(session, Order, commits)
+            session.commit()
+            for each in won:
+                assert isinstance(each, StateCommitted)
+                assert (each.version, each.replayed) == (2, replayed)
+                assert each.snapshot == get_state(session, Order, each.workflow_key)
+        assert isinstance(lost, StateConflict)
+    commits[1].state = OrderState(status="another")
+    with Session(engine) as session:
+        again = try_commit_many(session, Order, commits)
+    assert [type(each) for each in again] == [
+        StateCommitted,
+        StateConflict,
+        StateConflict,
+    ]
+
+
+def test_columns_may_have_any_name(engine: Engine) -> None:
+    """No parameter of a statement is taken for a column of the application."""
+    with Session(engine) as session:
+        for version in (0, 1):
+            many = [commit(key, version) for key in "ab"]
+            assert all(
+                isinstance(each, StateCommitted)
+                for each in try_commit_many(session, Named, many)
+            )
+            one = try_commit(session, Named, "c", **_arguments(commit("c", version)))
+            assert isinstance(one, StateCommitted)
+        row = session.get_one(Named, "a")
+        assert (row.key, row.rows, row.state_text) == (1, 2, 3)
 
 
 def test_no_commits_no_statement(engine: Engine) -> None:

@@ -28,7 +28,7 @@ from sa_wfstate import (
     WorkflowStateMixin,
 )
 from sa_wfstate.hotkeys import HotKeys
-from sa_wfstate.lines import STICKY, Line, Ticket
+from sa_wfstate.lines import MOST_LOCKED, STICKY, Line, Ticket
 from sa_wfstate.waiting import Blocking
 
 if TYPE_CHECKING:
@@ -271,6 +271,10 @@ def test_crowd_behind_a_loser_locks_for_a_while() -> None:
         line.waiting.append(Ticket(number, number, Blocking().turn()))
     line.lost(1)
     assert line.locks == 1 + 3 * STICKY
+    for number in range(100):
+        line.waiting.append(Ticket(number, number, Blocking().turn()))
+    line.lost(1)
+    assert line.locks == MOST_LOCKED
 
 
 def test_what_turned_out_old_is_not_offered_again() -> None:
