@@ -133,13 +133,13 @@ class Arrays:
             "schema_version": bindparam("wfs_schema", type_=Integer()),
             "provenance": provenance,
         }
-        make = self._creation if shape.creating else self._swap
         table = self._statements.table
-        won = (
-            make(new, values, based=shape.based)
-            .returning(table.c.workflow_key, table.c.updated_at)
-            .cte("wfs_won")
+        write = (
+            self._creation(new, values)
+            if shape.creating
+            else self._swap(new, values, based=shape.based)
         )
+        won = write.returning(table.c.workflow_key, table.c.updated_at).cte("wfs_won")
         rows, begin, end = func.count(), func.min(won.c[1]), func.max(won.c[1])
         alike = and_(rows == bindparam("wfs_rows", type_=Integer()), begin == end)
         return select(
@@ -170,9 +170,8 @@ class Arrays:
         values["version"] = new.c.expected + literal_column("1")
         return swap.values(updated_at=func.now(), **values)
 
-    def _creation(self, new: Any, values: dict[str, Any], *, based: bool) -> Any:
+    def _creation(self, new: Any, values: dict[str, Any]) -> Any:
         """Insert rows; what exists is passed over."""
-        del based  # On nothing, all of them.
         constants = self._statements.constants()
         values |= {"version": literal_column("1")}
         values |= {name: literal(value) for name, value in constants.items()}
