@@ -30,7 +30,7 @@ from sqlalchemy.orm.attributes import (
 )
 from sqlalchemy.orm.instrumentation import manager_of_class
 
-from .bases import is_changed, original, read, track, tracked
+from .bases import is_changed, original, read, take_base, track, tracked
 from .errors import MappingError, PayloadError
 from .payloads import losses
 from .tracking import hold, touch
@@ -78,7 +78,13 @@ class _TrackedImpl:
         self, state: Any, dict_: Any, passive: PassiveFlag = PassiveFlag.PASSIVE_OFF
     ) -> Any:
         value = super().get(state, dict_, passive)  # type: ignore[misc]
-        return read(state, self.key, value)[0] if isinstance(value, Unread) else value
+        return self._read(state, value) if isinstance(value, Unread) else value
+
+    def _read(self, state: InstanceState[Any], unread: Unread) -> Any:
+        """Build the value, and note what it was: a listener may change it in place."""
+        value, source = read(state, self.key, unread)
+        take_base(state, self.key, value, source)
+        return value
 
     def set(
         self, state: Any, dict_: Any, value: Any, *args: Any, **kwargs: Any
@@ -91,7 +97,7 @@ class _TrackedImpl:
         if self.dispatch.set and isinstance(dict_.get(self.key), Unread):
             # A listener is told what was there; of a row that is broken, its text.
             with suppress(PayloadError):
-                read(state, self.key, dict_[self.key])
+                self._read(state, dict_[self.key])
         super().set(state, dict_, value, *args, **kwargs)  # type: ignore[misc]
         instance = state.obj()
         if instance is not None:

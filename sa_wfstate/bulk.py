@@ -15,12 +15,14 @@ from sqlalchemy.exc import DBAPIError
 
 from . import side_writes
 from .arrays import arrays_of
+from .chunks import chunks
 from .commits import check_target, prepare, refused, unwritten
 from .errors import PayloadError
+from .guards import Seen
 from .ledger import record
 from .races import StateConflict
 from .snapshots import StateCommitted
-from .statements import CHUNK, Statements, statements_of
+from .statements import Statements, statements_of
 from .store import Entity, connection_of, held_instance, update_instance
 from .writes import Batch
 
@@ -76,7 +78,12 @@ def try_commit_many(
                 held[key] = instance
     connection = connection_of(session, statements)
     outcomes = commit_batch(connection, statements, batch)
-    won = [i for i, each in enumerate(outcomes) if isinstance(each, StateCommitted)]
+    won = [
+        index
+        for index, each in enumerate(outcomes)
+        # What an earlier transaction wrote is no evidence of this one.
+        if isinstance(each, StateCommitted) and not each.replayed
+    ]
     if held:
         for write, outcome in zip(batch, outcomes, strict=True):
             if write.workflow_key in held and isinstance(outcome, StateCommitted):
@@ -136,8 +143,8 @@ def commit_batch(
     keys = batch.workflow_keys
     in_order = sorted(range(len(batch)), key=keys.__getitem__)
     written: dict[str, datetime] = {}
-    for start in range(0, len(batch), CHUNK):
-        chunk = batch.take(in_order[start : start + CHUNK])
+    for indices in chunks(in_order):
+        chunk = batch.take(indices)
         try:
             written |= _send(connection, statements, chunk)
         except DBAPIError as error:
@@ -163,6 +170,10 @@ def commit_batch(
         if key not in written
     }
     found = statements.found(connection, losers)
+    for key, seen in found.items():
+        if isinstance(seen, Seen) and seen.version == losers[key]:
+            # Nobody else has won: what keeps it from being read is the answer.
+            statements.read(connection, key)
     return [
         statements.committed(write, written[write.workflow_key])
         if write.workflow_key in written

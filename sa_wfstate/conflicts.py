@@ -28,7 +28,6 @@ from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
 from .accounts import Deed, Entry, on_first_write, written_on
-from .errors import PayloadError, SchemaVersionAhead
 from .guards import NOTHING, Seen
 from .ledger import existing_ledger
 from .races import ConflictReason, StateConflict, WriteSuppressed
@@ -186,10 +185,6 @@ def read_again(
     reader = connection if joined else _beside(connection)
     try:
         return statements.found(reader, expected)
-    except (PayloadError, SchemaVersionAhead):
-        # A state that cannot be read, of a newer program perhaps, has a version still.
-        versions = statements.versions(reader, expected)
-        return {key: Seen(*version) for key, version in versions.items()}
     finally:
         if not joined:
             reader.rollback()

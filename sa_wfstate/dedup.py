@@ -46,6 +46,7 @@ from sqlalchemy.orm import Mapped, Mapper, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.elements import conv
 
 from .actions import digest
+from .chunks import chunks
 from .connections import Connections
 from .errors import ActionIdReused
 
@@ -136,9 +137,12 @@ class DedupLog:
         action_ids: Sequence[UUID],
     ) -> dict[tuple[str, UUID], Processed]:
         """Return what the log holds of these actions of these workflows."""
-        parameters = {"keys": workflow_keys, "ids": action_ids}
-        rows = connection.execute(self._lookup, parameters)
-        return {(row[0], row[1]): Processed(*row[2:]) for row in rows}
+        found: dict[tuple[str, UUID], Processed] = {}
+        for keys in chunks(workflow_keys):
+            for ids in chunks(action_ids):
+                rows = connection.execute(self._lookup, {"keys": keys, "ids": ids})
+                found |= {(row[0], row[1]): Processed(*row[2:]) for row in rows}
+        return found
 
     def claim(self, connection: Connection, claims: Sequence[Claim]) -> bool:
         """Write *claims*; return False if one of them was there already.

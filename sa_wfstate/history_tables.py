@@ -30,6 +30,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Mapped, Mapper, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
+from .chunks import chunks
 from .errors import MappingError
 from .provenance import Provenance
 from .side_writes import attach, lineage_of
@@ -102,8 +103,8 @@ class _Writer:
     def written(
         self, connection: Connection, commits: Sequence[StateCommitted[Any]]
     ) -> None:
-        keys = [commit.workflow_key for commit in commits]
-        connection.execute(self._copy, {"keys": keys})
+        for keys in chunks([commit.workflow_key for commit in commits]):
+            connection.execute(self._copy, {"keys": keys})
 
     def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
         """Keep what was."""

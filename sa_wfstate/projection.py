@@ -46,6 +46,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, mapped_column
 
+from .chunks import chunks
 from .errors import MappingError
 from .side_writes import attach
 from .statements import statements_of
@@ -188,7 +189,8 @@ class Projection(Generic[StateT]):
     def remove(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
         """Delete the rows of *workflow_keys*."""
         table = self.table
-        connection.execute(delete(table).where(table.c.workflow_key.in_(workflow_keys)))
+        for keys in chunks(workflow_keys):
+            connection.execute(delete(table).where(table.c.workflow_key.in_(keys)))
 
     # As a side writer it holds the lock of each workflow's row: what it writes is true,
     # also where the workflow was created again and counts from 1.

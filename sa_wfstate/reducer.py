@@ -35,6 +35,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from .attempts import Attempts
+from .chunks import CHUNK
 from .connections import Connections
 from .dedup import TTL, ActionDedupMixin, DedupLog
 from .errors import ReducerGaveUp
@@ -46,7 +47,7 @@ from .reducer_loop import ReducerLoop
 from .reductions import Reductions
 from .retry import RetryPolicy
 from .runs import Run
-from .statements import CHUNK, statements_of
+from .statements import statements_of
 from .waiting import Blocking, Waiting
 
 if TYPE_CHECKING:

@@ -109,8 +109,9 @@ def effect_id_of(table: Table) -> ColumnElement[str]:
 
 
 def _own_rows(mapper: Mapper[Any]) -> ColumnElement[bool]:
-    """Return the criterion that keeps a single-table subclass to its own rows."""
-    if mapper.inherits is None or not mapper.single or mapper.polymorphic_on is None:
+    """Return the criterion that keeps a subclass to its own rows of the table."""
+    kind = mapper.polymorphic_on
+    if mapper.inherits is None or mapper.concrete or kind is None:
         return true()
     identities = [each.polymorphic_identity for each in mapper.self_and_descendants]
-    return mapper.polymorphic_on.in_(identities)
+    return kind.in_(identities)

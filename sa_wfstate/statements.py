@@ -6,17 +6,19 @@ Everything that reads or writes a row outside the unit of work goes through here
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Table, inspect, true
+from sqlalchemy import Connection, Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 
 from . import side_writes
 from .batch_codec import BatchCodec
+from .chunks import chunks
 from .codec import holds_nul
-from .errors import MappingError
+from .errors import MappingError, PayloadError, SchemaVersionAhead
 from .guards import Seen
 from .mixin import WorkflowStateMixin
 from .provenance import survives
@@ -37,9 +39,6 @@ if TYPE_CHECKING:
     from .writes import Batch
 
 StateT = TypeVar("StateT")
-
-CHUNK = 1_000
-"""How many rows one statement reads or writes at most."""
 
 
 class Statements(Generic[StateT]):
@@ -91,16 +90,23 @@ class Statements(Generic[StateT]):
     ) -> dict[str, WorkflowSnapshot[StateT] | Seen]:
         """Read the rows that a write has not found at the versions *expected*, by key.
 
-        Where a row was to be created, another class of the table may hold its key: of
-        that row only the version is read.
+        Of some only the version is read: where a row was to be created, and another
+        class of the table holds its key; and where the state cannot be read, as that of
+        a newer program perhaps.
         """
         found: dict[str, WorkflowSnapshot[StateT] | Seen] = {}
-        found |= self.read_many(connection, expected)
-        missing = [key for key in expected if not expected[key] and key not in found]
-        if missing and self.own_rows is not true():
-            others = self.versions(connection, missing)
-            found |= {key: Seen(*version) for key, version in others.items()}
-        return found
+        try:
+            found |= self.read_many(connection, expected)
+        except (PayloadError, SchemaVersionAhead):
+            for key in expected:
+                with suppress(PayloadError, SchemaVersionAhead):
+                    found |= self.read_many(connection, [key])
+            unread = [key for key in expected if key not in found]
+        else:
+            unread = [key for key in expected if not expected[key] and key not in found]
+            unread *= self.mapper.inherits is not None
+        versions = self.versions(connection, unread) if unread else {}
+        return found | {key: Seen(*version) for key, version in versions.items()}
 
     def _snapshot_of(self, row: Sequence[Any]) -> WorkflowSnapshot[StateT]:
         key, version, text, updated_at, schema_version, provenance = row
@@ -136,10 +142,9 @@ class Statements(Generic[StateT]):
         self, connection: Connection, statement: Any, workflow_keys: Iterable[str]
     ) -> Iterator[Any]:
         """Read the rows of *workflow_keys*, in their order: it may lock them."""
-        keys = sorted(workflow_keys)
-        for start in range(0, len(keys), CHUNK):
-            some = self.table.c.workflow_key.in_(keys[start : start + CHUNK])
-            yield from connection.execute(statement.where(some))
+        for keys in chunks(sorted(workflow_keys)):
+            of_keys = self.table.c.workflow_key.in_(keys)
+            yield from connection.execute(statement.where(of_keys))
 
     def swap(self, connection: Connection, write: Write) -> datetime | None:
         """Write over version ``write.version - 1``; return updated_at, None if lost."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
@@ -18,6 +19,7 @@ from . import flushes, incarnations, stale_loads  # noqa: F401 - they listen
 from .commits import compare_and_set, conflict_of_write, prepare, refused
 from .connections import Connections, limit_lock_waits
 from .errors import OutcomeUnknown, UnflushedChanges, WorkflowNotFound
+from .guards import Seen, saw
 from .ledger import record
 from .mixin import WorkflowStateMixin, check_key
 from .races import StateConflict
@@ -115,8 +117,10 @@ def try_commit(
     if isinstance(outcome, StateCommitted):
         if instance is not None:
             update_instance(instance, write, outcome.snapshot)
-        held = {} if instance is None else {workflow_key: instance}
-        record(session, connection, statements, Batch.of([write]), held)
+        # What an earlier transaction wrote is no evidence of this one.
+        if not outcome.replayed:
+            held = {} if instance is None else {workflow_key: instance}
+            record(session, connection, statements, Batch.of([write]), held)
     return outcome
 
 
@@ -281,3 +285,4 @@ def update_instance(
     set_committed_value(instance, "updated_at", snapshot.updated_at)
     set_committed_value(instance, "schema_version", write.schema_version)
     set_committed_value(instance, "provenance", write.provenance)
+    saw(inspect(instance), Seen(write.version, write.provenance.effect_id))

@@ -23,7 +23,7 @@ from sa_wfstate import (
     try_commit,
     try_commit_many,
 )
-from sa_wfstate.statements import CHUNK
+from sa_wfstate.chunks import CHUNK
 
 from .triggers import before_update
 from .verbs import verbs_of
@@ -235,6 +235,44 @@ def test_batch_that_is_sent_again_is_replayed(engine: Engine) -> None:
         StateConflict,
         StateConflict,
     ]
+
+
+def test_flush_after_a_replay_loses_as_any(engine: Engine) -> None:
+    """The replayed row was written by an earlier transaction, and is not locked."""
+    place(engine, "a")
+    sent = [commit("a", 1)]
+    with Session(engine) as session, Session(engine) as other:
+        try_commit_many(session, Order, sent)
+        session.commit()
+        order = session.get_one(Order, "a")
+        (again,) = try_commit_many(session, Order, sent)
+        assert isinstance(again, StateCommitted)
+        assert again.replayed
+        try_commit_many(other, Order, [commit("a", 2)])
+        other.commit()
+        order.state = OrderState(status="lost")
+        with pytest.raises(StateConflict) as caught:
+            session.flush()
+    assert (caught.value.expected_version, caught.value.actual_version) == (2, 3)
+
+
+@pytest.mark.parametrize("damage", ["state = '[]'", "schema_version = 9"])
+def test_loser_that_cannot_be_read_is_a_conflict_too(
+    engine: Engine, damage: str
+) -> None:
+    """Its version is known; the others have won."""
+    place(engine, "a", "b", "c")
+    with Session(engine) as session:
+        try_commit_many(session, Order, [commit("b", 1), commit("c", 1)])
+        broken = f"UPDATE orders SET {damage} WHERE workflow_key = 'b'"
+        session.execute(text(broken))
+        outcomes: list[Any] = try_commit_many(
+            session, Order, [commit(key, 1) for key in "abc"]
+        )
+    won, broken_one, lost = outcomes
+    assert won.version == 2
+    assert (broken_one.actual_version, broken_one.current) == (2, None)
+    assert (lost.actual_version, lost.current.version) == (2, 2)
 
 
 def test_columns_may_have_any_name(engine: Engine) -> None:

@@ -36,6 +36,8 @@ from sqlalchemy.orm import (
 )
 
 from sa_wfstate import (
+    Commit,
+    ConflictReason,
     MappingError,
     PayloadError,
     Provenance,
@@ -46,6 +48,7 @@ from sa_wfstate import (
     WorkflowStateMixin,
     get_state,
     try_commit,
+    try_commit_many,
 )
 
 if TYPE_CHECKING:
@@ -316,6 +319,63 @@ def test_single_table_inheritance(engine: Engine, base: Any) -> None:
         with pytest.raises(LookupError):
             get_state(session, Rush, "o-1")
     assert len(checks(Order)) == 2
+
+
+def test_joined_class_leaves_the_rows_of_others_alone(
+    engine: Engine, base: Any
+) -> None:
+    """A row of the base, or of a sibling, is not its to commit to, nor to create."""
+
+    class Order(WorkflowStateMixin[OrderState], base):
+        __tablename__ = "orders"
+        kind: Mapped[str]
+        __mapper_args__ = {  # noqa: RUF012
+            "polymorphic_on": "kind",
+            "polymorphic_identity": "order",
+        }
+
+    class Rush(Order):
+        __tablename__ = "rush_orders"
+        workflow_key: Mapped[str] = mapped_column(
+            ForeignKey("orders.workflow_key"), primary_key=True
+        )
+        __mapper_args__ = {"polymorphic_identity": "rush"}  # noqa: RUF012
+
+    base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Order(workflow_key="o-1", state=OrderState()))
+        session.add(Order(workflow_key="o-2", state=OrderState()))
+        session.add(Rush(workflow_key="r-1", state=OrderState()))
+        session.commit()
+        commits = [
+            Commit(
+                key,
+                expected_version=1,
+                state=OrderState(status="sent"),
+                provenance=Provenance.now(),
+            )
+            for key in ("o-1", "o-2", "r-1")
+        ]
+        *others, own = try_commit_many(session, Rush, commits)
+        assert isinstance(own, StateCommitted)
+        assert isinstance(
+            try_commit(
+                session,
+                Rush,
+                "o-1",
+                expected_version=1,
+                state=OrderState(),
+                provenance=Provenance.now(),
+            ),
+            StateConflict,
+        )
+        assert [each.reason for each in others] == [ConflictReason.MISSING] * 2
+        assert get_state(session, Order, "o-1").version == 1
+        session.commit()
+        session.expunge_all()
+        session.add(Rush(workflow_key="o-1", state=OrderState()))
+        with pytest.raises(StateConflict, match="exists already at version 1"):
+            session.flush()
 
 
 def test_joined_inheritance(engine: Engine, base: Any) -> None:

@@ -394,6 +394,27 @@ def test_listener_is_told_what_was_there(engine: Engine, *, broken: bool) -> Non
     assert isinstance(told[1], Unread if broken else OrderState)
 
 
+@pytest.mark.parametrize("unread", [True, False])
+def test_listener_may_change_what_was_there(engine: Engine, *, unread: bool) -> None:
+    """One that merges the new state into the old one: that is a change."""
+
+    def merge(_: object, value: OrderState, old: OrderState, __: object) -> OrderState:
+        old.lines.extend(value.lines)
+        return old
+
+    event.listen(Order.state, "set", merge, retval=True)
+    try:
+        with Session(engine) as session:
+            order = session.get_one(Order, "o-1")
+            assert unread or order.state
+            order.state = OrderState(lines=[Line(sku="pear")])
+            session.commit()
+    finally:
+        event.remove(Order.state, "set", merge)
+    version, state = stored(engine)
+    assert (version, [line.sku for line in state.lines]) == (2, ["apple", "pear"])
+
+
 def test_broken_state_is_refused_before_sql(engine: Engine) -> None:
     """A value that its model does not allow names key and leaves the session usable."""
     with Session(engine) as session:

@@ -26,12 +26,15 @@ from sqlalchemy.orm import Session, sessionmaker
 import sa_wfstate.asyncio
 from sa_wfstate import (
     CanonicalStore,
+    Commit,
     OutcomeUnknown,
     Provenance,
     RetryPolicy,
     StateCommitted,
     StateConflict,
     run_transaction,
+    try_commit,
+    try_commit_many,
 )
 
 from .orders import Base, Order, OrderState
@@ -229,6 +232,43 @@ def test_what_a_commit_hook_writes_is_found_out_too(
     sessions = sessionmaker(engine, class_=AuditedSession)
     run_transaction(sessions, lambda session: session.get(Order, "o-1"))
     assert versions(winner) == {"o-1": 2}
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("many", [True, False])
+def test_what_was_replayed_is_no_evidence(
+    engine: Engine, faults: Faults, winner: sessionmaker[Session], *, many: bool
+) -> None:
+    """An earlier transaction wrote it, whatever has become of this one."""
+    with winner.begin() as session:
+        session.add(Order(workflow_key="o-2", state=OrderState()))
+    again = Commit(
+        "o-2",
+        expected_version=1,
+        state=OrderState(),
+        provenance=Provenance.now("import-1"),
+    )
+
+    def work(session: Session) -> None:
+        if many:
+            (outcome,) = try_commit_many(session, Order, [again])
+        else:
+            outcome = try_commit(
+                session,
+                Order,
+                "o-2",
+                expected_version=1,
+                state=again.state,
+                provenance=again.provenance,
+            )
+        assert isinstance(outcome, StateCommitted)
+        decide(session)
+
+    run_transaction(sessionmaker(engine), work)
+    assert versions(winner) == {"o-1": 2, "o-2": 2}
+    faults.times, faults.done = 1, False
+    run_transaction(sessionmaker(engine), work)
+    assert versions(winner) == {"o-1": 3, "o-2": 2}
 
 
 @pytest.mark.contract
