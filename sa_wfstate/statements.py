@@ -103,9 +103,9 @@ class Statements(Generic[StateT]):
                     found |= self.read_many(connection, [key])
             unread = [key for key in expected if key not in found]
         else:
-            unread = [key for key in expected if not expected[key] and key not in found]
-            unread *= self.mapper.inherits is not None
-        versions = self.versions(connection, unread) if unread else {}
+            alone = self.mapper.inherits is None
+            unread = [k for k in expected if not (alone or expected[k] or k in found)]
+        versions = self.versions(connection, unread)
         return found | {key: Seen(*version) for key, version in versions.items()}
 
     def _snapshot_of(self, row: Sequence[Any]) -> WorkflowSnapshot[StateT]:
