@@ -321,10 +321,8 @@ def test_single_table_inheritance(engine: Engine, base: Any) -> None:
     assert len(checks(Order)) == 2
 
 
-def test_joined_class_leaves_the_rows_of_others_alone(
-    engine: Engine, base: Any
-) -> None:
-    """A row of the base, or of a sibling, is not its to commit to, nor to create."""
+def joined(base: Any) -> tuple[Any, Any]:
+    """Map a class, and a subclass of it with a table of its own."""
 
     class Order(WorkflowStateMixin[OrderState], base):
         __tablename__ = "orders"
@@ -339,8 +337,17 @@ def test_joined_class_leaves_the_rows_of_others_alone(
         workflow_key: Mapped[str] = mapped_column(
             ForeignKey("orders.workflow_key"), primary_key=True
         )
+        courier: Mapped[str | None]
         __mapper_args__ = {"polymorphic_identity": "rush"}  # noqa: RUF012
 
+    return Order, Rush
+
+
+def test_joined_class_leaves_the_rows_of_others_alone(
+    engine: Engine, base: Any
+) -> None:
+    """A row of the base, or of a sibling, is not its to commit to, nor to create."""
+    Order, Rush = joined(base)
     base.metadata.create_all(engine)
     with Session(engine) as session:
         session.add(Order(workflow_key="o-1", state=OrderState()))
@@ -380,23 +387,7 @@ def test_joined_class_leaves_the_rows_of_others_alone(
 
 def test_joined_inheritance(engine: Engine, base: Any) -> None:
     """A change in either table counts in the version of the base's row."""
-
-    class Order(WorkflowStateMixin[OrderState], base):
-        __tablename__ = "orders"
-        kind: Mapped[str]
-        __mapper_args__ = {  # noqa: RUF012
-            "polymorphic_on": "kind",
-            "polymorphic_identity": "order",
-        }
-
-    class Rush(Order):
-        __tablename__ = "rush_orders"
-        workflow_key: Mapped[str] = mapped_column(
-            ForeignKey("orders.workflow_key"), primary_key=True
-        )
-        courier: Mapped[str]
-        __mapper_args__ = {"polymorphic_identity": "rush"}  # noqa: RUF012
-
+    Order, Rush = joined(base)
     base.metadata.create_all(engine)
     with Session(engine) as session, Session(engine) as other:
         session.add(Rush(workflow_key="r-1", state=OrderState(), courier="bike"))
