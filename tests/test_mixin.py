@@ -347,12 +347,12 @@ def test_joined_class_leaves_the_rows_of_others_alone(
     engine: Engine, base: Any
 ) -> None:
     """A row of the base, or of a sibling, is not its to commit to, nor to create."""
-    Order, Rush = joined(base)
+    order_class, rush_class = joined(base)
     base.metadata.create_all(engine)
     with Session(engine) as session:
-        session.add(Order(workflow_key="o-1", state=OrderState()))
-        session.add(Order(workflow_key="o-2", state=OrderState()))
-        session.add(Rush(workflow_key="r-1", state=OrderState()))
+        session.add(order_class(workflow_key="o-1", state=OrderState()))
+        session.add(order_class(workflow_key="o-2", state=OrderState()))
+        session.add(rush_class(workflow_key="r-1", state=OrderState()))
         session.commit()
         commits = [
             Commit(
@@ -363,12 +363,12 @@ def test_joined_class_leaves_the_rows_of_others_alone(
             )
             for key in ("o-1", "o-2", "r-1")
         ]
-        *others, own = try_commit_many(session, Rush, commits)
+        *others, own = try_commit_many(session, rush_class, commits)
         assert isinstance(own, StateCommitted)
         assert isinstance(
             try_commit(
                 session,
-                Rush,
+                rush_class,
                 "o-1",
                 expected_version=1,
                 state=OrderState(),
@@ -377,42 +377,42 @@ def test_joined_class_leaves_the_rows_of_others_alone(
             StateConflict,
         )
         assert [each.reason for each in others] == [ConflictReason.MISSING] * 2
-        assert get_state(session, Order, "o-1").version == 1
+        assert get_state(session, order_class, "o-1").version == 1
         session.commit()
         session.expunge_all()
-        session.add(Rush(workflow_key="o-1", state=OrderState()))
+        session.add(rush_class(workflow_key="o-1", state=OrderState()))
         with pytest.raises(StateConflict, match="exists already at version 1"):
             session.flush()
 
 
 def test_joined_inheritance(engine: Engine, base: Any) -> None:
     """A change in either table counts in the version of the base's row."""
-    Order, Rush = joined(base)
+    _, rush_class = joined(base)
     base.metadata.create_all(engine)
     with Session(engine) as session, Session(engine) as other:
-        session.add(Rush(workflow_key="r-1", state=OrderState(), courier="bike"))
+        session.add(rush_class(workflow_key="r-1", state=OrderState(), courier="bike"))
         session.commit()
-        rush = session.get_one(Rush, "r-1")
+        rush = session.get_one(rush_class, "r-1")
         rush.courier = "van"
         session.commit()
         assert rush.version == 2
         rush.state.status = "sent"
-        stale = other.get_one(Rush, "r-1")
+        stale = other.get_one(rush_class, "r-1")
         session.commit()
-        assert get_state(session, Rush, "r-1").version == 3
+        assert get_state(session, rush_class, "r-1").version == 3
         stale.courier = "drone"
         with pytest.raises(StateConflict, match=r"Rush 'r-1': expected version 2"):
             other.commit()
         with pytest.raises(MappingError, match="second table"):
             try_commit(
                 session,
-                Rush,
+                rush_class,
                 "r-2",
                 expected_version=0,
                 state=OrderState(),
                 provenance={"effect_id": "e", "timestamp": "2026-01-01T00:00:00Z"},
             )
-    assert checks(Rush) == {}
+    assert checks(rush_class) == {}
 
 
 def test_version_cannot_be_assigned(base: Any) -> None:
