@@ -31,7 +31,6 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
-    column,
     func,
     literal,
     literal_column,
@@ -41,7 +40,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from .bound_arrays import BoundArray
+from .bound_arrays import bound_table
 from .row_sql import effect_id_of
 
 if TYPE_CHECKING:
@@ -113,13 +112,7 @@ class Arrays:
                 arrays["base"] = Text()
         if not shape.one_provenance:
             arrays["provenance"] = Text()
-        new = (
-            func.unnest(
-                *(BoundArray(f"wfs_{name}", type_) for name, type_ in arrays.items())
-            )
-            .table_valued(*(column(name, type_) for name, type_ in arrays.items()))
-            .render_derived(name="wfs_new")
-        )
+        new = bound_table(arrays)
         provenance: ColumnElement[Any] = (
             # Of a subquery, which is run once: the text is parsed once, too.
             select(

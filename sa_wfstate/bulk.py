@@ -17,13 +17,11 @@ from . import side_writes
 from .arrays import arrays_of
 from .chunks import chunks
 from .commits import check_target, prepare, refused, unwritten
+from .conflicts import conflict_of_all
 from .errors import PayloadError
 from .guards import Seen
-from .ledger import record
-from .races import StateConflict
-from .snapshots import StateCommitted
 from .statements import Statements, statements_of
-from .store import Entity, connection_of, held_instance, update_instance
+from .store import Entity, adopt, connection_of, held_instance
 from .writes import Batch
 
 if TYPE_CHECKING:
@@ -34,7 +32,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from .provenance import Provenance
-    from .snapshots import WorkflowSnapshot
+    from .races import StateConflict
+    from .snapshots import StateCommitted, WorkflowSnapshot
 
 StateT = TypeVar("StateT")
 
@@ -78,18 +77,7 @@ def try_commit_many(
                 held[key] = instance
     connection = connection_of(session, statements)
     outcomes = commit_batch(connection, statements, batch)
-    won = [
-        index
-        for index, each in enumerate(outcomes)
-        # What an earlier transaction wrote is no evidence of this one.
-        if isinstance(each, StateCommitted) and not each.replayed
-    ]
-    if held:
-        for write, outcome in zip(batch, outcomes, strict=True):
-            if write.workflow_key in held and isinstance(outcome, StateCommitted):
-                update_instance(held[write.workflow_key], write, outcome.snapshot)
-    if won:
-        record(session, connection, statements, batch.take(won), held)
+    adopt(session, connection, statements, batch, outcomes, held)
     return outcomes
 
 
@@ -150,18 +138,10 @@ def commit_batch(
         except DBAPIError as error:
             # The database has refused the transaction: each of them is lost.
             refusals = [refused(statements, write, error) for write in chunk]
-            conflicts = [each for each in refusals if each is not None]
-            if not conflicts:
+            conflict = conflict_of_all([each for each in refusals if each is not None])
+            if conflict is None:
                 raise
-            first, *others = conflicts
-            raise StateConflict(
-                first.entity,
-                first.workflow_key,
-                first.expected_version,
-                None,
-                first.reason,
-                others=tuple(others),
-            ) from error
+            raise conflict from error
     if len(written) == len(batch):
         return statements.all_committed(batch, written)
     losers = {
@@ -200,14 +180,14 @@ def _send(
         return _send_singly(connection, statements, batch)
     arrays = arrays_of(statements)
     written: dict[str, datetime] = {}
-    swaps = [i for i, version in enumerate(batch.versions) if version > 1]
+    swaps = batch.take([i for i, version in enumerate(batch.versions) if version > 1])
     if swaps:
-        written |= arrays.write(connection, batch.take(swaps))
+        written |= arrays.write(connection, swaps)
     if any(batch.unchanged):
         # As in Statements.swap: their rows may have been upcast since.
         again = [
             write._replace(unchanged=False)
-            for write in batch.take(swaps)
+            for write in swaps
             if write.unchanged and write.workflow_key not in written
         ]
         if again:

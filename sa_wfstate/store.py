@@ -33,7 +33,7 @@ from .waiting import Blocking, Waiting
 from .writes import Batch, Write
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Connection, Engine
     from sqlalchemy.orm import Mapper, Session, sessionmaker
@@ -114,13 +114,8 @@ def try_commit(
         if conflict is None:
             raise
         raise conflict from error
-    if isinstance(outcome, StateCommitted):
-        if instance is not None:
-            update_instance(instance, write, outcome.snapshot)
-        # What an earlier transaction wrote is no evidence of this one.
-        if not outcome.replayed:
-            held = {} if instance is None else {workflow_key: instance}
-            record(session, connection, statements, Batch.of([write]), held)
+    held = {} if instance is None else {workflow_key: instance}
+    adopt(session, connection, statements, Batch.of([write]), [outcome], held)
     return outcome
 
 
@@ -276,7 +271,33 @@ def held_instance(session: Session, mapper: Mapper[Any], workflow_key: str) -> A
     return instance
 
 
-def update_instance(
+def adopt(
+    session: Session,
+    connection: Connection,
+    statements: Statements[Any],
+    batch: Batch,
+    outcomes: Sequence[object],
+    held: Mapping[str, Any],
+) -> None:
+    """Let *session* know what of *batch* was committed.
+
+    *held* are those instances of the rows that it holds, by key.
+    """
+    if held:
+        for write, outcome in zip(batch, outcomes, strict=True):
+            if write.workflow_key in held and isinstance(outcome, StateCommitted):
+                _update_instance(held[write.workflow_key], write, outcome.snapshot)
+    own = [
+        index
+        for index, each in enumerate(outcomes)
+        # What an earlier transaction wrote is no evidence of this one.
+        if isinstance(each, StateCommitted) and not each.replayed
+    ]
+    if own:
+        record(session, connection, statements, batch.take(own), held)
+
+
+def _update_instance(
     instance: Any, write: Write, snapshot: WorkflowSnapshot[Any]
 ) -> None:
     """Make *instance* hold what its row holds now."""

@@ -30,7 +30,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError
 
-from .bound_arrays import BoundArray
+from .bound_arrays import bound_table
 from .errors import MappingError, PayloadError
 from .sqlstates import sqlstate
 
@@ -192,11 +192,7 @@ class UpcastJob:
                 connection.execute(swap, dict(zip(names, each, strict=True))).rowcount
                 for each in swaps
             )
-        new = (
-            func.unnest(*(BoundArray(f"wfs_{n}", t) for n, t in _ARRAYS.items()))
-            .table_valued(*(column(name, type_) for name, type_ in _ARRAYS.items()))
-            .render_derived(name="wfs_new")
-        )
+        new = bound_table(_ARRAYS)
         swap = self._swap_to(
             new.c.key, new.c.version, new.c.schema, cast(new.c.state, JSONB)
         )

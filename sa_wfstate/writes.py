@@ -6,7 +6,7 @@ of those no :class:`Write` is ever made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
@@ -49,7 +49,11 @@ class Batch:
     @classmethod
     def of(cls, writes: Sequence[Write]) -> Self:
         """Make columns of *writes*."""
-        return cls(*zip(*writes, strict=True)) if writes else cls(*[()] * 8)
+        return (
+            cls(*zip(*writes, strict=True))
+            if writes
+            else cls(*[()] * len(Write._fields))
+        )
 
     def __len__(self) -> int:
         return len(self.workflow_keys)
@@ -68,13 +72,4 @@ class Batch:
         return Batch(*([column[i] for i in indices] for column in self._columns()))
 
     def _columns(self) -> tuple[Sequence[Any], ...]:
-        return (
-            self.workflow_keys,
-            self.versions,
-            self.state_texts,
-            self.provenances,
-            self.schema_versions,
-            self.base_effect_ids,
-            self.unchanged,
-            self.copies,
-        )
+        return tuple(getattr(self, field.name) for field in fields(self))
