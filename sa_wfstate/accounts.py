@@ -1,8 +1,8 @@
 """The account of a transaction: which workflow rows it has written.
 
 There is an :class:`Entry` for each row: its key, the version that the write is based
-on, the effect that writes it. An entry is *won* when the database is known to have
-written the row.
+on, the effect that writes it. In a flush, an entry is *won* when the database is known
+to have written the row.
 
 Entries are kept until the transaction ends. They are what a COMMIT loses, and a row in
 them is locked by this transaction: nobody else can win it. The transaction may be an
@@ -62,8 +62,6 @@ class Entry:
         effect_id: str | None,
         account: Account,
         state: InstanceState[Any] | None,
-        *,
-        won: bool = False,
     ) -> None:
         self.deed = deed
         self.statements = statements
@@ -72,7 +70,7 @@ class Entry:
         self.effect_id = effect_id
         self.account = account
         self.state = state
-        self.won = won
+        self.won = False
 
     @property
     def connection(self) -> Connection:

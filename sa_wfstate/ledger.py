@@ -68,7 +68,6 @@ class Ledger:
     def wrote(self, account: Account, page: Page) -> None:
         """Add *page* to what is written; the instances of its entries have seen it."""
         for entry in page.made:
-            entry.won = True
             if entry.state is not None and entry.deed is not Deed.DELETE:
                 saw(entry.state, Seen(entry.base.version + 1, entry.effect_id))
         self._pages.append(page)
@@ -149,7 +148,6 @@ def record(
                 effect_id,
                 account,
                 inspect(held[key]) if key in held else None,
-                won=True,
             )
             for key, version, base_effect_id, effect_id in zip(*rows, strict=True)
         ]
