@@ -41,7 +41,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from .bound_arrays import bound_table
-from .row_sql import effect_id_of
+from .expectations import effect_id_of
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -17,10 +17,12 @@ from sqlalchemy.orm import (
     SessionTransaction,
     UOWTransaction,
 )
+from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
 
 from .accounts import Deed, Entry, account_of
 from .bases import will_write
+from .expectations import Expected
 from .guards import (
     NOTHING,
     Seen,
@@ -50,7 +52,7 @@ def _note(
     account = account_of(connection)
     entry = Entry(deed, statements, key_of(state), base, effect_id, account, state)
     ledger.expect(state, entry)
-    attend(connection, ledger)
+    attend(connection)
 
 
 @event.listens_for(WorkflowStateMixin, "before_insert", propagate=True, raw=True)
@@ -142,6 +144,9 @@ def _returned(
 @event.listens_for(WorkflowStateMixin, "after_update", propagate=True, raw=True)
 @event.listens_for(WorkflowStateMixin, "after_delete", propagate=True, raw=True)
 def _done(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+    version, instance = state.dict.get("version"), state.obj()
+    if isinstance(version, Expected) and instance is not None:
+        set_committed_value(instance, "version", int(version))
     entry = ledger_of(_session(state)).pending.get(state)
     if entry is None or entry.won:
         return

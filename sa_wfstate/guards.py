@@ -30,6 +30,7 @@ from sqlalchemy.orm import FromStatement, InstanceState, ORMExecuteState, Sessio
 from sqlalchemy.orm.attributes import set_committed_value
 
 from .errors import MappingError, UnversionedWrite, VersionNotSeen
+from .expectations import Expected
 from .mixin import WorkflowStateMixin, check_key
 from .provenance import Provenance
 from .session_methods import around
@@ -51,7 +52,7 @@ class Seen(NamedTuple):
     effect_id: str | None
 
     def matches(self, other: Seen) -> bool:
-        """Say whether *other* is the same version of the same incarnation."""
+        """Say whether *other* is the same version, written by the same effect."""
         return self.version == other.version and (
             None in {self.effect_id, other.effect_id}
             or self.effect_id == other.effect_id
@@ -119,7 +120,11 @@ def expect_seen(state: InstanceState[Any]) -> Seen:
     instance = state.obj()
     if instance is not None:
         # Loaded in the middle of the flush, they would be those of another version.
-        if state.dict.get("version") != seen.version:
+        if seen.effect_id is not None:
+            set_committed_value(
+                instance, "version", Expected(seen.version, seen.effect_id)
+            )
+        elif state.dict.get("version") != seen.version:
             set_committed_value(instance, "version", seen.version)
         if "workflow_key" not in state.dict:
             set_committed_value(instance, "workflow_key", workflow_key)

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Table, inspect
+from sqlalchemy import Connection, inspect
 
 from .accounts import Account, Deed, Entry, Page, account_of, on_first_write
 from .guards import Seen, saw
@@ -32,21 +32,12 @@ class Ledger:
 
     def __init__(self) -> None:
         self.pending: dict[InstanceState[Any], Entry] = {}
-        self._rows: dict[tuple[Account, Table, str], Entry] = {}
         self._pages: list[Page] = []
         self._marks: WeakKeyDictionary[SessionTransaction, int] = WeakKeyDictionary()
 
     def expect(self, state: InstanceState[Any], entry: Entry) -> None:
         """Note what a flush is about to do to the row of *state*."""
         self.pending[state] = entry
-        self._rows[entry.account, entry.table, entry.workflow_key] = entry
-
-    def base_effect(
-        self, account: Account, table: Table, workflow_key: str
-    ) -> str | None:
-        """Return the effect that a pending write of this row is based on, if known."""
-        entry = self._rows.get((account, table, workflow_key))
-        return None if entry is None else entry.base.effect_id
 
     def flushed(self) -> None:
         """Move what is pending to what is written: the flush has succeeded."""
@@ -54,11 +45,7 @@ class Ledger:
         for account in dict.fromkeys(entry.account for entry in entries):
             own = [entry for entry in entries if entry.account is account]
             self.wrote(account, Page(own))
-        self._end_flush()
-
-    def _end_flush(self) -> None:
         self.pending.clear()
-        self._rows.clear()
 
     @property
     def written(self) -> list[Entry]:
@@ -91,7 +78,7 @@ class Ledger:
             if not entry.won
             and (entry.base.effect_id is None or entry.base.effect_id not in own)
         ]
-        self._end_flush()
+        self.pending.clear()
         while transaction.parent is not None and not transaction.nested:
             transaction = transaction.parent
         self.undo(transaction)
@@ -153,10 +140,7 @@ def record(
         ]
 
     ledger.wrote(account, Page(make()) if held else Page([], make))
-    attend(connection, ledger)
-
-
-_ledgers: WeakKeyDictionary[Connection, Ledger] = WeakKeyDictionary()
+    attend(connection)
 
 
 def ledger_of(session: Session) -> Ledger:
@@ -173,14 +157,7 @@ def existing_ledger(session: Session) -> Ledger | None:
     return ledger
 
 
-def ledger_on(connection: Connection) -> Ledger | None:
-    """Return the ledger of the session that writes workflow rows on *connection*."""
-    return _ledgers.get(connection)
-
-
-def attend(connection: Connection, ledger: Ledger) -> None:
-    """Let *connection*, which writes workflow rows, be known by its *ledger*."""
-    if _ledgers.get(connection) is not ledger:
-        _ledgers[connection] = ledger
-        for listen in on_first_write:
-            listen(connection)
+def attend(connection: Connection) -> None:
+    """Listen to what happens to *connection*, which writes workflow rows."""
+    for listen in on_first_write:
+        listen(connection)

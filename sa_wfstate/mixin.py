@@ -48,6 +48,7 @@ from . import attributes  # noqa: F401 - it tracks the states
 from .bases import will_write
 from .constraints import add_constraints, add_indexes
 from .errors import MappingError, PayloadError, VersionNotAssignable
+from .expectations import compare_effects
 from .provenance import Provenance
 from .types import PydanticJSON
 from .upcasters import Step, schema_of
@@ -263,6 +264,7 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
             "__mapper_args__ names another version_id_col; leave it out, the column "
             "version is the one that is checked",
         )
+    compare_effects(table.c.version)
     if mapper.version_id_generator is False:
         raise MappingError(
             mapper.class_.__name__,

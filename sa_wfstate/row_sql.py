@@ -22,6 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from .expectations import effect_id_of
 from .texts import AsText
 from .types import JSONText
 
@@ -100,12 +101,6 @@ class RowSQL:
             .on_conflict_do_nothing(index_elements=[self._table.c.workflow_key])
             .returning(self._table.c.updated_at)
         )
-
-
-def effect_id_of(table: Table) -> ColumnElement[str]:
-    """Return the SQL expression for the effect that wrote a row of *table*."""
-    effect_id: ColumnElement[str] = table.c.provenance["effect_id"].as_string()
-    return effect_id
 
 
 def _own_rows(mapper: Mapper[Any]) -> ColumnElement[bool]:

@@ -15,7 +15,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
 from tenacity import Retrying, retry_if_exception
 
-from . import flushes, incarnations, stale_loads  # noqa: F401 - they listen
+from . import flushes, stale_loads  # noqa: F401 - they listen
 from .commits import compare_and_set, conflict_of_write, prepare, refused
 from .connections import Connections, limit_lock_waits
 from .errors import OutcomeUnknown, UnflushedChanges, WorkflowNotFound
@@ -77,7 +77,7 @@ def try_commit(
 
     With *expected_version* 0 the workflow is created. Where workflows are deleted and
     created again, *expected_effect_id*, that of the provenance that was read, tells
-    the incarnations apart. The version is always checked,
+    a re-created row from the one before. The version is always checked,
     also when *state* equals the one that is there. One statement is sent when the
     commit wins, and one more to read the row when it loses; the loss is returned, not
     raised, and the transaction goes on with whatever else it holds. The write is final

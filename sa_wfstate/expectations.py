@@ -1,0 +1,77 @@
+"""The effect that a write is based on rides in the version that SQLAlchemy compares.
+
+A workflow that was deleted and created again starts at version 1 again; its provenance
+tells the two apart. A flush compares ``version = :v`` and gives ``:v`` an
+:class:`Expected`; the comparator of the column turns that into a comparison of version
+and effect, and of the version alone where the effect is not known.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy import BigInteger, Column, Text, TypeDecorator, bindparam, cast
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BindParameter, literal_column
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement, Dialect, Table
+
+
+class Expected(int):
+    """A version, and the effect that wrote it."""
+
+    effect_id: str
+
+    def __new__(cls, version: int, effect_id: str) -> Self:
+        self = super().__new__(cls, version)
+        self.effect_id = effect_id
+        return self
+
+    def __reduce__(self) -> Any:
+        return int, (int(self),)
+
+
+class _Token(TypeDecorator[int]):
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str:
+        token = str(int(value))
+        return f"{token}:{value.effect_id}" if isinstance(value, Expected) else token
+
+
+class VersionComparator(BigInteger.Comparator[int]):
+    """That of an integer, except where a flush compares a version."""
+
+    __slots__ = ()
+
+    def operate(self, op: Any, *other: Any, **kw: Any) -> Any:
+        column: Any = self.expr
+        if op is not operators.eq or not _of_a_flush(column, *other):
+            return super().operate(op, *other, **kw)
+        version, colon = cast(column, Text), literal_column("':'", Text)
+        known = version.concat(colon).concat(effect_id_of(column.table))
+        return bindparam(other[0].key, type_=_Token()).in_([version, known])
+
+
+def _of_a_flush(column: Any, value: Any) -> bool:
+    return (
+        type(column) is Column  # That of an ORM expression is annotated.
+        and isinstance(value, BindParameter)
+        and not value.unique
+        and value.type is column.type  # Nobody else passes that of this very column.
+    )
+
+
+def compare_effects(column: Column[Any]) -> None:
+    """Let the flushes' ``column = :version`` compare the effect too."""
+    column.type = column.type.copy()
+    column.type.comparator_factory = VersionComparator
+    column.__dict__.pop("comparator", None)  # What was compared before has made one.
+
+
+def effect_id_of(table: Table) -> ColumnElement[str]:
+    """Return the SQL expression for the effect that wrote a row of *table*."""
+    effect_id: ColumnElement[str] = table.c.provenance["effect_id"].as_string()
+    return effect_id
