@@ -24,8 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alembic import context
 from alembic.util import CommandError
@@ -33,7 +32,6 @@ from sqlalchemy import URL, Engine, NullPool, create_engine, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from sa_wfstate.alembic_plugin import render_item
 from sa_wfstate.canonical import CanonicalBase
 
 if TYPE_CHECKING:
@@ -41,6 +39,8 @@ if TYPE_CHECKING:
 
 # Of its own, so that these migrations can share a database with an application's.
 VERSION_TABLE = "sa_wfstate_alembic_version"
+# All that Alembic can compare, CHECK constraints included.
+AUTOGENERATE_PLUGINS = ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"]
 HOW_TO_GIVE_A_URL = "give one with -x url=postgresql://... or in SA_WFSTATE_URL"
 
 
@@ -68,24 +68,14 @@ def database_url() -> URL:
     return url.set(drivername="postgresql+psycopg") if plain else url
 
 
-def autogenerate_options() -> dict[str, Any]:
-    """Compare all that Alembic can compare."""
-    options: dict[str, Any] = {"compare_type": True, "compare_server_default": True}
-    # CHECK constraints since Alembic 1.19.2, by a plugin.
-    plugin = "alembic.ext.checkconstraint_byname"
-    if find_spec("alembic.ext") and find_spec(plugin):
-        options["autogenerate_plugins"] = ["alembic.autogenerate.*", plugin]
-    return options
-
-
 def migrate(connection: Connection) -> None:
     """Run the command on *connection*."""
     context.configure(
         connection=connection,
         target_metadata=CanonicalBase.metadata,
         version_table=VERSION_TABLE,
-        render_item=render_item,
-        **autogenerate_options(),
+        compare_server_default=True,
+        autogenerate_plugins=AUTOGENERATE_PLUGINS,
     )
     with context.begin_transaction():
         context.run_migrations()

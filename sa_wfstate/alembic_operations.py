@@ -9,9 +9,8 @@
         op.upcast_workflow_state("orders", {2: "state - 'discount'"})
         op.create_version_trigger("orders")
 
-The operations exist once a workflow class was mapped in the process, or Alembic has
-loaded its plugins; type checkers do not know them. So there are plain functions of the
-same names here, which can be imported.
+The operations exist once Alembic is imported; type checkers do not know them. So there
+are plain functions of the same names here, which can be imported.
 
 A migration is one transaction. To upcast a large table beside its writers, use
 :func:`~sa_wfstate.upcasting.upcast_all` or ``python -m sa_wfstate upcast``, which
@@ -206,8 +205,8 @@ def _no_function(data: Any) -> Any:
     raise NotImplementedError("this step is given in SQL only, for PostgreSQL")
 
 
-# Here and not called by the plugin: imported before Alembic, this module is what makes
-# Alembic load its plugins, and would be asked when it is half imported itself.
+# Here and not in the plugin: if this module is imported before Alembic, it is half
+# imported itself when Alembic loads the plugin.
 Operations.register_operation("upcast_workflow_state")(UpcastWorkflowStateOp)
 Operations.implementation_for(UpcastWorkflowStateOp)(_upcast)
 for _name in ("create_version_trigger", "drop_version_trigger"):

@@ -54,17 +54,27 @@ def add_indexes(entity: str, table: Table, wanted: Iterable[str]) -> None:
 
 
 def check_constraint_name(table: str, column: str) -> str:
-    """Return the name that PostgreSQL itself gives a CHECK, at most 63 bytes.
+    """Return the name that PostgreSQL itself gives a CHECK, at most 63 bytes."""
+    return _object_name(table, column, "check")
+
+
+def primary_key_name(table: str) -> str:
+    """Return the name that PostgreSQL itself gives a primary key, at most 63 bytes."""
+    return _object_name(table, "", "pkey")
+
+
+def _object_name(table: str, column: str, label: str) -> str:
+    """Join the parts of a name, shortened to what PostgreSQL stores of it.
 
     Source: makeObjectName() in src/backend/commands/indexcmds.c, which shortens the
     longer of the two names first.
     """
     first, second = table.encode(), column.encode()
-    room = _MAX_IDENTIFIER_BYTES - len("__check")
+    room = _MAX_IDENTIFIER_BYTES - len(f"{'_' if column else ''}_{label}")
     while len(first) + len(second) > room:
         if len(first) > len(second):
             first = first[:-1]
         else:
             second = second[:-1]
     parts = (part.decode(errors="ignore") for part in (first, second))
-    return "_".join((*parts, "check"))
+    return "_".join((*filter(None, parts), label))

@@ -9,8 +9,6 @@ dialect stores SQLAlchemy's JSON, which is meant for unit tests.
 from __future__ import annotations
 
 import json
-import sys
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from sqlalchemy import Dialect, type_coerce
@@ -136,12 +134,6 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
             hash(type_)
         except TypeError:
             self.cache_ok = False
-        _tell_alembic()
-
-    def copy(self, **kw: Any) -> Self:
-        # Alembic copies a column that it is about to render.
-        _tell_alembic()
-        return super().copy(**kw)
 
     def with_schema(self, payload_schema: PayloadSchema) -> Self:
         """Return the same type for a class with these schema versions."""
@@ -170,7 +162,6 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
         return not self.codec.frozen if self.mutable is None else self.mutable
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        _tell_alembic()
         return _json_of(dialect)
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:
@@ -284,13 +275,6 @@ def _text_of(value: Any) -> str:
 
 def _restore(cls: Any, type_: Any, options: dict[str, Any]) -> Any:
     return cls(type_, **options)
-
-
-def _tell_alembic() -> None:
-    """Have the type rendered well, in a process where Alembic generates migrations."""
-    if "alembic.autogenerate" in sys.modules:
-        # By name: nothing below Alembic's own modules depends on them.
-        import_module(f"{__package__}.alembic_plugin").register()
 
 
 def _json_of(dialect: Dialect) -> TypeEngine[Any]:

@@ -1,4 +1,4 @@
-"""Whoever is imported first, in processes of their own, warnings being errors."""
+"""Any order of imports, in processes of their own, warnings being errors."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import alembic
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ALEMBIC = tuple(int(part) for part in alembic.__version__.split(".")[:2])
+NAME = "alembic.autogenerate.sa_wfstate"
+ALEMBICS_OWN = [
+    f"alembic.autogenerate.{name}"
+    for name in ("schemas", "tables", "types", "constraints", "defaults", "comments")
+]
 GENERATE = """
 import models
 from alembic.config import Config
@@ -152,7 +156,7 @@ def test_importing_the_package_does_not_import_alembic(project: Any) -> None:
 
 @pytest.mark.parametrize("first", ["alembic_operations", "alembic_plugin"])
 def test_our_own_modules_may_come_before_alembic(project: Any, first: str) -> None:
-    """Whatever imports Alembic first, the operations are there afterwards."""
+    """Whichever module imports Alembic, the operations are there afterwards."""
     run(
         project,
         "-c",
@@ -161,21 +165,53 @@ def test_our_own_modules_may_come_before_alembic(project: Any, first: str) -> No
     )
 
 
-@pytest.mark.skipif(
-    ALEMBIC < (1, 18)
-    or not metadata.entry_points(group="alembic.plugins", name="sa_wfstate"),
-    reason="Alembic has plugins since 1.18, and knows them when they are installed",
-)
-def test_plugin_may_be_named_in_the_environment(make_complete: Any) -> None:
-    """``autogenerate_plugins`` may say ``sa_wfstate``, and drift is compared."""
-    plugins = '["alembic.autogenerate.*", "sa_wfstate"]'
-    project = make_complete(f"autogenerate_plugins={plugins}")
+def test_importing_alembic_survives_a_failure_of_ours(project: Any) -> None:
+    """Revisions are still right, and the log says what is missing."""
+    broken = "import sys; sys.modules['sa_wfstate.alembic_operations'] = None\n"
+    check = "import alembic.op; assert not hasattr(alembic.op, 'upcast_workflow_state')"
+    run(project, "-c", broken + check + GENERATE + MIGRATE)
+    assert "sa_wfstate" not in revision_of(project)
+    log = "logging.basicConfig(stream=sys.stdout); import alembic"
+    assert "sa_wfstate could not register all of its Alembic operations" in run(
+        project, "-c", f"{broken}import logging; {log}"
+    )
+
+
+def test_entry_point_is_a_module_that_can_be_iterated() -> None:
+    """Alembic before 1.20.1 iterates over it, and could not be imported otherwise."""
+    (found,) = metadata.entry_points(group="alembic.plugins", name=NAME)
+    plugin = found.load()
+    assert isinstance(plugin, ModuleType)
+    assert [*plugin] == [plugin]
+
+
+def test_explicit_list_of_plugins_may_name_ours(make_complete: Any) -> None:
+    """An environment that lists Alembic's own plugins adds one name."""
+    project = make_complete(f"autogenerate_plugins={[*ALEMBICS_OWN, NAME]}")
     run(project, "-c", GENERATE + MIGRATE)
     assert "sa_wfstate" not in revision_of(project)
     project.upgrade()
     project.execute("DROP TABLE orders")
     drift(project)
     assert run(project, "-c", CHECK.format(order=MODELS_FIRST)) == FOUND
+
+
+def test_explicit_list_without_ours_needs_render_item(make_complete: Any) -> None:
+    """The tables can be migrated with ``render_item``; drift is not compared."""
+    project = make_complete(
+        f"autogenerate_plugins={ALEMBICS_OWN}, render_item=render_item"
+    )
+    env = project.folder / "migrations" / "env.py"
+    line = "from sa_wfstate.alembic_plugin import render_item"
+    env.write_text(
+        env.read_text().replace("import context\n", f"import context\n{line}\n")
+    )
+    run(project, "-c", GENERATE + MIGRATE)
+    assert "sa_wfstate" not in revision_of(project)
+    project.upgrade()
+    project.execute("DROP TABLE orders")
+    drift(project)
+    project.check()
 
 
 def drift(project: Any) -> None:
@@ -194,6 +230,21 @@ def drift(project: Any) -> None:
     )
 
 
+def test_rendering_without_an_environment_takes_render_item(project: Any) -> None:
+    """``render_python_code`` is told what a comparison in an environment is not."""
+    program = RENDER.format(order=MODELS_FIRST, url=project.url)
+    program = program.replace(
+        "script.upgrade_ops)", "script.upgrade_ops, render_item=render_item)"
+    )
+    done = run(
+        project,
+        "-c",
+        f"from sa_wfstate.alembic_plugin import render_item{program}print(text)",
+    )
+    assert "sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text())" in done
+    assert "sa_wfstate" not in done
+
+
 @pytest.mark.parametrize(
     "order", [MODELS_FIRST, ALEMBIC_FIRST], ids=["models first", "Alembic first"]
 )
@@ -201,7 +252,7 @@ def drift(project: Any) -> None:
     "entry", [CHECK, COMPARE, RENDER], ids=["check", "compare", "render"]
 )
 def test_drift_is_seen_by_programs_too(project: Any, order: str, entry: str) -> None:
-    """Whatever they import first, and whichever function of Alembic they call."""
+    """In any order of imports, and by any function of Alembic."""
     drift(project)
     program = entry.format(order=order, url=project.url)
     assert run(project, "-c", program) == FOUND

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import alembic
 import pytest
 from alembic import command
 from alembic.util import CommandError
@@ -39,11 +38,6 @@ DRIVERS = [
     "postgresql+psycopg_async",
     "postgresql+asyncpg",
 ]
-
-reads_pyproject = pytest.mark.skipif(
-    tuple(int(part) for part in alembic.__version__.split(".")[:2]) < (1, 16),
-    reason="Alembic reads pyproject.toml since 1.16",
-)
 
 
 def written(url: URL) -> str:
@@ -178,7 +172,6 @@ def test_offline_sql_makes_the_same_tables(
     by_script = catalog.describe_all()
     command.check(config)
     catalog.execute(down.output_buffer.getvalue())
-    # The older Alembic drops its own table here, the newer empties it.
     assert catalog.tables() <= {"sa_wfstate_alembic_version"}
 
     command.upgrade(config, "head")
@@ -218,7 +211,6 @@ def run_alembic(
     )
 
 
-@reads_pyproject
 def test_command_line_takes_the_url_by_x(plain_url: str, catalog: Any) -> None:
     """``alembic -x url=… upgrade head`` needs no configuration file of its own."""
     upgrade = run_alembic("-x", f"url={plain_url}", "upgrade", "head")
@@ -227,7 +219,6 @@ def test_command_line_takes_the_url_by_x(plain_url: str, catalog: Any) -> None:
     assert catalog.tables() == HEAD
 
 
-@reads_pyproject
 def test_command_line_takes_the_url_from_the_environment(
     plain_url: str, catalog: Any
 ) -> None:
@@ -238,7 +229,6 @@ def test_command_line_takes_the_url_from_the_environment(
     assert catalog.tables() == {"sa_wfstate_alembic_version"}
 
 
-@reads_pyproject
 def test_command_line_without_url_says_so_in_one_line() -> None:
     """Nothing but the error is printed, and the exit code tells."""
     done = run_alembic("current")
@@ -247,7 +237,6 @@ def test_command_line_without_url_says_so_in_one_line() -> None:
     assert done.stderr == ""
 
 
-@reads_pyproject
 def test_command_line_writes_sql_without_url() -> None:
     """The script is on standard output and the log is not."""
     done = run_alembic("upgrade", "head", "--sql")
@@ -256,7 +245,6 @@ def test_command_line_writes_sql_without_url() -> None:
     assert "INFO" not in done.stdout
 
 
-@reads_pyproject
 def test_quiet_command_line_shows_no_log(plain_url: str, catalog: Any) -> None:
     """-q is for scripts."""
     done = run_alembic("-q", "upgrade", "head", url=plain_url)
