@@ -1,4 +1,4 @@
-"""The dedup log: which actions of a workflow were processed.
+"""The dedup log: which actions of a workflow were processed, and what they led to.
 
 Revision ID: wfstate_0002
 Revises: wfstate_0001
@@ -29,6 +29,8 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("request_hash", sa.Text(), nullable=True),
+        sa.Column("version", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint(
             "workflow_key", "action_id", name=op.f("action_dedup_log_pkey")
         ),

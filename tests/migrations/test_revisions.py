@@ -36,9 +36,8 @@ STEPS = [
     ("wfstate_0001", {"workflow_state"}),
     ("wfstate_0002", {"action_dedup_log"}),
     ("wfstate_0003", {"workflow_projection", "projection_watermarks"}),
-    ("wfstate_0004", set[str]()),
-    ("wfstate_0005", {"workflow_history"}),
-    ("wfstate_0006", {"workflow_intents"}),
+    ("wfstate_0004", {"workflow_history"}),
+    ("wfstate_0005", {"workflow_intents"}),
 ]
 TABLES = set[str]().union(*(tables for _, tables in STEPS))
 

@@ -1,7 +1,7 @@
 """The outbox: intents that are still to be handed over, and dead letters.
 
-Revision ID: wfstate_0006
-Revises: wfstate_0005
+Revision ID: wfstate_0005
+Revises: wfstate_0004
 Create Date: 2026-11-23 09:21:00
 """
 
@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "wfstate_0006"
-down_revision = "wfstate_0005"
+revision = "wfstate_0005"
+down_revision = "wfstate_0004"
 branch_labels = None
 depends_on = None
 

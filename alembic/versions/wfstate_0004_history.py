@@ -1,7 +1,7 @@
 """The history: every version of a workflow, one row each.
 
-Revision ID: wfstate_0005
-Revises: wfstate_0004
+Revision ID: wfstate_0004
+Revises: wfstate_0003
 Create Date: 2026-11-23 09:20:00
 """
 
@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "wfstate_0005"
-down_revision = "wfstate_0004"
+revision = "wfstate_0004"
+down_revision = "wfstate_0003"
 branch_labels = None
 depends_on = None
 
