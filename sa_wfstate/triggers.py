@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import DDL
+from sqlalchemy.dialects.postgresql.base import PGDialect
 
 if TYPE_CHECKING:
     from sqlalchemy import FromClause
@@ -61,4 +62,13 @@ def version_trigger(table: FromClause, *, drop: bool = False) -> list[DDL]:
             _TRIGGER.format(function=function),
         ]
     ddl: Any = DDL  # It is not typed.
-    return [ddl(statement).against(target) for statement in statements]
+    context = _names(target) if "%" in target.fullname else None
+    return [ddl(text, context=context).against(target) for text in statements]
+
+
+def _names(target: Any) -> dict[str, str]:
+    """Return quoted names for DDL, which itself would double a percent sign twice."""
+    dialect: Any = PGDialect  # Its constructor is not typed.
+    preparer = dialect(paramstyle="named").identifier_preparer
+    schema = preparer.quote(target.schema) if target.schema else ""
+    return {"fullname": preparer.format_table(target), "schema": schema}

@@ -259,5 +259,7 @@ class UpcastJob:
 
     @property
     def _name(self) -> str:
+        """The quoted name, as text() takes it; that doubles percent signs itself."""
         dialect: Any = PGDialect  # Its constructor is not typed.
-        return str(dialect().identifier_preparer.format_table(self._rows))
+        preparer = dialect(paramstyle="named").identifier_preparer
+        return str(preparer.format_table(self._rows)).replace(":", "\\:")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from alembic import command
 from alembic.util import CommandError
-from sqlalchemy import create_engine
+from sqlalchemy import NullPool, column, create_engine, insert, select, table, text
 from sqlalchemy.exc import IntegrityError
 
 from sa_wfstate import PayloadError
@@ -180,3 +180,43 @@ def test_version_trigger_is_written_offline(make_project: Callable[..., Any]) ->
     script = config.output_buffer.getvalue()
     assert "CREATE TRIGGER wfstate_count_version BEFORE UPDATE ON orders" in script
     assert "'workflow %: version % can only" in script
+
+
+@pytest.mark.parametrize("steps", [PYTHON, SQL], ids=["python", "sql"])
+@pytest.mark.parametrize("name", ["Orders", 'an "order"', "an :order", "100%", "%(a)s"])
+def test_table_may_have_any_name(
+    make_project: Callable[..., Any], name: str, steps: str
+) -> None:
+    """Names are quoted, and escaped as the driver and ``text()`` need it."""
+    project = make_project("plain")
+    models = project.folder / "models.py"
+    renamed = f"__tablename__ = {name!r}{VERSIONS}"
+    models.write_text(models.read_text().replace(TABLE, renamed))
+    upcast = f"op.create_version_trigger({name!r}); {BY_NAME}({name!r}, {steps})"
+    undo = f"op.drop_version_trigger({name!r})"
+    write_migration(project, upcast, undo)
+    command.upgrade(project.config, "+1")
+    orders = table(name, *map(column, ["workflow_key", "state", "provenance"]))
+    row = {"state": text('\'{"state": "new"}\''), "provenance": text("'{}'")}
+    engine = create_engine(project.url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(insert(orders).values(workflow_key="o-1", **row))
+    command.upgrade(project.config, "head")
+    with engine.connect() as connection:
+        assert connection.scalar(select(orders.c.state)) == {"status": "new", "n": 0}
+    command.downgrade(project.config, "base")
+
+
+@pytest.mark.parametrize("name", ["an :order", "100%"])
+def test_table_may_have_any_name_offline(
+    make_project: Callable[..., Any], name: str
+) -> None:
+    """``--sql`` prints it as it is."""
+    project = make_project("plain")
+    operations = f"op.create_version_trigger({name!r}); {BY_NAME}({name!r}, {SQL})"
+    write_migration(project, operations)
+    config = project.config
+    command.upgrade(config, "head", sql=True)
+    script = config.output_buffer.getvalue()
+    assert f'BEFORE UPDATE ON "{name}"\n' in script
+    assert f'UPDATE "{name}" AS wfs SET' in script
