@@ -258,13 +258,9 @@ def test_primary_key_is_changed_and_changed_back(
     name = f"{prefix}f('orders_pkey')"
     assert f"{prefix}create_primary_key({name}, {table}['workflow_key'])" in revision
     project.upgrade()
-    assert described(project.url)[0] == {
-        **before[0],
-        "name": "orders_pkey",
-        "constrained_columns": ["workflow_key"],
-        "comment": None,
-        "dialect_options": {"postgresql_include": []},
-    }
+    found = described(project.url)[0]
+    assert found["name"] == "orders_pkey"
+    assert found["constrained_columns"] == ["workflow_key"]
     project.check()
     project.downgrade()
     assert described(project.url) == before
