@@ -14,26 +14,19 @@ exhausted; those behind it go on then.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
+from inspect import isasyncgen, isawaitable, isgenerator
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Table,
-    bindparam,
-    delete,
-    func,
-    inspect,
-    select,
-    tuple_,
-    update,
-)
+from sqlalchemy import Engine, inspect
+from sqlalchemy.exc import DBAPIError
 
+from .arguments import require_at_least
 from .connections import Connections
+from .guests import describe, outline, stops
 from .hooks import Hooks, notify
+from .leases import Claim, DueIntent, Leased, Leases, claim_of
 from .outbox import IntentMixin, table_of
 from .retry import RetryPolicy
 from .sqlstates import ErrorKind, classify
@@ -41,9 +34,10 @@ from .waiting import Blocking, Stop, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from uuid import UUID
 
     from sqlalchemy.orm import sessionmaker
+
+__all__ = ["RETRY", "DueIntent", "IntentDispatcher"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,31 +47,6 @@ RETRY = RetryPolicy(max_attempts=10, base_delay=1.0, max_delay=300.0)
 _PAUSES = RetryPolicy.held()
 _LONGEST_ERROR = 500
 _SETTLE_EVERY = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class DueIntent:
-    """An intent as it is given to a handler; *attempt* counts from 1."""
-
-    intent_id: UUID
-    workflow_key: str
-    version: int
-    position: int
-    intent_type: str
-    target: str
-    payload: Any
-    attempt: int
-    created_at: datetime
-
-
-class _Claim(NamedTuple):
-    """What identifies an intent, and with *attempts* the lease of it."""
-
-    workflow_key: str
-    version: int
-    position: int
-    intent_id: UUID
-    attempts: int
 
 
 class IntentDispatcher:
@@ -109,6 +78,8 @@ class IntentDispatcher:
         poll: float = 0.1,
         hooks: Hooks | None = None,
     ) -> None:
+        require_at_least(1, batch_size=batch_size)
+        require_at_least(0, lease=lease, poll=poll)
         self._connections = Connections(bind, inspect(intents))
         self._wait = self._waiting()
         self._handler = handler
@@ -116,7 +87,7 @@ class IntentDispatcher:
         self._lease = lease
         self._poll = poll
         self._hooks = hooks or Hooks()
-        self._outbox = _Outbox(table_of(intents), batch_size)
+        self._leases = Leases(table_of(intents), batch_size)
 
     def run(self, stop: Stop) -> None:
         """Work until *stop* is set; the handler that is at work then is waited for.
@@ -132,7 +103,7 @@ class IntentDispatcher:
                 if classify(error) is not ErrorKind.TRANSIENT:
                     raise
                 attempt += 1
-                _log.warning("dispatching intents failed: %r", error)
+                _log.warning("dispatching intents failed: %s", outline(error))
                 pause = _PAUSES.ceiling(attempt)
             self._wait.sleep(pause)
 
@@ -140,156 +111,72 @@ class IntentDispatcher:
         """Lease one batch, hand it over, and return how many intents were tried."""
         until = monotonic() + self._lease
         with self._connections.transaction("READ COMMITTED") as connection:
-            due = self._outbox.claim(connection, timedelta(seconds=self._lease))
+            due = self._leases.claim(connection, timedelta(seconds=self._lease))
         tried = 0
-        delivered: list[_Claim] = []
+        delivered: list[Claim] = []
         settled_at = monotonic()
         try:
-            for intent, age in due:
+            for leased in due:
                 if monotonic() >= until or (stop is not None and stop.is_set()):
                     break
                 tried += 1
-                if self._hand_over(intent, age):
-                    delivered.append(_claim_of(intent))
+                if self._hand_over(leased):
+                    delivered.append(claim_of(leased.intent))
                 if monotonic() - settled_at > _SETTLE_EVERY:
                     self._settle(delivered)
                     settled_at = monotonic()
         finally:
-            self._settle(delivered, [_claim_of(intent) for intent, _ in due[tried:]])
+            self._settle(delivered, [claim_of(one.intent) for one in due[tried:]])
         return tried
 
-    def _hand_over(self, intent: DueIntent, age: float) -> bool:
-        started = monotonic()
+    def _hand_over(self, leased: Leased) -> bool:
+        started, intent = monotonic(), leased.intent
         try:
-            self._wait.call(self._handler, intent)
-        except Exception as error:  # noqa: BLE001 - whatever the handler raises
-            delay = self._retry.next_delay(intent.attempt, age)
+            intent = self._leases.read(leased)
+            _require_done(self._wait.call(self._handler, intent))
+        except BaseException as error:
+            if stops(error):
+                raise
+            delay = self._retry.next_delay(intent.attempt, leased.age)
             self._set_back(intent, error, delay)
             notify(self._hooks.not_delivered, intent, error, delay)
             return False
         notify(self._hooks.delivered, intent, monotonic() - started)
         return True
 
-    def _settle(self, delivered: list[_Claim], untried: Sequence[_Claim] = ()) -> None:
+    def _settle(self, delivered: list[Claim], untried: Sequence[Claim] = ()) -> None:
         if delivered or untried:
             with self._connections.transaction("READ COMMITTED") as connection:
-                self._outbox.delete(connection, delivered)
-                self._outbox.release(connection, untried)
+                self._leases.delete(connection, delivered)
+                self._leases.release(connection, untried)
             delivered.clear()
 
     def _set_back(
-        self, intent: DueIntent, error: Exception, delay: float | None
+        self, intent: DueIntent, error: BaseException, delay: float | None
     ) -> None:
-        text = f"{type(error).__name__}: {error}".replace("\0", "")[:_LONGEST_ERROR]
+        text = describe(error, _LONGEST_ERROR)
+        try:
+            self._store_failure(intent, text, delay)
+        except DBAPIError as refused:
+            if classify(refused) is not ErrorKind.FATAL:
+                raise
+            # The encoding of the database, or a column of the application's.
+            self._store_failure(intent, None, delay)
+
+    def _store_failure(
+        self, intent: DueIntent, text: str | None, delay: float | None
+    ) -> None:
         with self._connections.transaction("READ COMMITTED") as connection:
-            self._outbox.set_back(connection, _claim_of(intent), text, delay)
+            self._leases.set_back(connection, claim_of(intent), text, delay)
 
 
-def _claim_of(intent: DueIntent) -> _Claim:
-    return _Claim(
-        intent.workflow_key,
-        intent.version,
-        intent.position,
-        intent.intent_id,
-        intent.attempt,
-    )
-
-
-class _Outbox:
-    """The statements of an outbox, each built once."""
-
-    def __init__(self, table: Table, batch_size: int) -> None:
-        earlier = table.alias("earlier")
-        first = ~(
-            select(earlier.c.position)
-            .where(
-                earlier.c.workflow_key == table.c.workflow_key,
-                earlier.c.dead_at.is_(None),
-                tuple_(earlier.c.version, earlier.c.position)
-                < tuple_(table.c.version, table.c.position),
-            )
-            .exists()
+def _require_done(result: Any) -> None:
+    """Raise TypeError if a handler returned something that has yet to run."""
+    if isawaitable(result) or isgenerator(result) or isasyncgen(result):
+        name = type(result).__name__
+        if hasattr(result, "close"):
+            result.close()
+        raise TypeError(
+            f"the handler returned a {name}, of which nothing has run; await or "
+            "iterate it in the handler, or use sa_wfstate.asyncio.IntentDispatcher"
         )
-        # A row that another dispatcher has just leased is locked, or not due any more.
-        due = (
-            select(*table.primary_key)
-            .where(table.c.dead_at.is_(None), table.c.due_at <= func.now(), first)
-            .order_by(table.c.due_at)
-            .limit(batch_size)
-            .with_for_update(skip_locked=True, of=table)
-            .cte("due")
-        )
-        self._claim = (
-            update(table)
-            .where(*(column == due.c[column.name] for column in table.primary_key))
-            .values(
-                attempts=table.c.attempts + 1,
-                due_at=func.clock_timestamp() + bindparam("wfs_lease"),
-            )
-            .returning(
-                *(table.c[name] for name in _GIVEN),
-                func.extract("epoch", func.now() - table.c.created_at),
-            )
-        )
-        leased = tuple_(*table.primary_key, table.c.attempts)
-        mine = leased.in_(bindparam("wfs_claims", expanding=True))
-        self._delete = delete(table).where(mine)
-        self._release = (
-            update(table)
-            .where(mine)
-            .values(attempts=table.c.attempts - 1, due_at=func.clock_timestamp())
-        )
-        self._set_back = (
-            update(table)
-            .where(mine)
-            .values(
-                last_error=bindparam("wfs_error"),
-                due_at=func.clock_timestamp() + bindparam("wfs_pause"),
-            )
-        )
-        self._give_up = (
-            update(table)
-            .where(mine)
-            .values(last_error=bindparam("wfs_error"), dead_at=func.clock_timestamp())
-        )
-
-    def claim(
-        self, connection: Connection, lease: timedelta
-    ) -> list[tuple[DueIntent, float]]:
-        """Lease what is due; return it with the seconds since its commit."""
-        rows = connection.execute(self._claim, {"wfs_lease": lease})
-        return [(DueIntent(*row[:-1]), float(row[-1])) for row in rows]
-
-    def delete(self, connection: Connection, claims: Sequence[_Claim]) -> None:
-        """Delete what was delivered, unless its lease has gone to somebody else."""
-        if claims:
-            connection.execute(self._delete, {"wfs_claims": claims})
-
-    def release(self, connection: Connection, claims: Sequence[_Claim]) -> None:
-        """Give back what was leased and not tried."""
-        if claims:
-            connection.execute(self._release, {"wfs_claims": claims})
-
-    def set_back(
-        self, connection: Connection, claim: _Claim, error: str, delay: float | None
-    ) -> None:
-        """Make an intent due again in *delay* seconds; None gives it up."""
-        parameters: dict[str, Any] = {"wfs_claims": [claim], "wfs_error": error}
-        if delay is None:
-            connection.execute(self._give_up, parameters)
-        else:
-            parameters["wfs_pause"] = timedelta(seconds=delay)
-            connection.execute(self._set_back, parameters)
-
-
-_GIVEN = (
-    "intent_id",
-    "workflow_key",
-    "version",
-    "position",
-    "intent_type",
-    "target",
-    "payload",
-    "attempts",
-    "created_at",
-)

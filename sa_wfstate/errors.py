@@ -128,19 +128,22 @@ class UnflushedChanges(RowError):
 class OutcomeUnknown(RowError):
     """The answer to a COMMIT was lost, and whether it was done could not be found out.
 
-    Either the database stayed out of reach, or other commits have since replaced
-    every row that would tell. *effect_ids* are those of the writes; the lost connection
-    is the ``__cause__``.
+    Either the database stayed out of reach, or nothing tells: other commits have since
+    replaced every row that would, or no row was written that could. Of several
+    databases, some may have committed and others not. *effect_ids* are those of the
+    writes; *workflow_key* is empty where no workflow row was written. The lost
+    connection is the ``__cause__``.
     """
 
     effect_ids: tuple[str, ...]
 
     def __str__(self) -> str:
+        row = self._row if self.workflow_key else self.entity
         effects = ", ".join(map(repr, self.effect_ids))
+        what = f"effect {effects}" if effects else "it"
         return (
-            f"{self._row}: the answer to COMMIT was lost, and it is not known whether "
-            f"effect {effects} was committed; look for its outcome before you commit "
-            "it again"
+            f"{row}: the answer to COMMIT was lost, and it is not known whether {what} "
+            "was committed; look for its outcome before you commit it again"
         )
 
 

@@ -122,7 +122,7 @@ def keep_history(
     history already.
     """
     statements = statements_of(entity)
-    if _find(statements.mapper) is not None:
+    if find_history(statements.mapper) is not None:
         raise MappingError(statements.entity, "has a history already")
     table = inspect(history).local_table
     assert isinstance(table, Table)  # noqa: S101
@@ -130,14 +130,15 @@ def keep_history(
     attach(entity, _Writer(statements, table))
 
 
-def _find(mapper: Mapper[Any]) -> Table | None:
+def find_history(mapper: Mapper[Any]) -> Table | None:
+    """Return the history table of the class of *mapper*, None if it has none."""
     found = (_histories.get(each) for each in lineage_of(mapper))
     return next((table for table in found if table is not None), None)
 
 
 def history_of(statements: Statements[Any]) -> Table:
     """Return the history table of an entity; raise MappingError if it has none."""
-    table = _find(statements.mapper)
+    table = find_history(statements.mapper)
     if table is None:
         raise MappingError(statements.entity, "has no history; see keep_history()")
     return table

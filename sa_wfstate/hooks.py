@@ -13,6 +13,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from .guests import stops, trace
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -94,8 +96,11 @@ def notify(hook: Callable[..., None], *arguments: Any) -> None:
     """Call *hook*; log what it raises."""
     try:
         hook(*arguments)
-    except Exception:  # noqa: BLE001 - the commit stands, whatever a hook does
-        _log.exception("a hook failed: %r", hook)
+    except BaseException as error:
+        if stops(error):
+            raise
+        # The commit stands, whatever a hook does.
+        _log.error("a hook failed: %s", trace(error))
 
 
 def _failure(delay: float | None) -> str:

@@ -10,11 +10,12 @@ import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, bindparam, delete, func, select
-from sqlalchemy.exc import SQLAlchemyError, StatementError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from tenacity import Retrying, retry_if_exception
 
+from .arguments import require_at_least
 from .connections import Connections
-from .errors import WorkflowStateError
+from .guests import stops, trace
 from .retry import RetryPolicy
 from .sqlstates import ErrorKind, classify
 
@@ -109,6 +110,7 @@ def sweep(
     With *everything* every row is made anew, a page is tried again after a transient
     error, and what else fails is raised.
     """
+    require_at_least(1, batch_size=batch_size)
     connections = Connections(bind, projection.statements.mapper)
     pages = _Pages(projection, batch_size)
 
@@ -133,7 +135,7 @@ def project(
     connection: Connection,
     projection: Projection[Any],
     workflow_keys: Collection[str],
-    failed: Callable[[str, Exception], object],
+    failed: Callable[[str, BaseException], object],
 ) -> list[dict[str, Any]]:
     """Make the rows of *workflow_keys* from what is committed now.
 
@@ -143,7 +145,9 @@ def project(
     for key, snapshot in _read(connection, projection, workflow_keys, failed).items():
         try:
             rows.append(projection.row(snapshot))
-        except Exception as error:  # noqa: BLE001 - whatever the function raises
+        except BaseException as error:
+            if stops(error):
+                raise
             failed(key, error)
     return rows
 
@@ -152,13 +156,13 @@ def write(
     connection: Connection,
     projection: Projection[Any],
     rows: list[dict[str, Any]],
-    failed: Callable[[str, Exception], object],
+    failed: Callable[[str, BaseException], object],
 ) -> set[str]:
     """Write *rows* over older ones; what the database refuses goes to *failed*."""
     try:
         with connection.begin_nested():
             return projection.write(connection, rows, over="older")
-    except StatementError as error:
+    except Exception as error:  # also what a driver raises for a value, as it is
         if classify(error) is not ErrorKind.FATAL:
             raise
         if len(rows) == 1:
@@ -170,12 +174,13 @@ def write(
     return written
 
 
-def log_failure(projection: Projection[Any]) -> Callable[[str, Exception], None]:
+def log_failure(projection: Projection[Any]) -> Callable[[str, BaseException], None]:
     """Return a function that logs which row could not be projected."""
 
-    def log(workflow_key: str, error: Exception) -> None:
+    def log(workflow_key: str, error: BaseException) -> None:
         entity = projection.statements.entity
-        _log.error("%s %r cannot be projected", entity, workflow_key, exc_info=error)
+        text = "%s %r cannot be projected: %s"
+        _log.error(text, entity, workflow_key, trace(error))
 
     return log
 
@@ -184,21 +189,30 @@ def _read(
     connection: Connection,
     projection: Projection[Any],
     workflow_keys: Collection[str],
-    failed: Callable[[str, Exception], object],
+    failed: Callable[[str, BaseException], object],
 ) -> dict[str, WorkflowSnapshot[Any]]:
     read_many = projection.statements.read_many
     if not workflow_keys:
         return {}
     try:
         return read_many(connection, workflow_keys)
-    except WorkflowStateError:
-        found: dict[str, WorkflowSnapshot[Any]] = {}
-        for key in workflow_keys:
-            try:
-                found |= read_many(connection, [key])
-            except WorkflowStateError as error:
-                failed(key, error)
-        return found
+    except Exception as error:
+        if not _is_of_a_row(error):
+            raise
+    found: dict[str, WorkflowSnapshot[Any]] = {}
+    for key in workflow_keys:
+        try:
+            found |= read_many(connection, [key])
+        except Exception as error:
+            if not _is_of_a_row(error):
+                raise
+            failed(key, error)
+    return found
+
+
+def _is_of_a_row(error: Exception) -> bool:
+    """Return whether reading a row raised *error*; a validator may raise anything."""
+    return not isinstance(error, DBAPIError) and classify(error) is ErrorKind.FATAL
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -206,7 +220,7 @@ def _is_transient(error: BaseException) -> bool:
     return isinstance(error, SQLAlchemyError) and classify(error) is ErrorKind.TRANSIENT
 
 
-def _raise(_: str, error: Exception) -> None:
+def _raise(_: str, error: BaseException) -> None:
     raise error
 
 
@@ -259,7 +273,7 @@ class _Pages:
                 connection.execute(self._remove_ahead, parameters)
         failures: list[str] = []
 
-        def note(workflow_key: str, error: Exception) -> None:
+        def note(workflow_key: str, error: BaseException) -> None:
             failures.append(workflow_key)
             log_failure(self._projection)(workflow_key, error)
 

@@ -39,7 +39,9 @@ from sqlalchemy import (
     tuple_,
 )
 
+from .arguments import require_at_least
 from .connections import Connections
+from .guests import outline
 from .hooks import Hooks, notify
 from .projection import Projection, ProjectionBatch
 from .projection_sweep import Swept, log_failure, project, sweep, write
@@ -61,7 +63,6 @@ _PAUSES = RetryPolicy.held()
 _SWEEP = "sweep"
 _SWEEP_PAGE = 2000
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
-_MOST_FAILED = 1000
 
 
 class _Behind(NamedTuple):
@@ -103,6 +104,8 @@ class ProjectionWorker(Generic[StateT]):
         sweep_every: float = 60.0,
         hooks: Hooks | None = None,
     ) -> None:
+        require_at_least(1, partitions=partitions, batch_size=batch_size)
+        require_at_least(0, poll=poll, overlap=overlap, sweep_every=sweep_every)
         self._bind = bind
         self._projection = projection
         self._connections = Connections(bind, projection.statements.mapper)
@@ -116,14 +119,14 @@ class ProjectionWorker(Generic[StateT]):
         self._sweeping: Iterator[Swept] | None = None
         self._hooks = hooks or Hooks()
         self._wait = self._waiting()
-        self._failed: dict[str, int] = {}
+        # By partition: versions that were tried in vain and are still looked at.
+        self._failed: dict[int, dict[str, int]] = {}
         self._behind = self._build()
 
     def _build(self) -> Any:
         canonical, mine = self._projection.statements.table, self._projection.table
         key, version = canonical.c.workflow_key, canonical.c.version
         age = func.clock_timestamp() - canonical.c.updated_at
-        failed: Any = bindparam("failed", expanding=True)
         return (
             select(
                 key,
@@ -135,11 +138,14 @@ class ProjectionWorker(Generic[StateT]):
             .select_from(canonical.outerjoin(mine, mine.c.workflow_key == key))
             .where(
                 self._projection.statements.own_rows,
-                canonical.c.updated_at >= bindparam("since"),
+                tuple_(canonical.c.updated_at, key)
+                > tuple_(
+                    bindparam("since", type_=canonical.c.updated_at.type),
+                    bindparam("after", type_=key.type),
+                ),
                 mine.c.version.is_(None) | (mine.c.version < version),
-                tuple_(key, version).not_in(failed),
             )
-            .order_by(canonical.c.updated_at)
+            .order_by(canonical.c.updated_at, key)
             .limit(self._batch_size)
         )
 
@@ -158,7 +164,8 @@ class ProjectionWorker(Generic[StateT]):
                 if classify(error) is not ErrorKind.TRANSIENT:
                     raise
                 attempt += 1
-                _log.warning("projecting %r failed: %r", self._projection.name, error)
+                name = self._projection.name
+                _log.warning("projecting %r failed: %s", name, outline(error))
                 self._wait.sleep(_PAUSES.ceiling(attempt))
             else:
                 if idle:
@@ -195,10 +202,9 @@ class ProjectionWorker(Generic[StateT]):
             taken = self._watermarks.take(connection, name)
             if taken is None:
                 return 0
-            behind = self._find_behind(connection, partition, taken.watermark)
-            batch = self._apply(connection, behind)
-            full = len(behind) == self._batch_size
-            reached = behind[-1].updated_at if full else taken.now
+            behind, end = self._find_behind(connection, partition, taken.watermark)
+            batch = self._apply(connection, partition, behind)
+            reached = end or taken.now
             # Idle, it is moved now and then only: each move is a write.
             if behind or reached - taken.watermark > self._overlap:
                 self._watermarks.advance(connection, name, reached)
@@ -208,28 +214,45 @@ class ProjectionWorker(Generic[StateT]):
 
     def _find_behind(
         self, connection: Connection, partition: int, watermark: datetime
-    ) -> list[_Behind]:
+    ) -> tuple[list[_Behind], datetime | None]:
+        """Find rows to be tried, and until when was looked, None if until now.
+
+        Rows that have failed are passed over, however many they are.
+        """
         share: ColumnElement[bool] = true()
         if self._partitions > 1:
             key = self._projection.statements.table.c.workflow_key
             share = func.abs(func.hashtext(key) % self._partitions) == partition
-        parameters = {
-            "since": watermark - self._overlap,
-            "failed": list(self._failed.items()),
-        }
-        found = connection.execute(self._behind.where(share), parameters)
-        return [_Behind(row[0], row[1], row[2], row[3], float(row[4])) for row in found]
+        failed = self._failed.get(partition, {})
+        seen: dict[str, int] = {}
+        place: dict[str, Any] = {"since": watermark - self._overlap, "after": ""}
+        while True:
+            found = connection.execute(self._behind.where(share), place).all()
+            rows = [
+                _Behind(row[0], row[1], row[2], row[3], float(row[4])) for row in found
+            ]
+            seen |= {row.workflow_key: row.version for row in rows}
+            untried = [row for row in rows if failed.get(row[0]) != row.version]
+            if len(rows) < self._batch_size:
+                # What has failed and was not seen again is not looked at any more.
+                self._failed[partition] = dict(failed.items() & seen.items())
+                return untried, None
+            if untried:
+                return untried, rows[-1].updated_at
+            place = {"since": rows[-1].updated_at, "after": rows[-1].workflow_key}
 
-    def _apply(self, connection: Connection, behind: list[_Behind]) -> ProjectionBatch:
+    def _apply(
+        self, connection: Connection, partition: int, behind: list[_Behind]
+    ) -> ProjectionBatch:
         versions = {row.workflow_key: row.version for row in behind}
         failures = []
+        failed = self._failed.setdefault(partition, {})
         log = log_failure(self._projection)
 
-        def note(workflow_key: str, error: Exception) -> None:
+        def note(workflow_key: str, error: BaseException) -> None:
             # Passed over until its next version, or the next sweep.
             failures.append(workflow_key)
-            if len(self._failed) < _MOST_FAILED:
-                self._failed[workflow_key] = versions[workflow_key]
+            failed[workflow_key] = versions[workflow_key]
             log(workflow_key, error)
 
         rows = project(connection, self._projection, versions, note)

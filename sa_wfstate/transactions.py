@@ -9,30 +9,25 @@ going on has come to its end by then.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception
 
-from .accounts import Deed, Entry
-from .connections import limit_lock_waits
 from .errors import OutcomeUnknown
-from .ledger import Ledger, existing_ledger
+from .evidence import Evidence, Verdict
 from .retry import RetryPolicy
 from .sqlstates import READ_ONLY_TRANSACTION, ErrorKind, classify, sqlstate
 from .twins import refuse_async
 from .waiting import Blocking, Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from sqlalchemy.orm import Session, sessionmaker
 
 T = TypeVar("T")
-
-_HAS_XACT_STATUS = (13,)
 
 
 def run_transaction(
@@ -94,14 +89,12 @@ class _Attempt:
         self._session = session
         self._resolve = resolve
         self._waiting = waiting
-        self._entries: list[Entry] = []
-        self._engine: Engine | None = None
-        self._transaction_id: str | None = None
-        self._read_only = False
+        self._evidence: dict[Connection, Evidence] = {}
         self._committing = False
 
     def make(self, fn: Callable[[Session], T]) -> T:
         session = self._session
+        event.listen(session, "after_begin", self._begun)
         try:
             with session:
                 result: T = self._waiting.call(fn, session)
@@ -110,35 +103,23 @@ class _Attempt:
                 session.commit()
         except Exception as error:
             self._leave_standby(error)
-            kind = classify(error, committing=self._committing)
-            if kind is not ErrorKind.UNKNOWN or not self._find_out(error):
+            if not self._is_in_doubt(error) or not self._find_out(error):
                 raise
+        finally:
+            for evidence in self._evidence.values():
+                evidence.stop()
         return result
+
+    def _begun(self, _: object, __: object, connection: Connection) -> None:
+        if connection not in self._evidence:
+            self._evidence[connection] = Evidence(connection)
 
     def _prepare(self, session: Session) -> None:
         """Flush, and note what to look for if the answer to COMMIT is lost."""
         session.flush()
-        self._find_evidence(existing_ledger(session))
+        evidence = self._evidence.items()
+        self._evidence = {each: found for each, found in evidence if found.take()}
         self._committing = True
-
-    def _find_evidence(self, ledger: Ledger | None) -> None:
-        self._entries = [] if ledger is None else ledger.written
-        if any(entry.deed is Deed.UPDATE for entry in self._entries):
-            return
-        # A row that is not there cannot be locked, so the server itself will be asked.
-        connection = self._connection()
-        self._read_only = connection is None
-        if connection is not None and _knows_transactions(connection):
-            self._engine = connection.engine
-            self._transaction_id = connection.scalar(
-                text("SELECT CAST(pg_current_xact_id_if_assigned() AS TEXT)")
-            )
-            self._read_only = self._transaction_id is None
-
-    def _connection(self) -> Connection | None:
-        if self._entries:
-            return self._entries[0].connection
-        return self._session.connection() if self._session.in_transaction() else None
 
     def _leave_standby(self, error: BaseException) -> None:
         """Drop connections to a server that has become a read-only standby."""
@@ -147,10 +128,21 @@ class _Attempt:
         ):
             self._session.bind.dispose()
 
-    def _find_out(self, error: BaseException) -> bool:
-        """Say whether the transaction was committed; raise OutcomeUnknown."""
-        if self._read_only:
+    def _is_in_doubt(self, error: BaseException) -> bool:
+        """Say whether anything may be committed although *error* was raised."""
+        if not self._committing:
             return False
+        if classify(error, committing=True) is ErrorKind.UNKNOWN:
+            return True
+        # Of several databases, some may have committed before one refused.
+        wrote = [each for each in self._evidence.values() if each.wrote]
+        return len(wrote) > 1 and _is_worth_another(error)
+
+    def _find_out(self, error: BaseException) -> bool:
+        """Say whether the transaction was committed; raise OutcomeUnknown.
+
+        Of several databases all were, or none; else it is unknown.
+        """
         retrying = Retrying(
             stop=self._resolve.stop,
             wait=self._resolve.wait,
@@ -158,71 +150,17 @@ class _Attempt:
             retry=retry_if_exception(_is_worth_another),
             reraise=True,
         )
+        evidence = list(self._evidence.values())
         try:
-            committed = retrying(self._look)
+            verdicts = {retrying(each.look) for each in evidence}
         except (DBAPIError, OSError):
-            committed = None
-        if committed is None:
-            effects = tuple({e.effect_id: None for e in self._entries if e.effect_id})
-            raise OutcomeUnknown(*_first(self._entries), effects) from error
-        return committed
-
-    def _look(self) -> bool | None:
-        for entry in self._entries:
-            if entry.deed is Deed.UPDATE:
-                with _reading(entry.account.engine) as connection:
-                    verdict = _verdict(connection, entry)
-                if verdict is not None:
-                    return verdict
-        if self._engine is not None and self._transaction_id is not None:
-            with _reading(self._engine) as connection:
-                return _status(connection, self._transaction_id)
-        return None
-
-
-def _first(entries: list[Entry]) -> tuple[str, str]:
-    if not entries:
-        return "a transaction without workflow rows", ""
-    return entries[0].statements.entity, entries[0].workflow_key
-
-
-@contextmanager
-def _reading(engine: Engine) -> Iterator[Connection]:
-    with engine.connect() as connection:
-        connection.execution_options(isolation_level="READ COMMITTED")
-        limit_lock_waits(connection)
-        yield connection
-
-
-class _StillRunning(TimeoutError):
-    """The transaction whose answer was lost has not come to its end."""
-
-
-def _knows_transactions(connection: Connection) -> bool:
-    dialect = connection.dialect
-    version = dialect.server_version_info
-    return dialect.name == "postgresql" and (version or ()) >= _HAS_XACT_STATUS
-
-
-def _verdict(connection: Connection, entry: Entry) -> bool | None:
-    """Say whether *entry* is committed; None if its row has moved on since."""
-    key = entry.workflow_key
-    found = entry.statements.versions(connection, [key], lock=True).get(key)
-    if found is None:
-        return None
-    version, effect_id = found
-    if effect_id == entry.effect_id:
-        return True
-    if version <= entry.base.version + 1:
-        return False
-    return None
-
-
-def _status(connection: Connection, transaction_id: str) -> bool | None:
-    status = connection.scalar(
-        text("SELECT pg_xact_status(CAST(CAST(:id AS TEXT) AS xid8))"),
-        {"id": transaction_id},
-    )
-    if status == "in progress":
-        raise _StillRunning
-    return None if status is None else status == "committed"
+            verdicts = {Verdict.UNKNOWN}
+        verdicts.discard(Verdict.NOTHING_WRITTEN)
+        if not verdicts or verdicts == {Verdict.UNDONE}:
+            return False
+        if verdicts == {Verdict.COMMITTED}:
+            return True
+        rows = [row for each in evidence for row in each.workflows]
+        first = rows[0] if rows else ("a transaction without workflow rows", "")
+        effects = dict.fromkeys(id_ for each in evidence for id_ in each.effect_ids)
+        raise OutcomeUnknown(*first, tuple(effects)) from error
