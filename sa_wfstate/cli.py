@@ -16,12 +16,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import NullPool, create_engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from . import cli_upcast
 from .diffs import diff_json, follow_patch
 from .errors import WorkflowStateError
+from .guests import outline
 from .history import diff_versions, get_version, list_versions
 from .statements import statements_of
 from .store import get_state
@@ -51,13 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Session(engine) as session:
             _COMMANDS[options.command](session, entity, options)
     except (CommandError, WorkflowStateError, ImportError) as error:
-        print(f"sa_wfstate: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+        reason = " ".join(str(error).split())
     except DBAPIError as error:
-        reason = " ".join(str(error.orig).split())
-        print(f"sa_wfstate: the database refused: {reason}", file=sys.stderr)  # noqa: T201
-        return 1
-    return 0
+        reason = f"the database refused: {outline(error)}"
+    except (SQLAlchemyError, OSError, UnicodeError) as error:
+        # A driver that is not there, for example, or a name that is no host's.
+        reason = f"cannot connect: {outline(error)}"
+    else:
+        return 0
+    print(f"sa_wfstate: {reason}", file=sys.stderr)  # noqa: T201
+    return 1
 
 
 def load_entity(name: str) -> Any:
@@ -69,8 +73,9 @@ def load_entity(name: str) -> Any:
         )
     try:
         module = import_module(module_name)
-    except ImportError as error:
-        raise CommandError(f"cannot import {module_name}: {error}") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CommandError(f"cannot import {module_name}: {reason}") from error
     try:
         return getattr(module, class_name)
     except AttributeError:
@@ -84,9 +89,16 @@ def database_url(given: str | None) -> URL:
         raise CommandError("no database URL; give one with --url or in SA_WFSTATE_URL")
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         # Not the text itself, which may hold a password.
         raise CommandError("the database URL cannot be read") from None
+    # Of a password with an @ the rest would be taken for the host, and shown in errors.
+    _, _, after_user = text.partition("://")[2].partition(":")
+    if url.password is not None and "@" in after_user.partition("@")[2]:
+        raise CommandError(
+            "the database URL cannot be read: an @ in a password or an option is "
+            "written %40"
+        )
     plain = url.drivername == "postgresql"
     return url.set(drivername="postgresql+psycopg") if plain else url
 
@@ -113,7 +125,10 @@ def _parser() -> argparse.ArgumentParser:
             )
         elif name == "history":
             command.add_argument(
-                "--limit", type=int, default=20, help="at most so many, the newest"
+                "--limit",
+                type=cli_upcast.positive,
+                default=20,
+                help="at most so many, the newest",
             )
         else:
             command.add_argument("from_version", type=int)

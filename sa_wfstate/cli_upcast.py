@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import create_engine
 
+from .arguments import require_at_least
 from .statements import statements_of
 from .upcasting import UpcastProgress, UpcastReport, count_schema_versions, upcast_all
 
@@ -32,12 +33,19 @@ class _Display(Protocol):
     def close(self) -> None: ...
 
 
+def positive(text: str) -> int:
+    """Return the number that *text* says; ValueError unless it is 1 or more."""
+    number = int(text)
+    require_at_least(1, number=number)
+    return number
+
+
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes, besides the class."""
     command.add_argument("entity", help="the mapped class, as app.models:Order")
     command.add_argument("--url", help="of the database, else SA_WFSTATE_URL")
     command.add_argument(
-        "--batch-size", type=int, default=1000, help="rows in one transaction"
+        "--batch-size", type=positive, default=1000, help="rows in one transaction"
     )
     command.add_argument(
         "--dry-run", action="store_true", help="count the rows by schema version only"

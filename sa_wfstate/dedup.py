@@ -30,6 +30,7 @@ from sqlalchemy import (
     DateTime,
     Engine,
     Index,
+    Interval,
     Table,
     Text,
     Uuid,
@@ -46,6 +47,7 @@ from sqlalchemy.orm import Mapped, Mapper, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.elements import conv
 
 from .actions import digest
+from .arguments import require_at_least
 from .chunks import chunks
 from .connections import Connections
 from .errors import ActionIdReused
@@ -149,11 +151,17 @@ class DedupLog:
 
         The caller rolls back then.
         """
-        expires_at = datetime.now(UTC) + self._ttl
-        rows = [{"expires_at": expires_at, **claim._asdict()} for claim in claims]
         name = connection.dialect.name
+        if name == "sqlite":  # Its server is this process.
+            until: dict[str, Any] = {"expires_at": datetime.now(UTC) + self._ttl}
+        else:
+            until = {"wfs_ttl": self._ttl}
+        rows = [claim._asdict() | until for claim in claims]
         if name not in self._inserts:
             insert = (sqlite if name == "sqlite" else postgresql).insert(self._table)
+            if name != "sqlite":
+                ttl = bindparam("wfs_ttl", type_=Interval())
+                insert = insert.values(expires_at=func.now() + ttl)
             self._inserts[name] = insert.on_conflict_do_nothing().returning(
                 self._table.c.action_id
             )
@@ -220,8 +228,10 @@ def cleanup_expired(
 
     They go in batches of *batch* rows, each in a transaction of its own, which passes
     over rows that somebody has locked; so any number of these can run at once. After
-    each batch *progress* is called with the number of rows deleted so far.
+    each batch *progress* is called with the number of rows deleted so far. What has
+    expired is decided by the clock of the server.
     """
+    require_at_least(1, batch=batch)
     table: Any = inspect(log).local_table
     key = (table.c.workflow_key, table.c.action_id)
     expired = (
@@ -231,8 +241,9 @@ def cleanup_expired(
         .with_for_update(skip_locked=True)
     )
     statement = delete(table).where(tuple_(*key).in_(expired))
-    now = datetime.now(UTC)
     connections = Connections(bind, inspect(log))
+    with connections.transaction() as connection:
+        now = connection.scalar(select(func.now()))
     deleted = 0
     while True:
         with connections.transaction() as connection:

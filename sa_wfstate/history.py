@@ -19,10 +19,12 @@ is not seen: SQL by hand, and the bulk inserts of the ORM.
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import delete, select, tuple_, type_coerce
+from sqlalchemy import delete, func, select, tuple_, type_coerce
 
+from .arguments import require_at_least
 from .connections import Connections
 from .diffs import diff_json
 from .errors import VersionNotInHistory
@@ -34,7 +36,6 @@ from .store import Entity, connection_of, try_commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from datetime import datetime
 
     from sqlalchemy import Engine, Select
     from sqlalchemy.orm import Session, sessionmaker
@@ -152,18 +153,22 @@ def trim_history(
     bind: Engine | sessionmaker[Any],
     entity: Entity[Any],
     *,
-    before: datetime,
+    before: datetime | timedelta,
     batch_size: int = 1000,
     progress: Callable[[int], object] | None = None,
 ) -> int:
     """Delete the versions committed before *before*, and return how many there were.
+
+    A timedelta is the age of the youngest of them, by the server's clock, which is what
+    versions are dated by.
 
     The newest version of each workflow stays, so that its state at any later time is
     known. The table is gone through in batches of *batch_size* rows, each a transaction
     of its own, which pass over rows that another one has locked; *progress* is called
     with the number of rows deleted so far.
     """
-    if before.tzinfo is None:
+    require_at_least(1, batch_size=batch_size)
+    if isinstance(before, datetime) and before.tzinfo is None:
         raise ValueError("before must have a time zone")
     statements = statements_of(entity)
     table = history_of(statements)
@@ -176,6 +181,10 @@ def trim_history(
         )
         .exists()
     )
+    connections = Connections(bind, statements.mapper)
+    if isinstance(before, timedelta):
+        with connections.transaction() as connection:
+            before = connection.scalars(select(func.now())).one() - before
     identity = tuple_(*table.primary_key)
     page = (
         select(*table.primary_key, (table.c.committed_at < before) & superseded)
@@ -183,7 +192,6 @@ def trim_history(
         .limit(batch_size)
         .with_for_update(skip_locked=True, of=table)
     )
-    connections = Connections(bind, statements.mapper)
     deleted, rows = 0, None
     while rows is None or len(rows) == batch_size:
         with connections.transaction("READ COMMITTED") as connection:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -75,6 +75,33 @@ def test_expired_rows_are_deleted_in_batches(engine: Engine) -> None:
     assert seen == [10, 20, 23]
     assert count(engine) == 2
     assert cleanup_expired(engine, ActionDedupLog) == 0
+
+
+@pytest.mark.contract
+def test_clock_of_the_host_does_not_matter(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An action lives as long as the server says, however wrong the host's clock is."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(days=1)
+
+    monkeypatch.setattr("sa_wfstate.dedup.datetime", Ahead)
+    with Session(engine) as session, session.begin():
+        remember(session, ActionDedupLog, "o-1", ID, result="1")
+        row = session.get_one(ActionDedupLog, ("o-1", ID))
+        assert row.expires_at - row.processed_at == timedelta(hours=6)
+    assert cleanup_expired(engine, ActionDedupLog) == 0
+    assert count(engine) == 1
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_batch_of_none_is_refused(engine: Engine, batch: int) -> None:
+    """It would be deleted again for ever."""
+    with pytest.raises(ValueError, match=f"batch must be 1 or more, got {batch}"):
+        cleanup_expired(engine, ActionDedupLog, batch=batch)
 
 
 def test_locked_rows_are_passed_over(engine: Engine) -> None:

@@ -69,17 +69,17 @@ def beyond(server_url: URL, database: URL) -> Iterator[Engine]:
         options = {"dbname": url.database, "port": url.port, "host": url.host}
         options = {key: value for key, value in options.items() if value} | url.query
         named = ", ".join(f"{key} '{value}'" for key, value in options.items())
+        named, wrapper = f"({named})", "postgres_fdw"
+        defaults = "public OPTIONS (import_default 'true')"
         user = f"user '{url.username}', password_required 'false'"
         if url.password:
             user += f", password '{url.password}'"
         with here.begin() as connection:
             for statement in (
-                "CREATE EXTENSION postgres_fdw",
-                f"CREATE SERVER beyond FOREIGN DATA WRAPPER postgres_fdw"
-                f" OPTIONS ({named})",
+                f"CREATE EXTENSION {wrapper}",
+                f"CREATE SERVER beyond FOREIGN DATA WRAPPER {wrapper} OPTIONS {named}",
                 f"CREATE USER MAPPING FOR CURRENT_USER SERVER beyond OPTIONS ({user})",
-                "IMPORT FOREIGN SCHEMA public FROM SERVER beyond INTO public"
-                " OPTIONS (import_default 'true')",
+                f"IMPORT FOREIGN SCHEMA public FROM SERVER beyond INTO {defaults}",
             ):
                 connection.execute(text(statement))
         with Session(there) as session, session.begin():

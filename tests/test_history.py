@@ -413,6 +413,15 @@ def test_trim_keeps_the_newest(engine: Engine, wrap: Any) -> None:
         assert statuses(session) == [(4, "sent")]
 
 
+def test_age_is_measured_by_the_server(engine: Engine) -> None:
+    """A timedelta counts back from the server's clock; a batch of none is refused."""
+    four_versions(engine)
+    assert trim_history(engine, Order, before=timedelta(minutes=1)) == 0
+    assert trim_history(engine, Order, before=timedelta(0)) == 3
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        trim_history(engine, Order, before=timedelta(0), batch_size=0)
+
+
 def test_class_without_history_says_so(engine: Engine) -> None:
     """Neither a missing history nor a second one passes silently."""
     with Session(engine) as session, pytest.raises(MappingError, match="keep_history"):

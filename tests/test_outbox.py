@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -9,14 +10,15 @@ from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import select, update
-from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy import select, text, update
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sa_wfstate import (
     Action,
     Hooks,
     Intent,
     Provenance,
+    PydanticJSON,
     ReducerService,
     Reduction,
     RetryPolicy,
@@ -28,7 +30,7 @@ from sa_wfstate.dispatcher import DueIntent, IntentDispatcher
 from sa_wfstate.outbox import IntentMixin, add_intents, revive_dead, store_intents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from sqlalchemy import Engine, MetaData
 
@@ -292,3 +294,170 @@ def test_several_dispatchers_share_the_work(engine: Engine, wrap: Any) -> None:
         mine = [place for place in places(given) if place[0] == key]
         assert mine == sorted(mine)
         assert len(mine) == 4
+
+
+class _WithoutText(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+class _Nameless(type):
+    @property
+    def __name__(cls) -> str:
+        raise RuntimeError
+
+
+class _WithoutName(Exception, metaclass=_Nameless):
+    pass
+
+
+class _Timeout(BaseException):
+    """What gevent raises is no Exception either."""
+
+
+ODD = [
+    FileNotFoundError("/data/\udcff.txt"),
+    ValueError("\0"),
+    ValueError("!" * 10_000_000),
+    ExceptionGroup("several", [ValueError()]),
+    _WithoutText(),
+    _WithoutName(),
+    _Timeout(),
+]
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("error", ODD, ids=lambda error: type(error).__qualname__)
+def test_no_error_of_a_handler_stops_the_dispatcher(
+    engine: Engine, error: BaseException
+) -> None:
+    """Whatever it is, the intent is a dead letter, and the others are handed over."""
+    handle(engine, "bad", "good")
+    given: list[DueIntent] = []
+
+    class Odd(Hooks):
+        def not_delivered(self, *_: object) -> None:
+            raise error
+
+    def handler(intent: DueIntent) -> None:
+        if intent.workflow_key == "bad":
+            raise error
+        given.append(intent)
+
+    once = RetryPolicy(max_attempts=1)
+    one = dispatcher(engine, handler, retry=once, hooks=Odd())
+    assert [one.dispatch() for _ in range(3)] == [2, 2, 0]
+    assert len(given) == 2
+    with Session(engine) as session:
+        dead = session.scalars(select(OrderIntent)).all()
+        assert {(row.workflow_key, len(row.last_error or "") > 4) for row in dead} == {
+            ("bad", True)
+        }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyboardInterrupt(),
+        SystemExit(),
+        asyncio.CancelledError(),
+        BaseExceptionGroup("several", [ValueError(), KeyboardInterrupt()]),
+    ],
+)
+def test_what_is_meant_for_the_worker_ends_it(
+    engine: Engine, error: BaseException
+) -> None:
+    """An interrupt or a cancellation that a handler meets is not its failure."""
+    handle(engine, "o-1")
+
+    def handler(_: DueIntent) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        dispatcher(engine, handler).dispatch()
+
+
+async def _coroutine(_: DueIntent) -> None: ...
+
+
+def _generator(_: DueIntent) -> Iterator[None]:
+    yield
+
+
+async def _async_generator(_: DueIntent) -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("handler", [_coroutine, _generator, _async_generator])
+def test_handler_that_has_not_run_is_no_delivery(engine: Engine, handler: Any) -> None:
+    """A coroutine or a generator that a handler returns has done nothing yet."""
+    handle(engine, "o-1")
+    assert dispatcher(engine, handler).dispatch() == 1
+    with Session(engine) as session:
+        first = session.scalars(select(OrderIntent).filter_by(position=0)).one()
+        assert "of which nothing has run" in str(first.last_error)
+
+
+@pytest.mark.contract
+def test_error_that_the_column_does_not_take_is_left_out(engine: Engine) -> None:
+    """A narrower column, or another encoding, does not stop the dispatcher either."""
+    with engine.begin() as connection:
+        connection.execute(
+            text("ALTER TABLE order_intents ALTER last_error TYPE varchar(10)")
+        )
+    handle(engine, "o-1")
+
+    def handler(_: DueIntent) -> None:
+        raise ConnectionError
+
+    assert dispatcher(engine, handler).dispatch() == 1
+    with Session(engine) as session:
+        first = session.scalars(select(OrderIntent).filter_by(position=0)).one()
+        assert (first.attempts, first.last_error) == (1, None)
+
+
+class Mail(BaseModel):
+    to: str
+
+
+class MailIntent(IntentMixin, Base):
+    __tablename__ = "mail_intents"
+    payload: Mapped[Mail] = mapped_column(PydanticJSON(Mail))
+
+
+@pytest.mark.contract
+def test_payload_that_cannot_be_read_harms_no_other(engine: Engine) -> None:
+    """It is a failure of its own intent, and of no other in the batch."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO mail_intents (workflow_key, version, position, intent_id,"
+                " intent_type, target, payload) VALUES"
+                " ('bad', 1, 0, gen_random_uuid(), 'mail', 'kim', '{}'),"
+                " ('good', 1, 0, gen_random_uuid(), 'mail', 'kim', '{\"to\": \"kim\"}')"
+            )
+        )
+    given: list[Any] = []
+    told: list[Any] = []
+
+    class Told(Hooks):
+        def not_delivered(self, intent: DueIntent, *_: object) -> None:
+            told.append((intent.workflow_key, intent.payload))
+
+    once = RetryPolicy(max_attempts=1)
+    one = IntentDispatcher(engine, MailIntent, given.append, retry=once, hooks=Told())
+    assert one.dispatch() == 2
+    assert [intent.payload for intent in given] == [Mail(to="kim")]
+    assert told == [("bad", None)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_size": 0}, {"lease": -1.0}, {"poll": -0.1}, {"poll": float("nan")}],
+)
+def test_dispatcher_refuses_what_would_never_end(engine: Engine, wrong: Any) -> None:
+    """A batch of none would be leased again for ever."""
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        dispatcher(engine, print, **wrong)

@@ -105,10 +105,11 @@ def put(session: Session, entity: Any, key: str, version: int, status: str) -> A
     return outcome
 
 
-def place(engine: Engine, *keys: str, entity: Any = Order) -> None:
+def place(engine: Engine, *keys: str, entity: Any = Order, status: str = "new") -> None:
     """Create the workflows *keys*."""
+    state = OrderState(status=status)
     with Session(engine) as session:
-        session.add_all(entity(workflow_key=key, state=OrderState()) for key in keys)
+        session.add_all(entity(workflow_key=key, state=state) for key in keys)
         session.commit()
 
 
@@ -511,3 +512,100 @@ def test_gated_read_of_a_missing_workflow(engine: Engine) -> None:
         store.get("o-9", max_wait=0.0, fallback="raise")
     place(engine, "o-1")
     assert store.get("o-1", max_wait=0.0).source is ProjectionSource.CANONICAL
+
+
+@pytest.mark.contract
+def test_rows_that_fail_keep_no_other_waiting(engine: Engine) -> None:
+    """However many of them there are, and each is tried and told of once."""
+    batches: list[Any] = []
+
+    class Batches(Hooks):
+        projected = staticmethod(batches.append)  # type: ignore[assignment]
+
+    one = worker(engine, hooks=Batches(), batch_size=10, partitions=2)
+    one.follow()
+    place(engine, *(f"bad-{number}" for number in range(95)), status="poison")
+    place(engine, "o-1")
+    while not rows(engine):
+        one.follow()
+        assert len(batches) < 20
+    for _ in range(3):
+        one.follow()
+    assert sum(batch.failed for batch in batches) == 95
+    with Session(engine) as session:
+        put(session, Order, "bad-7", 2, "cured")
+        session.commit()
+    one.follow()
+    assert rows(engine) == {"o-1": (1, "new"), "bad-7": (2, "cured")}
+
+
+class _Odd(BaseException):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize(
+    "made",
+    [_Odd(), OSError(), None, {"tag": "\udcff", "namespace": "n"}, {"tag": object()}],
+    ids=["no text", "like a lost connection", "None", "surrogate", "object"],
+)
+def test_whatever_a_function_makes_harms_no_neighbour(
+    engine: Engine, made: Any
+) -> None:
+    """What it raises, and what no driver can send, concerns its own row."""
+
+    def function(order: WorkflowSnapshot[OrderState]) -> Mapping[str, Any]:
+        if order.workflow_key != "bad":
+            return project(order)
+        if isinstance(made, BaseException):
+            raise made
+        return made  # type: ignore[no-any-return]
+
+    place(engine, "bad", "good")
+    one = ProjectionWorker(
+        engine, Projection(Order, OrderProjection, function), Watermark
+    )
+    assert one.sweep() == 1
+    assert rows(engine) == {"good": (1, "new")}
+
+
+def test_interrupt_ends_a_worker(engine: Engine) -> None:
+    """What is meant for the process is no failure of a row."""
+
+    def function(_: object) -> Mapping[str, Any]:
+        raise KeyboardInterrupt
+
+    place(engine, "o-1")
+    one = ProjectionWorker(
+        engine, Projection(Order, OrderProjection, function), Watermark
+    )
+    with pytest.raises(KeyboardInterrupt):
+        one.sweep()
+
+
+def test_log_of_a_refused_row_holds_no_value(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the statement's parameters nor the server's DETAIL get into it."""
+    with Session(engine) as session:
+        session.execute(
+            text("ALTER TABLE order_projection ADD CHECK (tag <> 'my secret')")
+        )
+        put(session, Order, "o-1", 1, "my secret")
+        session.commit()
+    assert worker(engine).sweep() == 0
+    assert "Order 'o-1' cannot be projected: CheckViolation" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_size": 0}, {"partitions": 0}, {"poll": -1.0}, {"overlap": float("nan")}],
+)
+def test_worker_refuses_what_would_never_end(engine: Engine, wrong: Any) -> None:
+    """A batch of none would be made for ever."""
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        worker(engine, **wrong)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        rebuild(engine, orders, batch_size=0)
