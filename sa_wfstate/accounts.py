@@ -21,6 +21,8 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import Connection, Engine, RootTransaction, Table, event
 
+from .details import hide_details
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -170,6 +172,7 @@ def _listen(connection: Connection) -> None:
 
 
 on_first_write.append(_listen)
+on_first_write.append(lambda connection: hide_details(connection.engine))
 
 
 def _rolled_back(connection: Connection, name: str, _: object) -> None:

@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = f"the database refused: {outline(error)}"
     except (SQLAlchemyError, OSError, UnicodeError) as error:
         # A driver that is not there, for example, or a name that is no host's.
-        reason = f"cannot connect: {outline(error)}"
+        shown = isinstance(error, ArgumentError)  # The name of a driver, for example.
+        reason = f"cannot connect: {error if shown else outline(error)}"
     else:
         return 0
     print(f"sa_wfstate: {reason}", file=sys.stderr)  # noqa: T201

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, text
 
+from .details import hide_details
 from .side_writes import writers_of
 from .twins import refuse_async, refuse_sync
 
@@ -25,6 +26,8 @@ class Connections:
 
     def __init__(self, bind: Engine | sessionmaker[Any], mapper: Mapper[Any]) -> None:
         refuse_async(bind)
+        if isinstance(bind, Engine):
+            hide_details(bind)
         self._bind = bind
         self._mapper = mapper
 
@@ -69,9 +72,11 @@ class Connections:
         else:
             session: Session
             with self._bind() as session, session.begin():
-                yield session.connection(
+                connection = session.connection(
                     bind_arguments={"mapper": self._mapper}, execution_options=options
                 )
+                hide_details(connection.engine)
+                yield connection
 
     def _is_sqlite(self) -> bool:
         if isinstance(self._bind, Engine):

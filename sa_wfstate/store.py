@@ -18,6 +18,7 @@ from tenacity import Retrying, retry_if_exception
 from . import flushes, stale_loads  # noqa: F401 - they listen
 from .commits import compare_and_set, conflict_of_write, prepare, refused
 from .connections import Connections, limit_lock_waits
+from .details import hide_details
 from .errors import OutcomeUnknown, UnflushedChanges, WorkflowNotFound
 from .guards import Seen, saw
 from .ledger import record
@@ -247,7 +248,9 @@ def _may_pass(error: BaseException) -> bool:
 def connection_of(session: Session, statements: Statements[Any]) -> Connection:
     """Return the connection on which *session* reads and writes these rows."""
     refuse_async(session)
-    return session.connection(bind_arguments={"mapper": statements.mapper})
+    connection = session.connection(bind_arguments={"mapper": statements.mapper})
+    hide_details(connection.engine)
+    return connection
 
 
 def _read(

@@ -175,3 +175,39 @@ def test_errors_are_one_line(
     assert done.stderr.startswith("sa_wfstate: ")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://kim:se@cret@nowhere.invalid/db",
+        "postgresql://kim:se@cret:word@nowhere.invalid/db",
+        "postgresql://kim:se@x/cret@nowhere.invalid/db",
+        "postgresql://kim:cret@nowhere.invalid:12x/db",
+        "postgresql://kim:cret@nowhere.invalid/db",
+        "nodriver://kim:cret@nowhere.invalid/db",
+        "postgresql://kim:cret@" + 80 * "a" + ".invalid/db",
+    ],
+)
+def test_no_part_of_a_password_is_shown(terminal: Terminal, url: str) -> None:
+    """Whatever is wrong with a URL is said in one line."""
+    for command in (("show", "shop:Order", "o-1"), ("upcast", "shop:Order")):
+        done = terminal.run(*command, "--url", url)
+        assert done.returncode == 1
+        assert "cret" not in done.stdout + done.stderr
+        assert done.stderr.startswith("sa_wfstate: ")
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("history", "shop:Order", "o-1", "--limit", "0"),
+        ("upcast", "shop:Order", "--batch-size", "-1"),
+    ],
+)
+def test_number_that_is_none_is_refused(terminal: Terminal, wrong: Any) -> None:
+    """Less than one row makes no sense, and the usage says so."""
+    with pytest.raises(SystemExit) as caught:
+        terminal.run(*wrong)
+    assert caught.value.code == 2
