@@ -139,9 +139,9 @@ class Evidence:
             return Verdict.NOTHING_WRITTEN
         with self._reading() as connection:
             verdicts = {_verdict(connection, row) for row in self._rows}
-            verdicts.discard(Verdict.UNKNOWN)
-            if not verdicts and self._transaction_id is not None:
-                verdicts = {_status(connection, self._transaction_id)}
+            if self._transaction_id is not None:
+                verdicts.add(_status(connection, self._transaction_id))
+        verdicts.discard(Verdict.UNKNOWN)
         # Where rows are on several servers, part of them may be committed.
         return verdicts.pop() if len(verdicts) == 1 else Verdict.UNKNOWN
 

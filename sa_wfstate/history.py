@@ -101,6 +101,8 @@ def list_versions(
 ) -> list[WorkflowSnapshot[StateT]]:
     """Read the versions that are kept of a workflow, the newest first."""
     query = _Query(entity, workflow_key)
+    if limit is not None:
+        require_at_least(0, limit=limit)
     return query.read(session, query.rows.limit(limit))
 
 

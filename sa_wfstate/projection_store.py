@@ -101,6 +101,8 @@ class ProjectionStore(Generic[StateT]):
         """
         entity = self._projection.statements.entity
         check_key(entity, workflow_key)
+        if not max_wait >= 0:
+            raise ValueError(f"max_wait must be 0 or more, got {max_wait}")
         row = self._wait_for(workflow_key, required_version or 1, max_wait)
         found = 0 if row is None else row["version"]
         if row is not None and found >= (required_version or 1):

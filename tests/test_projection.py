@@ -609,3 +609,5 @@ def test_worker_refuses_what_would_never_end(engine: Engine, wrong: Any) -> None
         worker(engine, **wrong)
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
         rebuild(engine, orders, batch_size=0)
+    with pytest.raises(ValueError, match="max_wait must be 0 or more, got nan"):
+        ProjectionStore(engine, orders).get("o-1", max_wait=float("nan"))
