@@ -178,7 +178,7 @@ def test_errors_are_one_line(
 
 
 @pytest.mark.parametrize(
-    "url",
+    "wrong_url",
     [
         "postgresql://kim:se@cret@nowhere.invalid/db",
         "postgresql://kim:se@cret:word@nowhere.invalid/db",
@@ -189,10 +189,10 @@ def test_errors_are_one_line(
         "postgresql://kim:cret@" + 80 * "a" + ".invalid/db",
     ],
 )
-def test_no_part_of_a_password_is_shown(terminal: Terminal, url: str) -> None:
+def test_no_part_of_a_password_is_shown(terminal: Terminal, wrong_url: str) -> None:
     """Whatever is wrong with a URL is said in one line."""
     for command in (("show", "shop:Order", "o-1"), ("upcast", "shop:Order")):
-        done = terminal.run(*command, "--url", url)
+        done = terminal.run(*command, "--url", wrong_url)
         assert done.returncode == 1
         assert "cret" not in done.stdout + done.stderr
         assert done.stderr.startswith("sa_wfstate: ")
