@@ -1,8 +1,9 @@
 """Guards: what would write over a version that the code has not seen is refused.
 
-The version that a write is checked against is the one that came *with the state*. It is
-noted when a row is loaded, and survives what SQLAlchemy forgets: the attributes that a
-commit, a rollback or ``expire()`` takes away. So of two lines in one program
+The version that a write is checked against, its *base*, is the one that came *with the
+state*. It is noted when a row is loaded, and survives what SQLAlchemy forgets: the
+attributes that a commit, a rollback or ``expire()`` takes away. So of two lines in one
+program
 
 ::
 
@@ -11,6 +12,14 @@ commit, a rollback or ``expire()`` takes away. So of two lines in one program
 
 the second is based on the version of the first, whoever has written in between. Reading
 anything of the order loads its row, and moves the base to what was read.
+
+A row may arrive in part. One rule says what the code has seen then: *when a state
+arrives, the version and the effect that the instance holds become its base*. They came
+in the same row, or before it. What arrives without a state moves no base; it makes one
+only for an instance that has neither a base nor a state. A refresh by name that brings
+the state, the version or the provenance brings the version and the provenance, so that
+these two are of one row. An instance that never had a provenance is checked by its
+version alone.
 
 Statements that would write workflow rows past the unit of work, ``update(Order)``,
 ``delete(Order)`` and ON CONFLICT DO UPDATE, check no version at all. They are refused
@@ -37,9 +46,12 @@ from .session_methods import around
 from .types import Unread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 UNVERSIONED: Final = "wfstate_unversioned"
+
+OF_A_BASE: Final = frozenset({"state", "version", "provenance"})
+"""The attributes that tell which version of a row an instance holds."""
 
 _KEY = "sa_wfstate.seen"
 _UPSERTS = (postgresql.dml.OnConflictDoUpdate, sqlite.dml.OnConflictDoUpdate)
@@ -90,25 +102,45 @@ def saw(state: InstanceState[Any], seen: Seen | None) -> None:
         state.info[_KEY] = seen
 
 
+def take_over(state: InstanceState[Any], other: InstanceState[Any]) -> None:
+    """Give *state* the base of *other*, whose values it holds."""
+    state.info[_KEY] = other.info.get(_KEY)
+
+
 @event.listens_for(WorkflowStateMixin, "load", propagate=True, raw=True)
 def _loaded(state: InstanceState[Any], _: object) -> None:
     values = state.dict
-    if "version" in values:
-        provenance = state.committed_state.get("provenance", values.get("provenance"))
-        state.info[_KEY] = (values["version"], provenance)
+    if "version" in values or "state" in values:
+        _see(state, values)
 
 
 @event.listens_for(WorkflowStateMixin, "refresh", propagate=True, raw=True)
-def _refreshed(
-    state: InstanceState[Any], context: object, attributes: Any | None
+def _refreshed(state: InstanceState[Any], _: object, attributes: Any | None) -> None:
+    values = state.dict
+    # A load in part leaves behind what it defers, as it was, and how to load it.
+    deferred = OF_A_BASE & values.keys() & state.callables.keys()
+    for name in deferred:
+        del state.callables[name]  # The next load is going to tell for itself.
+    if attributes is not None:
+        deferred = OF_A_BASE.difference(attributes)
+    arrived = OF_A_BASE & values.keys() - deferred
+    if "state" in arrived or ("version" in arrived and _KEY not in state.info):
+        _see(state, values, stale=deferred if attributes is None else ())
+
+
+def _see(
+    state: InstanceState[Any], values: Mapping[str, Any], stale: Collection[str] = ()
 ) -> None:
-    # A version that arrives alone is not that of the state which the code knows.
-    alone = attributes is not None and "state" not in attributes
-    if not (alone and (_KEY in state.info or "state" in state.dict)):
-        _loaded(state, context)
-        if attributes is not None and "provenance" not in attributes:
-            seen = seen_of(state)
-            saw(state, seen and Seen(seen.version, None))
+    """Make what *state* holds its base; None if a state came without its version."""
+    if "version" not in values:
+        state.info.setdefault(_KEY, None)
+        return
+    version, provenance = values["version"], None
+    if "provenance" not in stale:
+        provenance = state.committed_state.get("provenance", values.get("provenance"))
+    known = seen_of(state) if provenance is None else None
+    if known is None or known.version != version:
+        state.info[_KEY] = (version, provenance)
 
 
 def expect_seen(state: InstanceState[Any]) -> Seen:

@@ -1,27 +1,38 @@
-"""Stale objects that SQLAlchemy notices outside a flush: ``merge()`` and locked loads.
+"""Stale objects outside a flush: ``merge()``, locked loads, refreshes by name.
 
 ``Session.merge()`` of a detached object, and ``Session.get(…, with_for_update=…)`` of
 one that the session holds, compare versions and raise StaleDataError. SQLAlchemy offers
 no event there, so these methods are wrapped when the first workflow class is mapped.
 The wrapper calls the method, and looks closer at an error that comes out.
 
-A new, transient object is the creation of a workflow. Merged over a row that exists it
-would take over that row's version and write over it unseen, so that is a conflict too.
+SQLAlchemy compares the version attributes alone, and inserts what it does not find. So
+a merge is refused before it copies anything
+
+- if the detached object and the session's own have different bases, which shows a row
+  that was deleted and created again, or a version attribute that is expired;
+- if the row of a detached object is gone: it was deleted, not to be created again;
+- if a new, transient object, the creation of a workflow, meets a row that exists.
+
+``load=False`` reads no row: the object of the session gets the base of the merged one,
+and its next flush is checked against that. So does one that is merged from an object
+without a base, and cannot be written before it is loaded.
+
+``refresh()`` and ``expire()`` of some attributes take the version and the provenance
+together, so that the base is always of one row.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import inspect
+from sqlalchemy import event, inspect
 from sqlalchemy.exc import DBAPIError, NoInspectionAvailable
 from sqlalchemy.orm import InstanceState, Mapper, Session
-from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
+from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.orm.util import identity_key
 
 from .conflicts import conflict_of, conflict_of_all, read_again
-from .guards import NOTHING, Seen, key_of, seen_of
+from .guards import NOTHING, OF_A_BASE, Seen, key_of, seen_of, take_over
 from .mixin import WorkflowStateMixin
 from .races import ConflictReason, StateConflict
 from .session_methods import around
@@ -30,17 +41,14 @@ from .statements import statements_of
 from .tracking import check_unchanged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
 @around("merge")
 def _merge(
     method: Callable[..., Any], session: Session, instance: Any, **options: Any
 ) -> Any:
-    if options.get("load") is False:  # It compares, and sends no SQL.
-        check_unchanged(_Merging(session, [instance]).workflows())
-        return method(session, instance, **options)
-    with _Merging(session, [instance]):
+    with _Merging(session, [instance], options):
         return method(session, instance, **options)
 
 
@@ -52,10 +60,7 @@ def _merge_all(
     **options: Any,
 ) -> Any:
     instances = list(instances)
-    if options.get("load") is False:
-        check_unchanged(_Merging(session, instances).workflows())
-        return method(session, instances, **options)
-    with _Merging(session, instances):
+    with _Merging(session, instances, options):
         return method(session, instances, **options)
 
 
@@ -79,24 +84,34 @@ def _get(
 class _Merging:
     """What is looked at around a merge."""
 
-    def __init__(self, session: Session, instances: list[Any]) -> None:
+    def __init__(
+        self, session: Session, instances: list[Any], options: Mapping[str, Any]
+    ) -> None:
         self._session = session
         self._instances = instances
+        self._load = options.get("load", True)
+        self._options = options.get("options")
+        self._kept: list[object] = []  # The identity map would let go of them.
 
     def __enter__(self) -> None:
+        if not self._load:  # It compares, and sends no SQL.
+            check_unchanged(self.workflows())
+            return
         for state in self.workflows():
-            if state.key is None:
-                if "workflow_key" in state.dict:
-                    self._refuse_to_replace(state)
-                continue
-            held = self._held(state)
-            if held is not None and "version" not in inspect(held).dict:
-                # With an expired version nothing would be compared.
-                with suppress(ObjectDeletedError):
-                    held.version  # noqa: B018 - to load it
+            if state.key is not None:
+                self._refuse_stale(state)
+            elif "workflow_key" in state.dict:
+                self._refuse_to_replace(state)
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if type(error) is not StaleDataError or not self._session.is_active:
+        if error is None:
+            for state in self.workflows():
+                self._hand_over(state)
+        if (
+            type(error) is not StaleDataError
+            or not self._session.is_active
+            or not self._load
+        ):
             return
         with self._session.no_autoflush:
             conflict = conflict_of_all(
@@ -116,6 +131,36 @@ class _Merging:
             for each in (state, *(found[2] for found in reached)):
                 if issubclass(each.class_, WorkflowStateMixin):
                     yield each
+
+    def _refuse_stale(self, state: InstanceState[Any]) -> None:
+        """Refuse to merge a detached object that is not based on its row."""
+        held = self._session.get(
+            state.class_,
+            state.key[1],  # type: ignore[index]
+            identity_token=state.identity_token,
+            options=self._options,
+        )
+        if held is state.obj():
+            return
+        conflicts: list[StateConflict] = []
+        if held is None:
+            base = seen_of(state) or Seen(state.dict.get("version", 1), None)
+            conflicts = _conflicts(self._session, state.class_, key_of(state), [base])
+        elif _carries(state) and state.dict.get("version") in {None, held.version}:
+            conflicts = self._lost(state)  # The merge compares the versions only.
+        if conflicts:
+            raise conflicts[0]
+        self._kept.append(held)
+
+    def _hand_over(self, state: InstanceState[Any]) -> None:
+        """Give the session's own object the base of *state*, if it has its values."""
+        held = None if state.key is None else self._held(state)
+        if held is None or held is state.obj() or not _carries(state):
+            return
+        if not self._load or (
+            seen_of(state) is None and self._session.is_modified(held)
+        ):
+            take_over(inspect(held), state)
 
     def _refuse_to_replace(self, state: InstanceState[Any]) -> None:
         key = key_of(state)
@@ -137,7 +182,50 @@ class _Merging:
 
     def _held(self, state: InstanceState[Any]) -> Any:
         """Return the session's own object of the row."""
-        return self._session.identity_map.get(identity_key(state.class_, key_of(state)))
+        identity = state.key or identity_key(state.class_, key_of(state))
+        return self._session.identity_map.get(identity)
+
+
+def _carries(state: InstanceState[Any]) -> bool:
+    """Return whether a merge of *state* copies the value of any column but its key."""
+    return any(
+        name in state.dict and name != "workflow_key"
+        for name in state.mapper.column_attrs.keys()  # noqa: SIM118 - no dict
+    )
+
+
+@event.listens_for(WorkflowStateMixin, "expire", propagate=True, raw=True)
+def _expired(state: InstanceState[Any], attributes: Iterable[str] | None) -> None:
+    more = _beside(state, attributes)
+    if attributes is not None and more and state.persistent:
+        session: Any = state.session
+        session.expire(state.obj(), [*attributes, *more])
+
+
+@around("refresh")
+def _refresh(
+    method: Callable[..., None],
+    session: Session,
+    instance: object,
+    attribute_names: Iterable[str] | None = None,
+    *args: Any,
+    **options: Any,
+) -> None:
+    if attribute_names is not None and isinstance(instance, WorkflowStateMixin):
+        attribute_names = [*attribute_names]
+        attribute_names += _beside(inspect(instance), attribute_names)
+    method(session, instance, attribute_names, *args, **options)
+
+
+def _beside(state: InstanceState[Any], attributes: Iterable[str] | None) -> list[str]:
+    """Return what must be read in one row with *attributes*, and is not among them."""
+    if attributes is None or OF_A_BASE.isdisjoint(attributes):
+        return []
+    return [
+        name
+        for name in ("version", "provenance")
+        if name not in attributes and name in state.unmodified
+    ]
 
 
 def _translate_get(
