@@ -6,6 +6,7 @@ from .dedup import ActionDedupMixin, cleanup_expired, remember, should_process
 from .dispatcher import DueIntent, IntentDispatcher
 from .errors import (
     ActionIdReused,
+    KeyNotAssignable,
     MappingError,
     NestedHandle,
     OutcomeUnknown,
@@ -57,6 +58,7 @@ __all__ = [
     "Intent",
     "IntentDispatcher",
     "IntentMixin",
+    "KeyNotAssignable",
     "MappingError",
     "NestedHandle",
     "OutcomeUnknown",

@@ -22,6 +22,18 @@ COUNTERS = ("version", "schema_version")
 """The columns that count from 1, with a CHECK that says so."""
 
 
+def check_key_references(entity: str, table: Table) -> None:
+    """Raise MappingError if a foreign key lets the database change a workflow key."""
+    for reference in table.c.workflow_key.foreign_keys:
+        rule = reference.onupdate or "NO ACTION"
+        if rule.upper() not in {"NO ACTION", "RESTRICT"}:
+            raise MappingError(
+                entity,
+                f"ON UPDATE {rule} of the foreign key of workflow_key would change the "
+                "key of a stored row; leave onupdate out",
+            )
+
+
 def add_constraints(table: Table) -> None:
     """Give *table* the CHECKs of its counters, unless it has them."""
     present = {constraint.name for constraint in table.constraints}

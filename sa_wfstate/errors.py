@@ -184,6 +184,16 @@ class VersionNotAssignable(WorkflowStateError, AttributeError):
     )
 
 
+class KeyNotAssignable(RowError, AttributeError):
+    """The ``workflow_key`` of a row that is stored was to be changed."""
+
+    _says = (
+        "{row} is stored under its workflow_key, which cannot be changed: history, "
+        "projection, deduplication and intents are stored under it too; to rename the "
+        "workflow, create one with the new key and delete this one"
+    )
+
+
 class MappingError(WorkflowStateError, TypeError):
     """A class cannot be mapped as a workflow; raised when the class is defined."""
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from sqlalchemy import BigInteger, Column, Text, TypeDecorator, bindparam, cast
+from sqlalchemy import BigInteger, Column, Integer, Text, TypeDecorator, bindparam, cast
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BindParameter, literal_column
+
+from .errors import MappingError
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Dialect, Table
@@ -64,8 +66,21 @@ def _of_a_flush(column: Any, value: Any) -> bool:
     )
 
 
-def compare_effects(column: Column[Any]) -> None:
-    """Let the flushes' ``column = :version`` compare the effect too."""
+def compare_effects(entity: str, column: Column[Any]) -> None:
+    """Let the flushes' ``column = :version`` compare the effect too.
+
+    Raises MappingError if the type of *column* has operators of its own.
+    """
+    if (
+        not isinstance(column.type, Integer)
+        or type(column.type).comparator_factory is not Integer.comparator_factory
+    ):
+        raise MappingError(
+            entity,
+            f"column 'version' of table {column.table.name!r} must be a BigInteger or "
+            f"an Integer as SQLAlchemy has it, not {column.type!r}; declare the column "
+            "without the type of your own",
+        )
     column.type = column.type.copy()
     column.type.comparator_factory = VersionComparator
     column.__dict__.pop("comparator", None)  # What was compared before has made one.

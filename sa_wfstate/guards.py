@@ -182,6 +182,7 @@ def require_row_counts(connection: Connection, entity: str) -> None:
 
 
 _BY_NAME = "or give the statement the execution option wfstate_unversioned=True"
+_NO_RENAME = "create a workflow with the new key and delete the old one"
 _MANY = "use try_commit_many, which checks each row"
 
 
@@ -205,6 +206,8 @@ def _refuse_unversioned(execute: ORMExecuteState) -> None:
         if execute.is_from_statement:
             what, instead = "from_statement() with an UPDATE", "execute it by itself"
             raise UnversionedWrite(entity, what, instead)
+        if "workflow_key" in _names(statement._values):  # noqa: SLF001 - no public name
+            raise UnversionedWrite(entity, "a change of workflow_key", _NO_RENAME)
         version = mapper.class_.version
         execute.statement = statement.values({version: version + 1})
     elif isinstance(statement, Delete):
@@ -216,10 +219,16 @@ def _check_upsert(execute: ORMExecuteState, entity: str, statement: Insert) -> N
     if isinstance(upsert, _UPSERTS):
         what = "INSERT … ON CONFLICT DO UPDATE"
         _allow(execute, entity, what)
-        written = {getattr(c, "key", c) for c in dict(upsert.update_values_to_set)}
+        written = _names(dict(upsert.update_values_to_set))
+        if "workflow_key" in written:
+            raise UnversionedWrite(entity, "a change of workflow_key", _NO_RENAME)
         if "version" not in written:
             instead = f"let it set version to {entity}.version + 1 too"
             raise UnversionedWrite(entity, what, instead)
+
+
+def _names(columns: Iterable[Any] | None) -> set[str]:
+    return {getattr(column, "key", column) for column in columns or ()}
 
 
 def _allow(execute: ORMExecuteState, entity: str, what: str) -> None:

@@ -42,12 +42,12 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr, mapped_column
-from sqlalchemy.orm.attributes import InstrumentedAttribute
+from sqlalchemy.orm.attributes import InstrumentedAttribute, instance_state
 
 from . import attributes  # noqa: F401 - it tracks the states
 from .bases import will_write
-from .constraints import add_constraints, add_indexes
-from .errors import MappingError, PayloadError, VersionNotAssignable
+from .constraints import add_constraints, add_indexes, check_key_references
+from .errors import KeyNotAssignable, MappingError, PayloadError, VersionNotAssignable
 from .expectations import compare_effects
 from .provenance import Provenance
 from .types import PydanticJSON
@@ -174,14 +174,20 @@ class _VersionAttribute(InstrumentedAttribute[Any]):
 
 
 class _KeyAttribute(InstrumentedAttribute[Any]):
-    """The workflow key, checked when it is set."""
+    """The workflow key, checked when it is set; that of a stored row is not changed."""
 
     __slots__ = ()
     inherit_cache = True
 
     def __set__(self, instance: object, value: Any) -> None:
         check_key(type(instance).__name__, value)
+        _keep_key(instance_state(instance), value)
         super().__set__(instance, value)
+
+
+def _keep_key(state: InstanceState[Any], workflow_key: str | None) -> None:
+    if state.identity is not None and workflow_key != state.identity[0]:
+        raise KeyNotAssignable(state.class_.__name__, state.identity[0])
 
 
 def check_key(entity: str, workflow_key: object) -> None:
@@ -232,6 +238,7 @@ def _complete_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
         if not isinstance(table, Table):
             raise MappingError(cls.__name__, "a workflow must be mapped to a table")
         _guard_version(mapper, table)
+        check_key_references(cls.__name__, table)
         add_constraints(table)
         add_indexes(cls.__name__, table, cls.__workflow_indexes__)
         if mapper.eager_defaults == "auto":
@@ -264,7 +271,7 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
             "__mapper_args__ names another version_id_col; leave it out, the column "
             "version is the one that is checked",
         )
-    compare_effects(table.c.version)
+    compare_effects(mapper.class_.__name__, table.c.version)
     if mapper.version_id_generator is False:
         raise MappingError(
             mapper.class_.__name__,
@@ -278,6 +285,9 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
 def _stamp(
     _mapper: Mapper[Any], _connection: Connection, state: InstanceState[Any]
 ) -> None:
+    if "workflow_key" in state.committed_state:
+        # It was deleted, set past its attribute, or copied from a row it refers to.
+        _keep_key(state, state.dict.get("workflow_key"))
     if "provenance" in state.committed_state or (
         not state.has_identity and state.dict.get("provenance") is not None
     ):

@@ -153,13 +153,14 @@ class _Merging:
         self._kept.append(held)
 
     def _hand_over(self, state: InstanceState[Any]) -> None:
-        """Give the session's own object the base of *state*, if it has its values."""
+        """Give the session's own object the base of *state*, whose values it has now.
+
+        What was loaded for the merge has the same one, but if *state* has none.
+        """
         held = None if state.key is None else self._held(state)
         if held is None or held is state.obj() or not _carries(state):
             return
-        if not self._load or (
-            seen_of(state) is None and self._session.is_modified(held)
-        ):
+        if not self._load or seen_of(state) is None:
             take_over(inspect(held), state)
 
     def _refuse_to_replace(self, state: InstanceState[Any]) -> None:
@@ -176,7 +177,7 @@ class _Merging:
         if held is None or inspect(held) is state:
             return []
         bases = [seen_of(state), seen_of(inspect(held))]
-        if None in bases or bases[0] == bases[1]:
+        if bases[0] == bases[1]:
             return []
         return _conflicts(self._session, state.class_, key_of(state), bases)[:1]
 
@@ -211,9 +212,10 @@ def _refresh(
     *args: Any,
     **options: Any,
 ) -> None:
-    if attribute_names is not None and isinstance(instance, WorkflowStateMixin):
+    state = inspect(instance, raiseerr=False)
+    if isinstance(instance, WorkflowStateMixin) and attribute_names and state:
         attribute_names = [*attribute_names]
-        attribute_names += _beside(inspect(instance), attribute_names)
+        attribute_names += _beside(state, attribute_names)
     method(session, instance, attribute_names, *args, **options)
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from sa_wfstate import (
     ActionIdReused,
     ConflictReason,
+    KeyNotAssignable,
     MappingError,
     NestedHandle,
     OutcomeUnknown,
@@ -56,6 +57,7 @@ ERRORS = [
     UnversionedWrite("Order", "UPDATE", "use try_commit_many"),
     VersionNotSeen("Order", "o-1"),
     VersionNotAssignable("Order"),
+    KeyNotAssignable("Order", "o-1"),
     WorkflowNotFound("Order", "o-1"),
     PayloadError("Order 'o-1' state", "items.0", "is missing; give one"),
     PayloadError("Order 'o-1' state", "", "is missing; give one"),

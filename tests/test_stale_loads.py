@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, select, text
+from sqlalchemy import Engine, ForeignKey, MetaData, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import (
+    Mapped,
     Session,
+    joinedload,
+    load_only,
     make_transient,
+    mapped_column,
+    relationship,
     scoped_session,
     sessionmaker,
 )
 from sqlalchemy.orm.exc import StaleDataError
 
-from sa_wfstate import ConflictReason, StateConflict
+from sa_wfstate import ConflictReason, StateConflict, VersionNotSeen
 from sa_wfstate.sqlstates import sqlstate
 
 from .orders import Base, Customer, Order, OrderState
+from .verbs import verbs_of
 
 pytestmark = pytest.mark.contract
+
+
+class Basket(Base):
+    __tablename__ = "baskets"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    order_key: Mapped[str | None] = mapped_column(ForeignKey("orders.workflow_key"))
+    order: Mapped[Order | None] = relationship()
 
 
 @pytest.fixture
@@ -132,6 +148,225 @@ def test_merge_of_a_fresh_object_is_merged(
         make_transient(gone)
         session.merge(gone)
         session.rollback()
+
+
+def create_again(winner: sessionmaker[Session]) -> None:
+    """Delete the order, and place another one of its key, at version 1 again."""
+    with winner.begin() as session:
+        session.delete(session.get_one(Order, "o-1"))
+    with winner.begin() as session:
+        session.add(Order(workflow_key="o-1", state=OrderState(status="again")))
+
+
+def delete(winner: sessionmaker[Session]) -> None:
+    """Delete the order, for good."""
+    with winner.begin() as session:
+        session.delete(session.get_one(Order, "o-1"))
+
+
+RIVALS = {
+    ConflictReason.MOVED: pay,
+    ConflictReason.RECREATED: create_again,
+    ConflictReason.MISSING: delete,
+}
+
+
+def held_fresh(session: Session) -> object:
+    """Hold the row as it is."""
+    return session.get(Order, "o-1")
+
+
+def held_expired(session: Session) -> object:
+    """Hold the row, expired."""
+    held = session.get(Order, "o-1")
+    session.expire_all()
+    return held
+
+
+def held_without_version(session: Session) -> object:
+    """Hold only the state of the row."""
+    query = select(Order).options(load_only(Order.state))
+    return session.scalars(query).one_or_none()
+
+
+def assert_refused(
+    session: Session, winner: sessionmaker[Session], reason: ConflictReason, stale: Any
+) -> None:
+    """Check that merging is a conflict, and that nothing of it is written."""
+    with winner() as other:
+        before = other.scalars(select(Order)).all()
+    with pytest.raises(StateConflict) as caught:
+        session.merge(stale)
+    assert (caught.value.reason, caught.value.expected_version) == (reason, 1)
+    session.commit()
+    with winner() as other:
+        after = other.scalars(select(Order)).all()
+    assert [order.provenance for order in after] == [o.provenance for o in before]
+
+
+@pytest.mark.parametrize("reason", RIVALS)
+@pytest.mark.parametrize("hold", [None, held_fresh, held_expired, held_without_version])
+def test_merge_of_what_is_gone_or_was_created_again(
+    engine: Engine,
+    winner: sessionmaker[Session],
+    reason: ConflictReason,
+    hold: Callable[[Session], object] | None,
+) -> None:
+    """A detached object is based on its row, whatever the session holds of that."""
+    stale = detached(winner)
+    stale.state.status = "cancelled"
+    RIVALS[reason](winner)
+    with Session(engine) as session:
+        held = hold and hold(session)
+        assert_refused(session, winner, reason, stale)
+        del held
+
+
+@pytest.mark.parametrize("reason", RIVALS)
+def test_merge_into_an_object_whose_row_is_another(
+    engine: Engine, winner: sessionmaker[Session], reason: ConflictReason
+) -> None:
+    """An expired object of the session does not hide what became of its row."""
+    stale = detached(winner)
+    with Session(engine) as session:
+        held = session.get_one(Order, "o-1")
+        session.commit()
+        RIVALS[reason](winner)
+        assert_refused(session, winner, reason, stale)
+        assert held is not stale
+
+
+def without_its_version(stale: Order) -> Order:
+    """Return an object whose version is expired, and whose state was decided on it."""
+    with Session() as session:
+        session.add(stale)
+        session.expire(stale)
+        stale.state = OrderState(status="cancelled")
+        session.expunge(stale)
+    return stale
+
+
+@pytest.mark.parametrize("reason", RIVALS)
+def test_merge_of_a_pickled_or_half_expired_object(
+    engine: Engine, winner: sessionmaker[Session], reason: ConflictReason
+) -> None:
+    """What it is based on goes along with a detached object."""
+    stale = detached(winner)
+    stale.state.status = "cancelled"
+    pickled = pickle.dumps(stale)
+    expired = without_its_version(detached(winner))
+    RIVALS[reason](winner)
+    with Session(engine) as session:
+        assert_refused(session, winner, reason, pickle.loads(pickled))
+        assert_refused(session, winner, reason, expired)
+
+
+@pytest.mark.parametrize("reason", RIVALS)
+def test_merge_that_cascades_to_a_stale_object(
+    engine: Engine, winner: sessionmaker[Session], reason: ConflictReason
+) -> None:
+    """An object that is reached by a merge is looked at too."""
+    with winner.begin() as session:
+        session.add(Basket(id=1, order=session.get_one(Order, "o-1")))
+    with winner() as session:
+        query = select(Basket).options(joinedload(Basket.order))
+        stale = session.scalars(query).one()
+    assert stale.order is not None
+    stale.order.state.status = "cancelled"
+    with winner.begin() as session:
+        session.get_one(Basket, 1).order = None
+    RIVALS[reason](winner)
+    with Session(engine) as session:
+        assert_refused(session, winner, reason, stale)
+
+
+@pytest.mark.parametrize("reason", RIVALS)
+def test_stale_object_that_is_added(
+    engine: Engine, winner: sessionmaker[Session], reason: ConflictReason
+) -> None:
+    """A detached object is checked in the flush if it is added, or merged unread."""
+    first, second = detached(winner), detached(winner)
+    RIVALS[reason](winner)
+    for attach in (Session.add, lambda session, o: session.merge(o, load=False)):
+        with Session(engine) as session:
+            order = attach(session, first) or first
+            order.state = OrderState(status="cancelled")
+            with pytest.raises(StateConflict) as caught:
+                session.commit()
+            assert caught.value.reason is reason
+        first = second
+
+
+@pytest.mark.usefixtures("winner")
+def test_merge_of_an_object_that_was_deleted(engine: Engine) -> None:
+    """It is not created again, unless it was made transient."""
+    with Session(engine) as session:
+        order = session.get_one(Order, "o-1")
+        assert order.state
+        session.delete(order)
+        session.flush()
+        with pytest.raises(StateConflict) as caught:
+            session.merge(order)
+        assert caught.value.reason is ConflictReason.MISSING
+        session.commit()
+        with pytest.raises(StateConflict) as caught:
+            session.merge(order)
+        assert caught.value.reason is ConflictReason.MISSING
+        make_transient(order)
+        merged = session.merge(order)
+        session.commit()
+        assert (merged.version, merged.state.status) == (1, "new")
+
+
+def test_merge_of_an_expired_object_copies_nothing(
+    engine: Engine, winner: sessionmaker[Session]
+) -> None:
+    """It stands for its row as it is, so it is no conflict that this has moved."""
+    with winner() as session:
+        order = session.get_one(Order, "o-1")
+        session.commit()
+    pay(winner)
+    with Session(engine) as session:
+        merged = session.merge(order)
+        assert merged.state.status == "paid 1"
+        merged.state.status = "sent"
+        session.commit()
+        assert merged.version == 3
+
+
+def test_merge_of_an_object_without_a_version(
+    engine: Engine, winner: sessionmaker[Session]
+) -> None:
+    """What it brings cannot be checked, so it is not written."""
+    with winner() as session:
+        query = select(Order).options(load_only(Order.state))
+        order = session.scalars(query).one()
+        assert order.state
+    with Session(engine) as session:
+        merged = session.merge(order)  # It brings nothing new.
+        session.commit()
+        assert merged.version == 1
+        merged.number = 1
+        session.commit()
+    with Session(engine) as session:
+        merged = session.merge(order)
+        assert merged.state.status == "new"
+        merged.number = 2
+        with pytest.raises(VersionNotSeen):
+            session.commit()
+        session.rollback()
+        session.refresh(merged)
+        merged.number = 2
+        session.commit()
+
+
+def test_merge_sends_one_select(engine: Engine, winner: sessionmaker[Session]) -> None:
+    """The look at the row is the one that a merge takes anyway."""
+    fresh = detached(winner)
+    verbs = verbs_of(engine)
+    with Session(engine) as session:
+        session.merge(fresh)
+        assert verbs == ["SELECT"]
 
 
 def test_locked_load_of_a_stale_object(
