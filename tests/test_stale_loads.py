@@ -355,7 +355,7 @@ def test_merge_of_an_object_without_a_version(
         with pytest.raises(VersionNotSeen):
             session.commit()
         session.rollback()
-        session.refresh(merged)
+        session.refresh(merged, ["state", "version"])
         merged.number = 2
         session.commit()
 
