@@ -17,17 +17,14 @@ from sqlalchemy.orm import (
     SessionTransaction,
     UOWTransaction,
 )
-from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
 
 from .accounts import Deed, Entry, account_of
 from .bases import will_write
-from .expectations import Expected
 from .guards import (
     NOTHING,
     Seen,
     effect_id_in,
-    expect_seen,
     key_of,
     require_row_counts,
 )
@@ -64,7 +61,9 @@ def _before_insert(
     replaced = session.identity_map.get(identity)
     if replaced is not None and replaced in session.deleted:
         # The unit of work makes one UPDATE of a DELETE and an INSERT of one key.
-        _note(Deed.UPDATE, connection, state, expect_seen(inspect(replaced)))
+        _note(
+            Deed.UPDATE, connection, state, ledger_of(session).check(inspect(replaced))
+        )
     else:
         _note(Deed.INSERT, connection, state, NOTHING)
 
@@ -74,7 +73,7 @@ def _before_update(
     _: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
     if will_write(state):
-        _note(Deed.UPDATE, connection, state, expect_seen(state))
+        _note(Deed.UPDATE, connection, state, ledger_of(_session(state)).check(state))
 
 
 @event.listens_for(WorkflowStateMixin, "before_delete", propagate=True, raw=True)
@@ -85,7 +84,7 @@ def _before_delete(
     ledger = ledger_of(session)
     if state in ledger.pending:
         return  # It was looked at together with the first one of its table.
-    _note(Deed.DELETE, connection, state, expect_seen(state))
+    _note(Deed.DELETE, connection, state, ledger_of(_session(state)).check(state))
     table = ledger.pending[state].table
     if session.connection_callable is None:
         for instance in session.deleted:
@@ -95,7 +94,7 @@ def _before_delete(
                     other not in ledger.pending
                     and statements_of(other.class_).table is table
                 ):
-                    _note(Deed.DELETE, connection, other, expect_seen(other))
+                    _note(Deed.DELETE, connection, other, ledger.check(other))
     _verify_deletes(ledger, mapper, connection, table)
 
 
@@ -144,9 +143,6 @@ def _returned(
 @event.listens_for(WorkflowStateMixin, "after_update", propagate=True, raw=True)
 @event.listens_for(WorkflowStateMixin, "after_delete", propagate=True, raw=True)
 def _done(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
-    version, instance = state.dict.get("version"), state.obj()
-    if isinstance(version, Expected) and instance is not None:
-        set_committed_value(instance, "version", int(version))
     entry = ledger_of(_session(state)).pending.get(state)
     if entry is None or entry.won:
         return

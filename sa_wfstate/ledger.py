@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, inspect
+from sqlalchemy.orm.attributes import set_committed_value
 
 from .accounts import Account, Deed, Entry, Page, account_of, on_first_write
-from .guards import Seen, saw
+from .expectations import Expected
+from .guards import Seen, expect_seen, saw
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,8 +34,23 @@ class Ledger:
 
     def __init__(self) -> None:
         self.pending: dict[InstanceState[Any], Entry] = {}
+        self._checked: list[InstanceState[Any]] = []
         self._pages: list[Page] = []
         self._marks: WeakKeyDictionary[SessionTransaction, int] = WeakKeyDictionary()
+
+    def check(self, state: InstanceState[Any]) -> Seen:
+        """Make the flush check *state* against the version that the code has seen."""
+        self._checked.append(state)
+        return expect_seen(state)
+
+    def _end_flush(self) -> None:
+        """Leave plain numbers as the versions of what was checked."""
+        for state in self._checked:
+            version, instance = state.dict.get("version"), state.obj()
+            if isinstance(version, Expected) and instance is not None:
+                set_committed_value(instance, "version", int(version))
+        self._checked.clear()
+        self.pending.clear()
 
     def expect(self, state: InstanceState[Any], entry: Entry) -> None:
         """Note what a flush is about to do to the row of *state*."""
@@ -45,7 +62,7 @@ class Ledger:
         for account in dict.fromkeys(entry.account for entry in entries):
             own = [entry for entry in entries if entry.account is account]
             self.wrote(account, Page(own))
-        self.pending.clear()
+        self._end_flush()
 
     @property
     def written(self) -> list[Entry]:
@@ -78,7 +95,7 @@ class Ledger:
             if not entry.won
             and (entry.base.effect_id is None or entry.base.effect_id not in own)
         ]
-        self.pending.clear()
+        self._end_flush()
         while transaction.parent is not None and not transaction.nested:
             transaction = transaction.parent
         self.undo(transaction)

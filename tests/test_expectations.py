@@ -127,7 +127,12 @@ def table(name: str, metadata: MetaData, counter: Any = BigInteger) -> Table:
             onupdate=func.now(),
         ),
         Column("schema_version", Integer, nullable=False, default=1),
-        Column("provenance", PydanticJSON(Provenance, mutable=False), nullable=False),
+        Column(
+            "provenance",
+            PydanticJSON(Provenance, mutable=False),
+            nullable=False,
+            default=Provenance.now,
+        ),
     )
     # A comparison that was made before the class is mapped.
     made.append_constraint(CheckConstraint(made.c.version > 0, name=f"{name}_own"))
@@ -452,14 +457,14 @@ def test_version_that_a_listener_vetoes_is_a_number(
     place(rival, Job, "ab")
     with Session(engine) as session:
         jobs = [session.get_one(Job, key) for key in "ab"]
-        for job in jobs:
-            session.delete(job)
 
         def veto(*_: Any) -> None:
             raise RuntimeError("not today")
 
         event.listen(Job, "before_delete", veto)
         savepoint = session.begin_nested()
+        for job in jobs:
+            session.delete(job)
         with pytest.raises(RuntimeError, match="not today"):
             session.flush()
         event.remove(Job, "before_delete", veto)
