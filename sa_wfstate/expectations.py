@@ -1,9 +1,13 @@
-"""The effect that a write is based on rides in the version that SQLAlchemy compares.
+"""A flush compares the effect that it is based on together with the version.
 
 A workflow that was deleted and created again starts at version 1 again; its provenance
-tells the two apart. A flush compares ``version = :v`` and gives ``:v`` an
-:class:`Expected`; the comparator of the column turns that into a comparison of version
-and effect, and of the version alone where the effect is not known.
+tells the two apart. The UPDATE and DELETE statements of the unit of work compare
+``version = :v``. The comparator of the version column makes this ``:v IN (version,
+version:effect_id)``, and a flush gives ``:v`` as :class:`Expected`. Where the effect is
+not known, ``:v`` is a plain number, and the version alone is compared.
+
+Nothing fails if SQLAlchemy ever builds that criterion in another way: the effect is not
+compared then. So there is a test of the statements for each kind of mapping.
 """
 
 from __future__ import annotations
@@ -21,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Expected(int):
-    """A version, and the effect that wrote it."""
+    """A version, and the effect that wrote it.
+
+    An instance holds one during a flush only; copied or pickled, it is a plain number.
+    """
 
     effect_id: str
 
@@ -44,7 +51,7 @@ class _Token(TypeDecorator[int]):
 
 
 class VersionComparator(BigInteger.Comparator[int]):
-    """That of an integer, except where a flush compares a version."""
+    """Compare as an integer does, and in the criterion of a flush the effect too."""
 
     __slots__ = ()
 
@@ -58,11 +65,12 @@ class VersionComparator(BigInteger.Comparator[int]):
 
 
 def _of_a_flush(column: Any, value: Any) -> bool:
+    """Return whether *column* is compared with the parameter of the unit of work."""
     return (
         type(column) is Column  # That of an ORM expression is annotated.
         and isinstance(value, BindParameter)
         and not value.unique
-        and value.type is column.type  # Nobody else passes that of this very column.
+        and value.type is column.type  # An application rarely gives this very type.
     )
 
 
@@ -83,7 +91,7 @@ def compare_effects(entity: str, column: Column[Any]) -> None:
         )
     column.type = column.type.copy()
     column.type.comparator_factory = VersionComparator
-    column.__dict__.pop("comparator", None)  # What was compared before has made one.
+    column.__dict__.pop("comparator", None)  # An earlier comparison has cached one.
 
 
 def effect_id_of(table: Table) -> ColumnElement[str]:

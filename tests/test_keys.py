@@ -59,7 +59,8 @@ class Renaming(WorkflowStateMixin[dict[str, int]], Base):
     __tablename__ = "renamings"
 
     workflow_key: Mapped[str] = mapped_column(
-        ForeignKey("shops.name"), primary_key=True
+        ForeignKey("shops.name", deferrable=True, initially="DEFERRED"),
+        primary_key=True,
     )
 
 
