@@ -178,6 +178,7 @@ class ReducerService(Generic[StateT]):
         ],
         *,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
+        resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
         initial: Callable[[], StateT] | None = None,
         dedup: type[ActionDedupMixin] | None = None,
         dedup_ttl: timedelta = TTL,
@@ -186,6 +187,7 @@ class ReducerService(Generic[StateT]):
         writers: Iterable[Writer] = (),
         fold: int = 1,
         escalate: bool = True,
+        lock_limit: float = 10.0,
         keep: int = 1024,
         hooks: Hooks | None = None,
     ) -> None:
@@ -194,6 +196,7 @@ class ReducerService(Generic[StateT]):
             entity,
             reducer,  # type: ignore[arg-type]
             retry=retry,
+            resolve=resolve,
             initial=initial,
             dedup=dedup,
             dedup_ttl=dedup_ttl,
@@ -201,6 +204,7 @@ class ReducerService(Generic[StateT]):
             writers=writers,
             fold=fold,
             escalate=escalate,
+            lock_limit=lock_limit,
             keep=keep,
             hooks=hooks,
         )

@@ -8,16 +8,18 @@ been read or committed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 
 from .actions import Intent, digest
 from .bulk import commit_batch
+from .connections import READ_COMMITTED, limit_idle_time, limit_lock_waits
 from .dedup import Claim, refuse_reuse
 from .errors import (
     ActionIdReused,
-    OutcomeUnknown,
     PayloadError,
     SchemaVersionAhead,
     WorkflowNotFound,
@@ -28,12 +30,10 @@ from .snapshots import StateCommitted, WorkflowSnapshot
 from .writes import Batch
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from .connections import Connections
     from .dedup import DedupLog, Processed
     from .reductions import Reductions
-    from .runs import Base, Doubt, Run
+    from .runs import Base, Run
     from .statements import Statements
 
 StateT = TypeVar("StateT")
@@ -46,8 +46,16 @@ class ClaimedBefore(Exception):
     """One of the actions was processed by somebody else meanwhile."""
 
 
+class _Undo(Exception):
+    """Rolls a transaction back that was only to look."""
+
+
 class Attempts(Generic[StateT]):
-    """Make attempts for the workflows of one class."""
+    """Make attempts for the workflows of one class.
+
+    *lock_limit* is the number of seconds for which the reducer or a writer may hold the
+    lock of a row.
+    """
 
     def __init__(
         self,
@@ -57,35 +65,38 @@ class Attempts(Generic[StateT]):
         *,
         log: DedupLog | None,
         writers: tuple[Writer, ...],
+        lock_limit: float,
     ) -> None:
         self._statements = statements
         self._connections = connections
         self._reductions = reductions
         self._log = log
         self._writers = writers
+        self._lock_limit = lock_limit
+        self._commits_apart = log is not None or bool(writers)
 
     def make(
         self, run: Run, *, kept: Base | None = None, lock: bool = False
     ) -> StateConflict | None:
         """Make one attempt; None if each action of *run* is settled.
 
-        Starts from *kept*, if that is given, or locks the row before it is read. That
-        is also what settles a doubt: under the lock no commit is still under way.
+        Starts from *kept*, if that is given, or locks the row before it is read.
         """
-        run.write = None
-        if lock or run.doubt is not None:
+        run.begin()
+        if lock:
             # At a stricter level the lock would end in a serialization failure.
-            with self._connections.transaction("READ COMMITTED") as connection:
+            with self._connections.transaction(READ_COMMITTED) as connection:
+                limit_idle_time(connection, self._lock_limit)
                 base = self._read(connection, run, lock=True)
                 self._reductions.reduce(run, base)
                 (outcome,) = self._write(connection, [run])
+                run.committing = True
         else:
             self._reductions.reduce(run, kept or self._read_alone(run))
             if run.base.kept and not run.done:
                 # An error is no answer before its state is known to be the newest.
                 self._reductions.reduce(run, self._read_alone(run))
-            with self._transaction() as connection:
-                (outcome,) = self._write(connection, [run])
+            (outcome,) = self._commit([run])
         if isinstance(outcome, StateConflict):
             return outcome
         run.settle(outcome)
@@ -103,7 +114,7 @@ class Attempts(Generic[StateT]):
                 ids = [t.item.action_id for run in runs for t in run.tickets]
                 found = self._log.lookup(connection, keys, ids)
         for run in runs:
-            run.write = None
+            run.begin()
             try:
                 snapshot = rows.get(run.key)
                 if self._log is not None:
@@ -112,8 +123,7 @@ class Attempts(Generic[StateT]):
                 self._reductions.reduce(run, base)
             except (WorkflowNotFound, PayloadError, SchemaVersionAhead) as error:
                 run.fail(error)
-        with self._transaction() as connection:
-            outcomes = self._write(connection, runs)
+        outcomes = self._commit(runs)
         conflicts: list[StateConflict | None] = []
         for run, outcome in zip(runs, outcomes, strict=True):
             if isinstance(outcome, StateConflict):
@@ -123,10 +133,61 @@ class Attempts(Generic[StateT]):
                 conflicts.append(None)
         return conflicts
 
-    def _transaction(self) -> AbstractContextManager[Connection]:
-        if self._log is None and not self._writers:
-            return self._connections.commit()
-        return self._connections.transaction()
+    def find_out(self, run: Run) -> bool | None:
+        """Return whether *run*, whose COMMIT was not answered, is committed.
+
+        If it is, its actions are settled; None if that cannot be known any more. Waits
+        for a COMMIT that is still going on: the row is locked, and a row that is not
+        there is created for that, which is undone.
+        """
+        assert run.write is not None  # noqa: S101
+        write, log = run.write, self._log
+        committed: bool | None = None
+        snapshot: WorkflowSnapshot[StateT] | None = None
+        transaction = self._connections.transaction(READ_COMMITTED)
+        with suppress(_Undo), transaction as connection:
+            limit_lock_waits(connection)
+            look = partial(self._statements.versions, connection, [run.key], lock=True)
+            found = look().get(run.key)
+            creating = found is None and write.version == 1
+            if creating and self._statements.create(connection, write) is None:
+                found = look().get(run.key)
+            version, effect_id = found or (0, None)
+            if effect_id == write.provenance.effect_id:
+                committed = True
+                snapshot = self._statements.read(connection, run.key)
+            elif log is not None:
+                ids = [step.ticket.item.action_id for step in run.done]
+                claims = log.lookup(connection, [run.key], ids)
+                # The time of a transaction tells it from another delivery's.
+                committed = any(
+                    processed.processed_at == run.claimed.get(action)
+                    for action, processed in claims.items()
+                )
+            elif (version, effect_id) == (write.version - 1, write.base_effect_id):
+                committed = False
+            raise _Undo
+        if committed:
+            if run.answer is not None:
+                snapshot = run.answer.snapshot
+            entity = self._statements.entity
+            run.settle(replayed(entity, run.key, write.version, snapshot))
+        return committed
+
+    def _commit(
+        self, runs: list[Run]
+    ) -> list[StateCommitted[StateT] | StateConflict | None]:
+        """Write what *runs* have led to in a transaction of its own."""
+        apart, connections = self._commits_apart, self._connections
+        with connections.transaction() if apart else connections.commit() as connection:
+            if self._writers:
+                limit_idle_time(connection, self._lock_limit)
+            for run in runs:
+                run.committing = not apart
+            outcomes = self._write(connection, runs)
+            for run in runs:
+                run.committing = True
+        return outcomes
 
     def _read_alone(self, run: Run) -> Base:
         with self._connections.autocommit() as connection:
@@ -135,24 +196,11 @@ class Attempts(Generic[StateT]):
     def _read(self, connection: Connection, run: Run, *, lock: bool = False) -> Base:
         """Read the row, and settle the actions that are in the dedup log."""
         snapshot = self._statements.read(connection, run.key, lock=lock)
-        if run.doubt is not None:
-            self._settle_doubt(run, run.doubt, snapshot)
         if self._log is not None:
             ids = [ticket.item.action_id for ticket in run.tickets]
             found = self._log.lookup(connection, [run.key], ids)
             self._replay_found(run, found, snapshot)
         return self._reductions.base(run, snapshot)
-
-    def _settle_doubt(
-        self, run: Run, doubt: Doubt, snapshot: WorkflowSnapshot[StateT] | None
-    ) -> None:
-        """Find out whether *doubt* was committed; if it was, settle its actions."""
-        version, effect_id = doubt.write.version, doubt.write.provenance.effect_id
-        if snapshot is not None and snapshot.provenance.effect_id == effect_id:
-            run.steps, run.tickets = doubt.steps, []
-            run.settle(StateCommitted(run.key, version, snapshot, replayed=True))
-        elif (snapshot.version if snapshot else 0) != version - 1:
-            raise OutcomeUnknown(self._statements.entity, run.key, (effect_id,))
 
     def _replay_found(
         self,
@@ -194,6 +242,8 @@ class Attempts(Generic[StateT]):
             if isinstance(outcome, StateCommitted)
         }
         winners = [run for run in runs if run.key in won]
+        for run in winners:
+            run.answer = won[run.key]
         self._claim(connection, winners)
         for run in winners if self._writers else ():
             intents = [intent for step in run.done for intent in step.intents]
@@ -215,5 +265,8 @@ class Attempts(Generic[StateT]):
             for run in runs
             for step in run.done
         ]
-        if not self._log.claim(connection, claims):
+        claimed = self._log.claim(connection, claims)
+        if claimed is None:
             raise ClaimedBefore
+        for run in runs:
+            run.claimed = claimed

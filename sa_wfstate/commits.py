@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Connection
-    from sqlalchemy.exc import DBAPIError
 
     from .guards import Seen
     from .statements import Statements
@@ -212,7 +211,7 @@ def conflict_of_write(
 
 
 def refused(
-    statements: Statements[Any], write: Write, error: DBAPIError
+    statements: Statements[Any], write: Write, error: BaseException
 ) -> StateConflict | None:
     """Return the conflict that *error* stands for, as far as it is known by itself."""
     if sqlstate(error) != SERIALIZATION_FAILURE:

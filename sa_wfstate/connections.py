@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, text
@@ -90,6 +91,13 @@ def limit_lock_waits(connection: Connection) -> None:
     """Let the transaction of *connection* wait a second at most for a row lock."""
     if connection.dialect.name != "sqlite":
         connection.execute(text("SET LOCAL lock_timeout = '1s'"))
+
+
+def limit_idle_time(connection: Connection, seconds: float) -> None:
+    """Let the server end the transaction of *connection* once it is idle so long."""
+    if connection.dialect.name != "sqlite":
+        limit = f"SET LOCAL idle_in_transaction_session_timeout = {ceil(seconds * 1e3)}"
+        connection.execute(text(limit))
 
 
 def sync_bind(bind: AsyncEngine | async_sessionmaker[Any]) -> Any:

@@ -111,6 +111,7 @@ class Processed(NamedTuple):
 
     request_hash: str | None
     version: int | None
+    processed_at: datetime
 
 
 class DedupLog:
@@ -127,6 +128,7 @@ class DedupLog:
             table.c.action_id,
             table.c.request_hash,
             table.c.version,
+            table.c.processed_at,
         ).where(
             table.c.workflow_key.in_(bindparam("keys", expanding=True)),
             table.c.action_id.in_(bindparam("ids", expanding=True)),
@@ -146,10 +148,12 @@ class DedupLog:
                 found |= {(row[0], row[1]): Processed(*row[2:]) for row in rows}
         return found
 
-    def claim(self, connection: Connection, claims: Sequence[Claim]) -> bool:
-        """Write *claims*; return False if one of them was there already.
+    def claim(
+        self, connection: Connection, claims: Sequence[Claim]
+    ) -> dict[tuple[str, UUID], datetime] | None:
+        """Write *claims* and return when, by key and action id.
 
-        The caller rolls back then.
+        Returns None if one of them was there already; the caller rolls back then.
         """
         name = connection.dialect.name
         if name == "sqlite":  # Its server is this process.
@@ -163,13 +167,16 @@ class DedupLog:
                 ttl = bindparam("wfs_ttl", type_=Interval())
                 insert = insert.values(expires_at=func.now() + ttl)
             self._inserts[name] = insert.on_conflict_do_nothing().returning(
-                self._table.c.action_id
+                self._table.c.workflow_key,
+                self._table.c.action_id,
+                self._table.c.processed_at,
             )
         # A list of one would take SQLAlchemy's way for many rows, which is longer.
         written = connection.execute(
             self._inserts[name], rows if len(rows) > 1 else rows[0]
         )
-        return len(written.all()) == len(rows)
+        times = {(key, action_id): at for key, action_id, at in written}
+        return times if len(times) == len(rows) else None
 
 
 def should_process(
@@ -214,7 +221,7 @@ def remember(
     connection = session.connection(bind_arguments={"mapper": inspect(log)})
     request_hash = None if payload is None else digest(payload)
     claim = Claim(workflow_key, action_id, digest(result), request_hash, version)
-    return DedupLog(log, ttl).claim(connection, [claim])
+    return DedupLog(log, ttl).claim(connection, [claim]) is not None
 
 
 def cleanup_expired(

@@ -103,6 +103,7 @@ class ReducerService(Generic[StateT]):
         reducer: Reducer[StateT],
         *,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
+        resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
         initial: Callable[[], StateT] | None = None,
         dedup: type[ActionDedupMixin] | None = None,
         dedup_ttl: timedelta = TTL,
@@ -111,11 +112,15 @@ class ReducerService(Generic[StateT]):
         writers: Iterable[Writer] = (),
         fold: int = 1,
         escalate: bool = True,
+        lock_limit: float = 10.0,
         keep: int = 1024,
         hooks: Hooks | None = None,
     ) -> None:
         if fold < 1:
             raise ValueError(f"fold must be 1 or more, got {fold}")
+        if not 0 < lock_limit < float("inf"):
+            raise ValueError(f"lock_limit must be positive, got {lock_limit}")
+        writers = tuple(writers)
         self._wait = self._waiting()
         if isinstance(self._wait, Blocking) and iscoroutinefunction(reducer):
             raise TypeError(
@@ -127,9 +132,16 @@ class ReducerService(Generic[StateT]):
         attempts = Attempts(
             self._statements,
             Connections(bind, self._statements.mapper),
-            Reductions(self._statements, self._wait, reducer, initial),
+            Reductions(
+                self._statements,
+                self._wait,
+                reducer,
+                initial,
+                takes_intents=on_intents is not None or bool(writers),
+            ),
             log=None if dedup is None else DedupLog(dedup, dedup_ttl),
-            writers=tuple(writers),
+            writers=writers,
+            lock_limit=lock_limit,
         )
         self._on_intents = on_intents
         self._hooks = hooks or Hooks()
@@ -139,7 +151,7 @@ class ReducerService(Generic[StateT]):
             self._wait,
             self._hooks,
             retry,
-            remembers=dedup is not None,
+            resolve=resolve,
             escalate=escalate,
         )
         self._keys: HotKeys[Action[Any], Handled, Base] = HotKeys(

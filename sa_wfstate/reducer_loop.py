@@ -11,6 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from tenacity import RetryCallState, Retrying, retry_if_exception, retry_if_result
 
 from .attempts import ClaimedBefore
@@ -19,7 +20,7 @@ from .errors import OutcomeUnknown, ReducerGaveUp
 from .hooks import notify
 from .nesting import attempt_on
 from .races import StateConflict
-from .runs import Doubt, Run
+from .runs import Run
 from .sqlstates import ErrorKind, classify
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 class ReducerLoop:
     """Commit actions of one key, or make one attempt for those of many.
 
-    *remembers* says that there is a dedup log; *escalate* allows to lock rows.
+    *resolve* says how long to ask what became of a COMMIT; *escalate* allows to lock
+    rows.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class ReducerLoop:
         hooks: Hooks,
         retry: RetryPolicy,
         *,
-        remembers: bool,
+        resolve: RetryPolicy,
         escalate: bool,
     ) -> None:
         self._statements = statements
@@ -57,7 +59,7 @@ class ReducerLoop:
         self._wait = waiting
         self._hooks = hooks
         self._retry = retry
-        self._remembers = remembers
+        self._resolve = resolve
         self._escalate = escalate
 
     def commit(self, line: ActionLine, tickets: list[ActionTicket]) -> None:
@@ -91,10 +93,9 @@ class ReducerLoop:
             with attempt_on(self._entity, runs[0].key):
                 conflicts = self._attempts.make_many(runs)
         except Exception as error:  # noqa: BLE001 - each finds out by itself
-            for line, run in zip(lines, runs, strict=True):
+            for line in lines:
                 line.forget()
-                if self._in_doubt(run, error):
-                    run.fail(self._unknown(run, error))
+            self._find_out(runs, error)
         else:
             for line, run, conflict in zip(lines, runs, conflicts, strict=True):
                 self._note_outcome(line, run, conflict)
@@ -115,18 +116,11 @@ class ReducerLoop:
 
     def _give_up(self, run: Run, call: RetryCallState) -> None:
         assert call.outcome is not None  # noqa: S101
-        error = call.outcome.exception()
-        if run.doubt is not None:
-            run.fail(self._unknown(run, error))
-            return
+        seconds = call.seconds_since_start or 0.0
         gave_up = ReducerGaveUp(
-            self._entity,
-            run.key,
-            None if error else call.outcome.result(),
-            run.attempts,
-            call.seconds_since_start or 0.0,
+            self._entity, run.key, run.conflict, run.attempts, seconds
         )
-        gave_up.__cause__ = error or gave_up.conflict
+        gave_up.__cause__ = call.outcome.exception() or run.conflict
         run.fail(gave_up)
 
     def _attempt(self, line: ActionLine, run: Run) -> StateConflict | None:
@@ -163,10 +157,10 @@ class ReducerLoop:
                 return refusal
             except (DBAPIError, OSError) as error:
                 line.forget()
-                if self._in_doubt(run, error):
-                    assert run.write is not None  # noqa: S101
-                    run.doubt = Doubt(run.write, run.steps)
-                if not isinstance(error, DBAPIError) or run.write is None:
+                self._find_out([run], error)
+                if run.settled:
+                    return None
+                if run.write is None:
                     raise
                 conflict = refused(self._statements, run.write, error)
                 if conflict is None:
@@ -178,25 +172,43 @@ class ReducerLoop:
         self, line: ActionLine, run: Run, conflict: StateConflict | None
     ) -> None:
         if conflict is not None:
+            run.conflict = conflict
             line.lost(run.attempts)
             notify(self._hooks.conflicted, self._entity, conflict, run.attempts)
         elif run.write is not None:
             line.won(run.written, run.base)
 
-    def _in_doubt(self, run: Run, error: BaseException) -> bool:
-        """Say whether *run* may be committed and nobody can tell.
+    def _find_out(self, runs: Sequence[Run], error: BaseException) -> None:
+        """Settle those of *runs* that are committed, or of which it cannot be known."""
+        if classify(error, committing=True) is not ErrorKind.UNKNOWN:
+            return
+        doubtful = [run for run in runs if run.committing and run.write is not None]
 
-        With a dedup log the next attempt can: it looks for its own claims.
-        """
-        return (
-            not self._remembers
-            and run.write is not None
-            and classify(error, committing=True) is ErrorKind.UNKNOWN
+        def look() -> None:
+            while doubtful:
+                run = doubtful[0]
+                if self._attempts.find_out(run) is None:
+                    run.fail(self._unknown(run, error))
+                if run.settled:
+                    run.begin()  # What it has written may be old by now.
+                del doubtful[0]
+
+        retrying = Retrying(
+            stop=self._resolve.stop,
+            wait=self._resolve.wait,
+            sleep=self._wait.sleep,
+            retry=retry_if_exception(_is_transient),
+            reraise=True,
         )
+        try:
+            retrying(look)
+        except (DBAPIError, OSError, PoolTimeoutError):
+            for run in doubtful:
+                run.fail(self._unknown(run, error))
+                run.begin()
 
-    def _unknown(self, run: Run, error: BaseException | None) -> OutcomeUnknown:
-        write = run.doubt.write if run.doubt else run.write
-        effects = (write.provenance.effect_id,) if write else ()
+    def _unknown(self, run: Run, error: BaseException) -> OutcomeUnknown:
+        effects = (run.write.provenance.effect_id,) if run.write else ()
         unknown = OutcomeUnknown(self._entity, run.key, effects)
         unknown.__cause__ = error
         return unknown

@@ -31,7 +31,10 @@ StateT = TypeVar("StateT")
 
 
 class Reductions(Generic[StateT]):
-    """Run *reducer* over actions; *initial* makes the state of a row not there yet."""
+    """Run *reducer* over actions; *initial* makes the state of a row not there yet.
+
+    *takes_intents* says that what the reducer asks for is handed on.
+    """
 
     def __init__(
         self,
@@ -39,11 +42,14 @@ class Reductions(Generic[StateT]):
         waiting: Waiting,
         reducer: Reducer[StateT],
         initial: Callable[[], StateT] | None,
+        *,
+        takes_intents: bool,
     ) -> None:
         self._statements = statements
         self._waiting = waiting
         self._reducer = reducer
         self._initial = initial
+        self._takes_intents = takes_intents
 
     def base(self, run: Run, snapshot: WorkflowSnapshot[StateT] | None) -> Base:
         """Return what *run* starts from, with *snapshot* in its row now."""
@@ -69,6 +75,7 @@ class Reductions(Generic[StateT]):
                 result = self._waiting.call(self._reducer, state, ticket.item)
                 if isinstance(result, Reduction):
                     result, intents = result.state, tuple(result.intents)
+                    self._check_intents(run.key, ticket.item, intents)
                 text = self._dump(run.key, result)
             except Exception as raised:  # noqa: BLE001 - it goes to the caller
                 error = raised
@@ -88,6 +95,17 @@ class Reductions(Generic[StateT]):
             unchanged=self._statements.state_type.codec.reads_alike
             and done[-1].text == run.base.text,
         )
+
+    def _check_intents(
+        self, key: str, action: Action[Any], intents: Sequence[Intent]
+    ) -> None:
+        if intents and not self._takes_intents:
+            where = f"{self._statements.entity} {key!r} action {action.action_id}"
+            problem = (
+                "would be dropped; give the ReducerService on_intents, or a writer "
+                "such as store_intents()"
+            )
+            raise PayloadError(where, "intents", problem)
 
     def _dump(self, key: str, state: Any) -> str:
         where = f"{self._statements.entity} {key!r} state"

@@ -12,9 +12,12 @@ from .lines import Line, Ticket
 from .snapshots import StateCommitted, WorkflowSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
 
     from .actions import Intent
+    from .races import StateConflict
     from .writes import Write
 
 StateT = TypeVar("StateT")
@@ -54,13 +57,6 @@ class Step(NamedTuple):
     error: Exception | None
 
 
-class Doubt(NamedTuple):
-    """A write of which nobody knows whether it is committed, and what led to it."""
-
-    write: Write
-    steps: list[Step]
-
-
 class Run:
     """The actions of one key that are committed together; may take several attempts."""
 
@@ -70,8 +66,20 @@ class Run:
         self.attempts = 0
         self.base = Base()
         self.steps: list[Step] = []
+        self.conflict: StateConflict | None = None  # The last one that was lost.
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what an earlier attempt has sent."""
         self.write: Write | None = None
-        self.doubt: Doubt | None = None
+        self.answer: StateCommitted[Any] | None = None  # To the write, before COMMIT.
+        self.claimed: Mapping[tuple[str, UUID], datetime] = {}
+        self.committing = False  # Whether its COMMIT may be sent by now.
+
+    @property
+    def settled(self) -> bool:
+        """Whether each caller has its result."""
+        return all(ticket.settled for ticket in self.tickets)
 
     @property
     def done(self) -> list[Step]:

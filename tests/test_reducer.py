@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import URL, create_engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
 
 from sa_wfstate import (
@@ -313,6 +313,60 @@ def test_gives_up_after_the_last_attempt(engine: Engine) -> None:
     assert hooks.heard[-1] == ("gave up", 3)
 
 
+@pytest.mark.parametrize("dedup", [None, OrderActions])
+def test_rival_of_the_same_reducer_does_not_hang(engine: Engine, dedup: Any) -> None:
+    """Under the lock of the row, what the reducer itself waits for ends the attempt."""
+    hooks = Recorded()
+
+    def reducer(state: OrderState, action: Action[str]) -> OrderState:
+        if state.notes:
+            # Greenlets have one thread, so what it waits for must not be awaited.
+            with rival.begin() as connection:
+                connection.execute(text("UPDATE orders SET version = version + 1"))
+        return note(state, action)
+
+    rival = create_engine(engine.url.set(drivername="postgresql+psycopg"))
+    orders = service(engine, reducer, dedup=dedup, lock_limit=0.3, hooks=hooks)
+    orders.handle(action("a"))
+    one = action("b")
+    with pytest.raises(ReducerGaveUp, match="not committed after 3") as caught:
+        orders.handle(one)
+    assert caught.value.conflict is not None
+    assert caught.value.conflict.reason is ConflictReason.MOVED
+    assert caught.value.elapsed < 10
+    assert isinstance(caught.value.__cause__, DBAPIError | OSError)
+    assert hooks.heard[-1] == ("gave up", 3)
+    rival.dispose()
+    assert service(engine, dedup=dedup).handle(one).snapshot.state.notes == ["a", "b"]
+
+
+def test_rival_of_a_writer_does_not_hang(engine: Engine) -> None:
+    """A writer runs under the lock that the write has taken, in each attempt."""
+
+    def writer(_: object, snapshot: WorkflowSnapshot[Any], __: object) -> None:
+        if snapshot.version > 1:
+            with rival.begin() as connection:
+                connection.execute(text("UPDATE orders SET version = version + 1"))
+
+    rival = create_engine(engine.url.set(drivername="postgresql+psycopg"))
+    options: dict[str, Any] = {"dedup": OrderActions, "lock_limit": 0.3}
+    handle = service(engine, writers=[writer], **options).handle
+    handle(action("a"))
+    with pytest.raises(ReducerGaveUp):
+        handle(action("b"))
+    rival.dispose()
+    assert CanonicalStore(engine, Order).get_state("o-1").state.notes == ["a"]
+
+
+def test_limit_of_a_lock_ends_with_its_transaction(engine: Engine) -> None:
+    """Connections go back to the pool as they came."""
+    orders = service(engine, writers=[lambda *_: None], lock_limit=7)
+    orders.handle(action("a"))
+    with engine.connect() as connection:
+        limit = connection.scalar(text("SHOW idle_in_transaction_session_timeout"))
+    assert limit == "0"
+
+
 def test_reducer_error_changes_nothing(engine: Engine) -> None:
     """What the reducer raises comes out as it is, and nothing was written."""
     handle = service(engine, dedup=OrderActions).handle
@@ -387,6 +441,32 @@ def test_intents_follow_the_commit(engine: Engine) -> None:
     handle(action())
     handle(action())
     assert handed == [(1, ["after 0 notes"]), (3, ["after 2 notes"])]
+
+
+@pytest.mark.parametrize("dedup", [None, OrderActions])
+def test_intents_without_a_taker_are_refused(engine: Engine, dedup: Any) -> None:
+    """Nothing is committed of what would lose its intents; others are not harmed."""
+
+    def reducer(state: OrderState, action: Action[str]) -> Reduction[OrderState]:
+        intents = [Intent(intent_type="mail", target="kim")]
+        return Reduction(note(state, action), intents if action.payload == "b" else [])
+
+    orders = service(engine, reducer, dedup=dedup)
+    orders.handle(action("a"))
+    one = action("b")
+    expected = f"Order 'o-1' action {one.action_id}, at 'intents': would be dropped"
+    with pytest.raises(PayloadError, match=expected):
+        orders.handle(one)
+    results = orders.handle_many([action("c"), one, action("d")])
+    assert [type(each) for each in results] == [
+        StateCommitted,
+        PayloadError,
+        StateCommitted,
+    ]
+    stored = CanonicalStore(engine, Order).get_state("o-1").state
+    assert stored.notes == ["a", "c", "d"]
+    taken = service(engine, reducer, dedup=dedup, writers=[lambda *_: None])
+    assert taken.handle(one).snapshot.state.notes[-1] == "b"
 
 
 def test_intent_handler_may_handle_the_same_key(engine: Engine) -> None:
@@ -547,6 +627,9 @@ def test_wrong_options_are_refused(engine: Engine) -> None:
 
     with pytest.raises(ValueError, match="fold"):
         service(engine, fold=0)
+    for limit in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="lock_limit"):
+            service(engine, lock_limit=limit)
     with pytest.raises(TypeError, match=r"sa_wfstate\.asyncio"):
         service(engine, reducer)
 
