@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
 from tenacity import Retrying, retry_if_exception
@@ -179,29 +180,21 @@ class CanonicalStore(Generic[StateT]):
             expected_effect_id=expected_effect_id,
             base=base,
         )
-        sent = False
+        statements, sent = self._statements, False
         try:
             with self._connections.commit() as connection:
                 sent = True
-                return self._commit(connection, write)
+                return compare_and_set(connection, statements, write)
         except (DBAPIError, OSError) as error:
-            if classify(error, committing=sent) is not ErrorKind.UNKNOWN:
-                raise
-            return self._commit_again(write, error)
-
-    def _commit(
-        self, connection: Connection, write: Write
-    ) -> StateCommitted[StateT] | StateConflict:
-        statements = self._statements
-        try:
-            return compare_and_set(connection, statements, write)
-        except DBAPIError as error:
             conflict = refused(statements, write, error)
             if conflict is None:
-                raise
-            connection.rollback()
-            current = statements.read(connection, write.workflow_key)
-            return conflict_of_write(statements, write, current) or conflict
+                if classify(error, committing=sent) is not ErrorKind.UNKNOWN:
+                    raise
+                return self._commit_again(write, error)
+        # By a statement or by COMMIT: the row is read when that is over.
+        with self._connections.autocommit() as connection:
+            current = statements.read(connection, workflow_key)
+        return conflict_of_write(statements, write, current) or conflict
 
     def _commit_again(
         self, write: Write, cause: BaseException
@@ -220,7 +213,7 @@ class CanonicalStore(Generic[StateT]):
         )
         try:
             outcome = retrying(self._send_again, write)
-        except (DBAPIError, OSError):
+        except (DBAPIError, OSError, PoolTimeoutError):
             outcome = None
         if outcome is None or (
             isinstance(outcome, StateConflict)

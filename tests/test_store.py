@@ -13,7 +13,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from sa_wfstate import (
     Action,
     CanonicalStore,
+    Commit,
     ConflictReason,
+    HistoryMixin,
     MappingError,
     PayloadError,
     Provenance,
@@ -25,7 +27,9 @@ from sa_wfstate import (
     WorkflowStateMixin,
     WriteSuppressed,
     get_state,
+    keep_history,
     try_commit,
+    try_commit_many,
 )
 
 from .triggers import before_update
@@ -55,6 +59,17 @@ class Evolved(WorkflowStateMixin[OrderState], Base):
     __tablename__ = "evolved"
     __schema_version__ = 2
     __upcasters__ = {1: lambda data: data | {"notes": ["upcast"]}}  # noqa: RUF012
+
+
+class Kept(WorkflowStateMixin[OrderState], Base):
+    __tablename__ = "kept"
+
+
+class KeptHistory(HistoryMixin, Base):
+    __tablename__ = "kept_history"
+
+
+keep_history(Kept, KeptHistory)
 
 
 class Customer(Base):
@@ -497,6 +512,83 @@ def test_refused_statement_is_a_conflict(engine: Engine, level: Any) -> None:
         session.rollback()
         assert won(commit(session, 2))
         session.commit()
+
+
+def refuse_effect(engine: Engine, effect_id: str, by: str) -> None:
+    """Let the database refuse *effect_id*: at COMMIT, or in its history."""
+    table, when = {
+        "commit": ("kept", "CONSTRAINT TRIGGER refuse AFTER UPDATE ON kept DEFERRABLE"),
+        "listener": ("kept_history", "TRIGGER refuse BEFORE INSERT ON kept_history"),
+    }[by]
+    deferred = "INITIALLY DEFERRED" if table == "kept" else ""
+    function = (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f" IF NEW.provenance->>'effect_id' = '{effect_id}' THEN"
+        " RAISE EXCEPTION 'refused' USING ERRCODE = '40001';"
+        " END IF; RETURN NEW; END $$"
+    )
+    trigger = f"CREATE {when} {deferred} FOR EACH ROW EXECUTE FUNCTION refuse()"
+    with engine.begin() as connection:
+        connection.execute(text(function))
+        connection.execute(text(trigger))
+
+
+@pytest.mark.parametrize("wrap", [lambda engine: engine, sessionmaker])
+@pytest.mark.parametrize("by", ["commit", "listener"])
+@pytest.mark.parametrize("moved", [True, False])
+def test_refused_transaction_is_an_outcome(
+    engine: Engine, wrap: Any, by: str, moved: bool
+) -> None:
+    """What 40001 ends is a conflict, and the row that was read after it says which."""
+    strict = engine.execution_options(isolation_level="SERIALIZABLE")
+    store = CanonicalStore(wrap(strict), Kept)
+    provenance = Provenance.now("refused")
+    write = {"workflow_key": "o-1", "state_prime": PAID, "provenance": provenance}
+    store.try_commit(**write | {"provenance": Provenance.now()}, expected_version=0)
+    refuse_effect(engine, "refused", by)
+    rival = CanonicalStore(engine, Kept)
+    pending = [moved]
+
+    @event.listens_for(engine, "checkin")
+    def overtake(*_: object) -> None:
+        if pending.pop() if pending else False:
+            write_of_rival = write | {"provenance": Provenance.now("rival")}
+            assert won(rival.try_commit(**write_of_rival, expected_version=1))
+
+    outcome = store.try_commit(**write, expected_version=1)
+    assert isinstance(outcome, StateConflict)
+    assert (outcome.reason, outcome.actual_version) == (
+        (ConflictReason.MOVED, 2) if moved else (ConflictReason.SERIALIZATION, None)
+    )
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("by", ["commit", "listener"])
+def test_refused_transaction_of_many_is_a_conflict(engine: Engine, by: str) -> None:
+    """In a session it is raised, by the statement or by COMMIT."""
+    keys = ["o-1", "o-2"]
+
+    def send(session: Session, version: int, effect_id: str) -> None:
+        commits = [
+            Commit(
+                key,
+                expected_version=version,
+                state=PAID,
+                provenance=Provenance.now(effect_id),
+            )
+            for key in keys
+        ]
+        assert all(map(won, try_commit_many(session, Kept, commits)))
+        session.commit()
+
+    with Session(engine.execution_options(isolation_level="SERIALIZABLE")) as session:
+        send(session, 0, "first")
+        refuse_effect(engine, "refused", by)
+        with pytest.raises(StateConflict) as caught:
+            send(session, 1, "refused")
+        session.rollback()
+        assert {each.workflow_key for each in caught.value.conflicts} == set(keys)
+        send(session, 1, "second")
 
 
 def test_loss_is_refused_although_the_base_holds_its_json(engine: Engine) -> None:
