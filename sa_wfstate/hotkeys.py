@@ -6,6 +6,10 @@ then lets the next caller serve. So the tasks of a process never race each other
 waits at most for those before it, and the one who serves starts from what the last one
 committed. Who has work for many keys at once holds their lines meanwhile.
 
+A signal handler may raise at any line of this. So what is said of a line is said by its
+queue alone, each step can be taken again, and whoever is interrupted takes those steps
+again that lead out of the line: what is done twice is done, what is left out is not.
+
 A line at rest holds nothing of value for long. A bounded number of them is kept, the
 one used longest ago goes first.
 """
@@ -13,22 +17,24 @@ one used longest ago goes first.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import OrderedDict
-from contextlib import contextmanager
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import WeakSet
 
 from .lines import Line, Ticket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from .waiting import Waiting
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 KeptT = TypeVar("KeptT")
+DoneT = TypeVar("DoneT")
 
 
 class HotKeys(Generic[ItemT, ResultT, KeptT]):
@@ -56,139 +62,199 @@ class HotKeys(Generic[ItemT, ResultT, KeptT]):
         self._orphan = orphan
         self._fold = fold
         self._keep = keep
-        self._lock = Lock()
-        self._busy: dict[str, Line[ItemT, ResultT, KeptT]] = {}
-        self._idle: OrderedDict[str, Line[ItemT, ResultT, KeptT]] = OrderedDict()
+        self._busy: dict[str, Line[ItemT, ResultT, KeptT]]
+        self._idle: OrderedDict[str, Line[ItemT, ResultT, KeptT]]
+        self.empty()
+        _all.add(self)
 
     def ticket(self, item: ItemT, identity: Hashable) -> Ticket[ItemT, ResultT]:
         """Make a ticket for the caller."""
         return Ticket(item, identity, self._waiting.turn())
 
-    def submit(
-        self, key: str, ticket: Ticket[ItemT, ResultT]
-    ) -> Line[ItemT, ResultT, KeptT]:
+    def submit(self, key: str, ticket: Ticket[ItemT, ResultT]) -> None:
         """Stand in the line of *key* until *ticket* is settled, or has taken the line.
 
         A caller that is interrupted leaves the line. If its work had begun by then, it
-        is finished.
+        is finished where another thread or task does it.
         """
-        with self._lock:
-            line = self._busy.get(key)
-            first = line is None
-            if line is None:
-                line = self._open(key)
-            line.waiting.append(ticket)
         try:
+            with self._lock:
+                line = self._busy.get(key)
+                if line is None:
+                    line = self._open(key, ticket)
+                else:
+                    line.queue.append(ticket)
+                first = line.queue[0] is ticket
             if first:
-                self._pass_on([line])
+                self._wake(line, ticket)
             ticket.turn.wait()
-        except BaseException:
-            self._leave(line, ticket)
+        except BaseException as error:
+            self._leave(key, ticket, error)
             raise
-        return line
 
-    @contextmanager
-    def hold(self, keys: Sequence[str]) -> Iterator[list[Line[ItemT, ResultT, KeptT]]]:
-        """Lend the lines of those of *keys* on which nobody works.
+    def hold(
+        self,
+        keys: Sequence[str],
+        work: Callable[[list[Line[ItemT, ResultT, KeptT]]], DoneT],
+    ) -> DoneT:
+        """Call *work* with the lines of those of *keys* on which nobody works.
 
         If there are none, wait for the turn in the first one. As nobody waits for a
         line while holding another, no two callers can wait for each other.
         """
-        lines = self._take_free(keys)
-        try:
-            if not lines:
-                lines.append(self._take(keys[0]))
-                lines += self._take_free(keys)
-            yield lines
-        except BaseException:
-            for line in lines:
-                line.forget()
-            raise
-        finally:
-            self._pass_on(lines)
-
-    def _take_free(self, keys: Iterable[str]) -> list[Line[ItemT, ResultT, KeptT]]:
-        with self._lock:
-            return [self._open(key) for key in keys if key not in self._busy]
-
-    def _take(self, key: str) -> Line[ItemT, ResultT, KeptT]:
         nothing: Any = None
         turn = self._waiting.turn()
         ticket = Ticket[ItemT, ResultT](nothing, None, turn, takes_line=True)
-        line = self.submit(key, ticket)
-        ticket.result()  # Raises if the line was given up.
-        return line
+        try:
+            try:
+                self._take_free(keys, ticket)
+                if not ticket.taken:
+                    self.submit(keys[0], ticket)
+                    ticket.result()  # Raises if the line was given up.
+                    self._take_free(keys, ticket)
+                return work(self._taken(keys, ticket))
+            except BaseException:
+                for line in self._taken(keys, ticket):
+                    line.forget()
+                raise
+            finally:
+                self._give_back(keys, ticket)
+        except BaseException:
+            self._give_back(keys, ticket)
+            raise
 
-    def _open(self, key: str) -> Line[ItemT, ResultT, KeptT]:
+    def empty(self) -> None:
+        """Begin anew: in a process that was forked, nobody is going to serve."""
+        self._lock = Lock()
+        self._busy = {}
+        self._idle = OrderedDict()
+
+    def _take_free(self, keys: Iterable[str], ticket: Ticket[ItemT, ResultT]) -> None:
+        with self._lock:
+            for key in keys:
+                if key not in self._busy:
+                    self._open(key, ticket)
+                    ticket.taken = True
+
+    def _taken(
+        self, keys: Iterable[str], ticket: Ticket[ItemT, ResultT]
+    ) -> list[Line[ItemT, ResultT, KeptT]]:
+        with self._lock:
+            lines = [self._busy[key] for key in keys if key in self._busy]
+            return [line for line in lines if ticket in line.queue]
+
+    def _give_back(self, keys: Iterable[str], ticket: Ticket[ItemT, ResultT]) -> None:
+        # Of all that are busy: one that it has left may not have been passed on yet.
+        with self._lock:
+            lines = [self._busy[key] for key in keys if key in self._busy]
+        for line in lines:
+            self._release(line, [ticket])
+
+    def _open(
+        self, key: str, ticket: Ticket[ItemT, ResultT]
+    ) -> Line[ItemT, ResultT, KeptT]:
         line = self._idle.pop(key, None) or Line(key)
+        line.queue.append(ticket)  # First: no line is busy without a queue.
         self._busy[key] = line
         return line
 
-    def _leave(
+    def _wake(
         self, line: Line[ItemT, ResultT, KeptT], ticket: Ticket[ItemT, ResultT]
     ) -> None:
-        with self._lock:
-            if ticket in line.waiting:
-                line.waiting.remove(ticket)
-            else:
-                ticket.abandoned = True
-        if ticket.turn.forfeits() or (ticket.takes_line and ticket.finished):
-            self._pass_on([line])
-        elif ticket.finished:
-            self._waiting.detach(partial(self._orphan, ticket))
+        if ticket.takes_line:
+            ticket.taken = True
+            ticket.turn.finish()
+        else:
+            ticket.turn.grant(partial(self._serve, line, ticket))
 
-    def _serve(self, line: Line[ItemT, ResultT, KeptT]) -> None:
-        with self._lock:
-            tickets = line.take(self._fold)
+    def _serve(
+        self, line: Line[ItemT, ResultT, KeptT], ticket: Ticket[ItemT, ResultT]
+    ) -> None:
         try:
-            if tickets:
-                self._work(line, tickets)
+            with self._lock:
+                if not line.queue or line.queue[0] is not ticket:
+                    return  # It has left the line meanwhile.
+                ticket.batch = line.next(self._fold)
+                for each in ticket.batch:
+                    each.taken = True
+            self._work(line, ticket.batch)
+            orphans = self._release(line, ticket.batch)
         except BaseException as error:
-            line.forget()
             if isinstance(error, asyncio.CancelledError):
                 # The event loop is being closed: nobody is going to serve.
-                with self._lock:
-                    tickets += line.waiting
-                    line.waiting.clear()
-            for ticket in tickets:
-                ticket.fail(error)
+                ticket.batch = list(line.queue)
+                for each in ticket.batch:
+                    each.fail(error)
+            self._give_up(line, ticket, error)
             raise
-        finally:
-            self._pass_on([line])
-            orphans = self._finish(tickets)
-        for ticket in orphans:
-            self._orphan(ticket)
+        for orphan in orphans:
+            self._orphan(orphan)
 
-    def _finish(
-        self, tickets: list[Ticket[ItemT, ResultT]]
-    ) -> list[Ticket[ItemT, ResultT]]:
-        """End the wait of the callers; return the tickets of those who have gone."""
+    def _leave(
+        self, key: str, ticket: Ticket[ItemT, ResultT], error: BaseException
+    ) -> None:
         with self._lock:
-            orphans = [ticket for ticket in tickets if ticket.abandoned]
+            line = self._busy.get(key)
+            alone = not ticket.taken or ticket.takes_line or ticket.turn.forfeits()
+            ticket.abandoned = not alone and not ticket.finished
+        if alone and line is not None:
+            self._give_up(line, ticket, error)
+        if ticket.finished and ticket.succeeded:
+            self._waiting.detach(partial(self._orphan, ticket))
+
+    def _give_up(
+        self,
+        line: Line[ItemT, ResultT, KeptT],
+        ticket: Ticket[ItemT, ResultT],
+        error: BaseException,
+    ) -> None:
+        """Take *ticket* and what was done with it from the line; the rest is served."""
+        line.forget()
+        ticket.fail(error)
+        with self._lock:
+            if ticket in line.queue:
+                over = [each for each in ticket.batch if each.settled or each.abandoned]
+                for each in ticket.batch:
+                    each.taken = each in over
+                ticket.batch = over
+        self._release(line, ticket.batch or [ticket])
+
+    def _release(
+        self,
+        line: Line[ItemT, ResultT, KeptT],
+        tickets: Sequence[Ticket[ItemT, ResultT]],
+    ) -> list[Ticket[ItemT, ResultT]]:
+        """Take *tickets* from the line; return those whose caller has gone.
+
+        Then the next in the line has its turn, or the line is put to rest. All this may
+        be done twice.
+        """
+        following = None
+        with self._lock:
             for ticket in tickets:
+                if ticket in line.queue:
+                    line.queue.remove(ticket)
                 ticket.finished = True
+            orphans = [ticket for ticket in tickets if ticket.abandoned]
+            if line.queue:
+                following = line.queue[0]
+            elif self._busy.get(line.key) is line:
+                del self._busy[line.key]
+                self._idle[line.key] = line
+                while len(self._idle) > self._keep:
+                    self._idle.popitem(last=False)
+        if following is not None:
+            self._wake(line, following)
         for ticket in tickets:
             ticket.turn.finish()
         return orphans
 
-    def _pass_on(self, lines: list[Line[ItemT, ResultT, KeptT]]) -> None:
-        """Let the next caller in each line have its turn, or put the line to rest."""
-        following = []
-        with self._lock:
-            for line in lines:
-                if line.waiting:
-                    ticket = line.waiting[0]
-                    following.append((line, ticket))
-                    if ticket.takes_line:
-                        ticket.finished = True
-                        line.waiting.popleft()
-                else:
-                    del self._busy[line.key]
-                    self._idle[line.key] = line
-            while len(self._idle) > self._keep:
-                self._idle.popitem(last=False)
-        for line, ticket in following:
-            if ticket.takes_line:
-                ticket.turn.finish()
-            else:
-                ticket.turn.grant(partial(self._serve, line))
+
+def _empty_all() -> None:
+    for keys in list(_all):
+        keys.empty()
+
+
+_all: WeakSet[HotKeys[Any, Any, Any]] = WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_empty_all)

@@ -15,6 +15,7 @@ nearly always, and one that two write now and then hardly ever.
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -51,10 +52,12 @@ class Ticket(Generic[ItemT, ResultT]):
         "_error",
         "_result",
         "abandoned",
+        "batch",
         "finished",
         "identity",
         "item",
         "settled",
+        "taken",
         "takes_line",
         "turn",
     )
@@ -72,6 +75,8 @@ class Ticket(Generic[ItemT, ResultT]):
         self.turn = turn
         self.takes_line = takes_line
         self.settled = False
+        self.taken = False  # It is being served, or has taken its line.
+        self.batch: list[Ticket[ItemT, ResultT]] = []  # What its caller serves.
         self.abandoned = False  # The caller has gone before it was finished.
         self.finished = False
         self._result: ResultT | None = None
@@ -100,17 +105,25 @@ class Ticket(Generic[ItemT, ResultT]):
 
 
 class Line(Generic[ItemT, ResultT, KeptT]):
-    """Those who wait for one key, and what is known of it."""
+    """Those who wait for one key, and what is known of it.
 
-    __slots__ = ("_kept", "_undisturbed", "key", "known_since", "locks", "waiting")
+    The first in the *queue* has its turn; a ticket stays there until it is finished.
+    """
+
+    __slots__ = ("_kept", "_undisturbed", "key", "known_since", "locks", "queue")
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.waiting: deque[Ticket[ItemT, ResultT]] = deque()
+        self.queue: deque[Ticket[ItemT, ResultT]] = deque()
         self.locks = 0  # How many commits are to lock their row.
         self.known_since = 0.0  # When the last commit was known to be done.
         self._kept: KeptT | None = None
         self._undisturbed = True
+
+    @property
+    def waiting(self) -> int:
+        """How many wait behind those that are being served."""
+        return sum(not ticket.taken for ticket in self.queue.copy())
 
     @property
     def kept(self) -> KeptT | None:
@@ -128,20 +141,19 @@ class Line(Generic[ItemT, ResultT, KeptT]):
         """Note that attempt number *attempt* lost."""
         self._undisturbed = False
         if attempt > 1 or self.waiting:
-            self.locks = min(1 + STICKY * len(self.waiting), MOST_LOCKED)
+            self.locks = min(1 + STICKY * self.waiting, MOST_LOCKED)
 
     def forget(self) -> None:
         """Keep nothing: it may not be true any more."""
         self._kept = None
 
-    def take(self, most: int) -> list[Ticket[ItemT, ResultT]]:
-        """Take the next from the line: up to *most*, no two of one identity."""
-        taken: list[Ticket[ItemT, ResultT]] = []
+    def next(self, most: int) -> list[Ticket[ItemT, ResultT]]:
+        """Return the next to be served: up to *most*, no two of one identity."""
+        following: list[Ticket[ItemT, ResultT]] = []
         seen = set()
-        while self.waiting and len(taken) < most:
-            following = self.waiting[0]
-            if following.takes_line or following.identity in seen:
+        for ticket in islice(self.queue, most):
+            if ticket.takes_line or ticket.identity in seen:
                 break
-            seen.add(following.identity)
-            taken.append(self.waiting.popleft())
-        return taken
+            seen.add(ticket.identity)
+            following.append(ticket)
+        return following

@@ -10,14 +10,15 @@ that it starts, until the attempt is over.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from .errors import NestedHandle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
+
+ResultT = TypeVar("ResultT")
 
 
 class _Attempt:
@@ -33,16 +34,19 @@ class _Attempt:
 _current: ContextVar[_Attempt | None] = ContextVar("wfstate_attempt", default=None)
 
 
-@contextmanager
-def attempt_on(entity: str, workflow_key: str) -> Iterator[None]:
-    """Refuse, as long as the block lasts, what is handed in from within it."""
+def attempt_on(entity: str, workflow_key: str, make: Callable[[], ResultT]) -> ResultT:
+    """Call *make*, and refuse meanwhile what is handed in from within it."""
     attempt = _Attempt(f"{entity} {workflow_key!r}")
-    token = _current.set(attempt)
+    # Twice, as a signal handler may raise in the inner clause. What is over need not be
+    # taken out of the context.
     try:
-        yield
+        try:
+            _current.set(attempt)
+            return make()
+        finally:
+            attempt.over = True
     finally:
         attempt.over = True
-        _current.reset(token)
 
 
 def refuse_nested(entity: str, workflow_key: str) -> None:

@@ -30,6 +30,7 @@ An action's way from handle() to its commit, room by room:
 
 from __future__ import annotations
 
+from functools import partial
 from inspect import iscoroutinefunction
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -51,7 +52,7 @@ from .statements import statements_of
 from .waiting import Blocking, Waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import timedelta
 
     from sqlalchemy import Engine
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 
     from .actions import Action, Intent, Reducer
     from .attempts import Writer
-    from .runs import ActionTicket, Base, Handled
+    from .runs import ActionLine, ActionTicket, Base, Handled
     from .snapshots import StateCommitted
     from .store import Entity
 
@@ -211,18 +212,9 @@ class ReducerService(Generic[StateT]):
             refuse_nested(self._entity, given[0].workflow_key)
         pending = list(batch)
         while pending:
-            with self._keys.hold(pending[:CHUNK]) as lines:
-                tickets = {
-                    number: self._keys.ticket(given[number], number)
-                    for line in lines
-                    for number in batch[line.key].values()
-                }
-                runs = [
-                    Run(line.key, [tickets[n] for n in batch[line.key].values()])
-                    for line in lines
-                ]
-                self._loop.commit_many(lines, runs)
-            held = {run.key for run in runs}
+            work = partial(self._commit_lines, given, batch)
+            tickets = self._keys.hold(pending[:CHUNK], work)
+            held = {ticket.item.workflow_key for ticket in tickets.values()}
             pending = [key for key in pending if key not in held]
             for number, ticket in tickets.items():
                 if ticket.settled:
@@ -234,6 +226,25 @@ class ReducerService(Generic[StateT]):
                 except Exception as error:  # noqa: BLE001 - it is returned
                     results[number] = error
         return [results[number] for number in range(len(given))]
+
+    def _commit_lines(
+        self,
+        given: Sequence[Action[Any]],
+        batch: Mapping[str, Mapping[Any, int]],
+        lines: Sequence[ActionLine],
+    ) -> dict[int, ActionTicket]:
+        """Commit what *batch* has for *lines*; return its tickets, by their number."""
+        tickets = {
+            number: self._keys.ticket(given[number], number)
+            for line in lines
+            for number in batch[line.key].values()
+        }
+        runs = [
+            Run(line.key, [tickets[n] for n in batch[line.key].values()])
+            for line in lines
+        ]
+        self._loop.commit_many(lines, runs)
+        return tickets
 
     def _result(
         self, ticket: ActionTicket, started: float

@@ -74,15 +74,15 @@ class ReducerLoop:
             retry_error_callback=partial(self._give_up, run),
         )
         try:
-            with attempt_on(self._entity, line.key):
-                retrying(self._attempt, line, run)
-        except Exception as error:  # noqa: BLE001 - it is the callers'
-            for ticket in tickets:
-                ticket.fail(error)
+            try:
+                attempt = partial(retrying, self._attempt, line, run)
+                attempt_on(self._entity, line.key, attempt)
+            except Exception as error:  # noqa: BLE001 - it is the callers'
+                run.fail(error)
         except BaseException as error:
-            # Whoever serves was interrupted, and with it those whom it served.
-            for ticket in tickets:
-                ticket.fail(self._unknown(run, error))
+            # The others of this batch are served by the next, if that is safe.
+            if run.committing:
+                run.fail(self._unknown(run, error))
             raise
 
     def commit_many(self, lines: Sequence[ActionLine], runs: list[Run]) -> None:
@@ -90,8 +90,8 @@ class ReducerLoop:
         for run in runs:
             run.attempts = 1
         try:
-            with attempt_on(self._entity, runs[0].key):
-                conflicts = self._attempts.make_many(runs)
+            make = partial(self._attempts.make_many, runs)
+            conflicts = attempt_on(self._entity, runs[0].key, make)
         except Exception as error:  # noqa: BLE001 - each finds out by itself
             for line in lines:
                 line.forget()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from contextvars import copy_context
 from inspect import isawaitable
-from threading import Event
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -23,7 +24,7 @@ class Turn(Protocol):
     """What one caller waits for: that its work is done, or that it may do it."""
 
     def grant(self, serve: Callable[[], None]) -> None:
-        """Let the caller, or somebody in its name, call *serve*."""
+        """Let the caller, or a task in its name, call *serve*; once, however often."""
 
     def finish(self) -> None:
         """End the wait."""
@@ -32,7 +33,7 @@ class Turn(Protocol):
         """Wait for grant() or finish(); where it was granted, call *serve*."""
 
     def forfeits(self) -> bool:
-        """Say whether a caller that stopped waiting leaves a grant behind."""
+        """Return whether what was granted ends with a caller that stops waiting."""
 
 
 class Stop(Protocol):
@@ -75,24 +76,27 @@ class Blocking:
 
 
 class _BlockingTurn:
-    __slots__ = ("_event", "_serve")
+    """Waits for a lock: an Event that a signal interrupts may stay locked for ever."""
+
+    __slots__ = ("_gate", "_serve")
 
     def __init__(self) -> None:
-        self._event = Event()
+        self._gate = Lock()
+        self._gate.acquire()
         self._serve: Callable[[], None] | None = None
 
     def grant(self, serve: Callable[[], None]) -> None:
         self._serve = serve
-        self._event.set()
+        self.finish()
 
     def finish(self) -> None:
-        self._event.set()
+        with suppress(RuntimeError):  # It is open already.
+            self._gate.release()
 
     def wait(self) -> None:
-        self._event.wait()
-        serve, self._serve = self._serve, None
-        if serve is not None:
-            serve()
+        self._gate.acquire()
+        if self._serve is not None:
+            self._serve()
 
     def forfeits(self) -> bool:
         return self._serve is not None
@@ -122,15 +126,19 @@ class Awaiting:
 class _AwaitingTurn:
     """Served by a task of its own: cancelling the caller must not harm others."""
 
-    __slots__ = ("_context", "_future", "_loop", "_tasks")
+    __slots__ = ("_context", "_future", "_granted", "_loop", "_tasks")
 
     def __init__(self, tasks: set[asyncio.Task[None]]) -> None:
         self._tasks = tasks
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[None] = self._loop.create_future()
         self._context = copy_context()
+        self._granted = False
 
     def grant(self, serve: Callable[[], None]) -> None:
+        if self._granted:
+            return
+        self._granted = True
         task = self._loop.create_task(greenlet_spawn(serve), context=self._context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -101,7 +101,7 @@ class Gate:
         if not self.open:
             self.open = True
             line = self.service._keys._busy["o-1"]
-            while len(line.waiting) < self.behind:
+            while line.waiting < self.behind:
                 time.sleep(0.001)
         return note(state, action)
 
@@ -137,7 +137,7 @@ def test_callers_are_served_in_order(engine: Engine) -> None:
     for number in range(10):
         threads.append(threading.Thread(target=service.handle, args=[action(number)]))
         threads[-1].start()
-        while number and len(service._keys._busy["o-1"].waiting) < number:
+        while number and service._keys._busy["o-1"].waiting < number:
             time.sleep(0.001)
     for thread in threads:
         thread.join()
@@ -268,11 +268,11 @@ def test_crowd_behind_a_loser_locks_for_a_while() -> None:
     line.won(9, 8)
     assert line.locks == 0
     for number in range(3):
-        line.waiting.append(Ticket(number, number, Blocking().turn()))
+        line.queue.append(Ticket(number, number, Blocking().turn()))
     line.lost(1)
     assert line.locks == 1 + 3 * STICKY
     for number in range(100):
-        line.waiting.append(Ticket(number, number, Blocking().turn()))
+        line.queue.append(Ticket(number, number, Blocking().turn()))
     line.lost(1)
     assert line.locks == MOST_LOCKED
 
@@ -426,17 +426,18 @@ async def test_line_granted_to_a_cancelled_batch(async_engine: AsyncEngine) -> N
 
     service = awaiting(async_engine, reducer)
     keys: Any = service._service._keys
-    pass_on = keys._pass_on
+    release = keys._release
 
-    def pass_on_and_cancel(lines: Any) -> None:
-        pass_on(lines)
+    def release_and_cancel(*arguments: Any) -> Any:
+        orphans = release(*arguments)
         batch.cancel()
+        return orphans
 
     first = asyncio.create_task(service.handle(action(1)))
     await reducing.wait()
     batch = asyncio.create_task(service.handle_many([action(2)]))
     await asyncio.sleep(0.01)
-    keys._pass_on = pass_on_and_cancel
+    keys._release = release_and_cancel
     go.set()
     async with asyncio.timeout(5):
         await first

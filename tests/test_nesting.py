@@ -300,8 +300,8 @@ async def test_intents_of_a_caller_cancelled_too_late(
     keys: Any = orders._service._keys
     serve = keys._serve
 
-    def serve_then_cancel(line: Any) -> None:
-        serve(line)
+    def serve_then_cancel(*arguments: Any) -> None:
+        serve(*arguments)
         task.cancel()
 
     keys._serve = serve_then_cancel
