@@ -206,8 +206,9 @@ class MappingError(WorkflowStateError, TypeError):
 class ReducerGaveUp(RowError):
     """An action was not committed within the attempts and the time of its policy.
 
-    *conflict* is the last one that was lost; None if the last attempt failed with an
-    error of the database, which is the ``__cause__`` then. *elapsed* is in seconds.
+    *conflict* is the last one that was lost, None if there was none. An error of the
+    database in which the last attempt ended is the ``__cause__``. *elapsed* is in
+    seconds.
     """
 
     conflict: StateConflict | None

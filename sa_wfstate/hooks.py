@@ -62,7 +62,10 @@ class Hooks:
         outcome: StateCommitted[Any],
         seconds: float,
     ) -> None:
-        """Hear that an action came again; *outcome* is that of the first time."""
+        """Hear that an action was found committed; *outcome* is that of the first time.
+
+        It came again, or the answer to its commit was lost.
+        """
 
     def conflicted(self, entity: str, conflict: StateConflict, attempt: int) -> None:
         """Hear that attempt number *attempt* lost."""

@@ -72,21 +72,24 @@ class ReducerService(Generic[StateT]):
 
     *bind* is an Engine, or a sessionmaker where sessions choose their engine.
 
-    *retry* says how often an attempt is repeated. *initial*, called without arguments,
-    makes the state of a workflow that does not exist yet; without it such an action
-    raises WorkflowNotFound. *dedup* is the mapped class of a dedup log, *dedup_ttl* how
-    long it remembers.
+    *retry* says how often an attempt is repeated. When the answer to a commit is lost,
+    *resolve* says for how long and how often to ask again. *initial*, called without
+    arguments, makes the state of a workflow that does not exist yet; without it such an
+    action raises WorkflowNotFound. *dedup* is the mapped class of a dedup log,
+    *dedup_ttl* how long it remembers.
 
     *on_intents* is called with the outcome and the intents of each action that has any,
     once its commit is final, in the caller of handle(). If the process dies before,
     they are gone; what must not be lost is written by one of *writers*, which are
     called with the connection, the snapshot and the intents, inside the transaction of
-    the commit.
+    the commit. Without either a reducer that returns intents is refused.
 
     *fold* is the largest number of actions that wait for one key in this process and
     may be committed together, as one version whose provenance lists them all under
     "folded"; 1 folds nothing. *escalate* allows to lock the row of a key that other
-    processes write too. *keep* is the number of keys whose last state is kept for a
+    processes write too. *lock_limit* is the number of seconds for which the reducer, or
+    a writer, may hold the lock of a row: after that the database ends the transaction,
+    and the attempt is lost. *keep* is the number of keys whose last state is kept for a
     moment.
     *hooks* are told what happens.
 
@@ -171,10 +174,12 @@ class ReducerService(Generic[StateT]):
 
         Raises ReducerGaveUp when the retry policy is exhausted, NestedHandle if it is
         called by a reducer or a writer, WorkflowNotFound, ActionIdReused, PayloadError
-        if the new state cannot be stored, and whatever the reducer raises; nothing is
-        written then. When the answer to the commit is lost, what became of it is found
-        out: it comes back with ``replayed=True`` if it was done. OutcomeUnknown is
-        raised if that cannot be known any more, which a dedup log rules out.
+        if the new state cannot be stored or its intents have no taker, and whatever the
+        reducer raises; nothing is written then. When the answer to the commit is lost,
+        what became of it is found out, also after the last attempt: if it was done, it
+        comes back with ``replayed=True`` and its intents are handed over.
+        OutcomeUnknown is raised if the database stays out of reach, or if the row has
+        moved on since and there is no dedup log to tell.
         """
         check_key(self._entity, action.workflow_key)
         refuse_nested(self._entity, action.workflow_key)
