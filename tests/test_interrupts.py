@@ -180,14 +180,15 @@ def is_at_rest(orders: Any) -> bool:
     return not orders._keys._busy and not orders._keys._lock.locked()
 
 
-@pytest.mark.parametrize("dedup", [None, OrderActions])
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(
+    ("many", "dedup"), [(False, None), (False, OrderActions), (True, OrderActions)]
+)
 def test_error_at_any_line_of_a_service(
     engine: Engine,
     create_tables: Callable[[MetaData], None],
     other: Callable[..., Any],
-    dedup: Any,
     many: bool,
+    dedup: Any,
 ) -> None:
     """The next action of the key is handled, in the same thread and in another one."""
     create_tables(Base.metadata)
@@ -288,7 +289,7 @@ def test_error_of_one_who_waits() -> None:
                 bench: Bench = bench, interrupt: Interrupt = interrupt
             ) -> None:
                 with interrupt:
-                    bench.submit(2)
+                    bench.keys.submit("o-1", bench.keys.ticket(2, 2))
 
             def crowd(
                 _: object,
