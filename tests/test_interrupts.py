@@ -315,6 +315,8 @@ def test_error_of_one_who_waits() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an interval timer")
+# What is raised in a destructor or a callback of the interpreter is dropped there.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_signals_at_any_time() -> None:
     """The same with real signals, between the lines too."""
     bench = Bench()
