@@ -137,8 +137,8 @@ class Attempts(Generic[StateT]):
         """Return whether *run*, whose COMMIT was not answered, is committed.
 
         If it is, its actions are settled; None if that cannot be known any more. Waits
-        for a COMMIT that is still going on: the row is locked, and a row that is not
-        there is created for that, which is undone.
+        for a COMMIT that is still going on, by locking the row. A row that does not
+        exist cannot be locked: it is created instead, and that is rolled back.
         """
         assert run.write is not None  # noqa: S101
         write, log = run.write, self._log

@@ -6,9 +6,9 @@ then lets the next caller serve. So the tasks of a process never race each other
 waits at most for those before it, and the one who serves starts from what the last one
 committed. Who has work for many keys at once holds their lines meanwhile.
 
-A signal handler may raise at any line of this. So what is said of a line is said by its
-queue alone, each step can be taken again, and whoever is interrupted takes those steps
-again that lead out of the line: what is done twice is done, what is left out is not.
+A signal handler may raise at any line of this module. Therefore the queue alone says
+whether a line is busy, every step out of a line may be repeated, and a caller that is
+interrupted repeats them all.
 
 A line at rest holds nothing of value for long. A bounded number of them is kept, the
 one used longest ago goes first.
