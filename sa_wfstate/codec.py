@@ -19,6 +19,7 @@ from .errors import PayloadError
 from .payloads import Schema, has_one_spelling, holds_sets, is_frozen, names_in
 from .repeatable import reads_alike
 from .roundtrip import ANY, culprit, difference, unordered, unstorable
+from .upcasters import STORED_TWICE, is_stored_twice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -120,6 +121,8 @@ class Codec(Generic[T]):
         except ValidationError as error:
             if where is None:
                 where = self.name if schema is None else schema.where(str(text))
+            if _is_stored_twice(read):
+                raise PayloadError(where, "", STORED_TWICE) from None
             raise self._refusal(where, *first_problem(error)) from None
 
     def _validate(self, text: str | bytes) -> T:
@@ -230,6 +233,13 @@ class Codec(Generic[T]):
         except Exception:  # noqa: BLE001 - whatever a serializer raises, once more
             return False
         return True
+
+
+def _is_stored_twice(text: str | bytes) -> bool:
+    try:
+        return is_stored_twice(from_json(text))
+    except ValueError:
+        return False
 
 
 def holds_nul(text: str) -> bool:

@@ -23,8 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from .expectations import effect_id_of
-from .texts import AsText
-from .types import JSONText
+from .texts import AsText, JSONText
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,8 +47,9 @@ class RowSQL:
         self._table = table
         self.own_rows = own_rows = _own_rows(mapper)
         columns: dict[str, ColumnElement[Any]] = dict(table.c)
-        # As text, which a snapshot keeps.
-        columns["state"] = AsText(table.c.state).label("state")
+        # As text, which a snapshot keeps, and whose row is known where it is read.
+        for name in ("state", "provenance"):
+            columns[name] = AsText(table.c[name]).label(name)
         self.read = (
             select(*(columns[name] for name in CANONICAL_COLUMNS))
             .select_from(mapper.selectable)

@@ -119,7 +119,9 @@ class Statements(Generic[StateT]):
             state=state,
             updated_at=updated_at,
             schema_version=schema_version,
-            provenance=provenance,
+            provenance=self._provenance_type.load(
+                provenance, where=f"{self.entity} {key!r} provenance"
+            ),
         )
         return remember(snapshot, self.table.fullname, marked)
 

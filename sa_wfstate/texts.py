@@ -1,4 +1,4 @@
-"""The text of a JSON column, as SQL selects it.
+"""The text of a JSON column, as SQL selects it, and JSON from a text that is bound.
 
 A state whose row is at the current schema version comes as its plain text, with the key
 of the row after it; any other one as the marked text of :mod:`sa_wfstate.upcasters`.
@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import CompoundSelect, Label, TypeCoerce, literal_column
+from sqlalchemy import CompoundSelect, Label, TypeCoerce, literal_column, type_coerce
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import BindParameter, Null
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import String
+from sqlalchemy.types import String, Text, TypeDecorator
 
 from .errors import MappingError
 from .upcasters import BEFORE_KEY, MARK, MIXED
 
 if TYPE_CHECKING:
+    from sqlalchemy import Dialect
     from sqlalchemy.sql import ColumnElement
     from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -43,6 +44,49 @@ def _plain_text(element: AsText, compiler: SQLCompiler, **kw: Any) -> str:
 @compiles(AsText, "postgresql")
 def _cast_to_text(element: AsText, compiler: SQLCompiler, **kw: Any) -> str:
     return f"CAST({compiler.process(element.clauses.clauses[0], **kw)} AS TEXT)"
+
+
+class FromText(FunctionElement[Any]):
+    """The JSON in a text, which is bound as text: a driver may encode JSON again."""
+
+    inherit_cache = True
+
+
+@compiles(FromText)
+def _plain(element: FromText, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(element.clauses.clauses[0], **kw)
+
+
+@compiles(FromText, "postgresql")
+def _cast_to_json(element: FromText, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"CAST({compiler.process(element.clauses.clauses[0], **kw)} AS JSONB)"
+
+
+class TextOf(TypeDecorator[Any]):
+    """The text that another type, *json*, makes of a value."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, json: TypeDecorator[Any]) -> None:
+        super().__init__()
+        self._json = json
+
+    def bind_processor(self, dialect: Dialect) -> Any:
+        return self._json.bind_processor(dialect)
+
+    def literal_processor(self, dialect: Dialect) -> Any:
+        return self._json.literal_processor(dialect)
+
+
+class JSONText(TypeDecorator[str]):
+    """JSON that was dumped already, bound as it is."""
+
+    impl = Text
+    cache_ok = True
+
+    def bind_expression(self, bindparam: Any) -> ColumnElement[Any]:
+        return FromText(type_coerce(bindparam, Text()))
 
 
 class AsMarkedText(AsText):

@@ -1,9 +1,10 @@
 """PydanticJSON: a column type that stores what Pydantic can validate as JSON.
 
 The value crosses the driver as text, in both directions: ``to_json`` of the model is
-bound and cast to JSONB, and the column is selected as text and given to
-``validate_json``. No dict is built in between. PostgreSQL stores JSONB; every other
-dialect stores SQLAlchemy's JSON, which is meant for unit tests.
+bound as text and cast to JSONB, and the column is selected as text and given to
+``validate_json``. No dict is built in between, and no JSON codec that the application
+has set on its connection is ever asked. PostgreSQL stores JSONB; every other dialect
+stores SQLAlchemy's JSON, which is meant for unit tests.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sqlalchemy.types import JSON, String, TypeDecorator, TypeEngine
 
 from .codec import Codec
 from .errors import PayloadError
-from .texts import AsText, state_text
+from .texts import AsText, FromText, TextOf, state_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -82,7 +83,9 @@ class _Comparator(TypeDecorator.Comparator[Any], JSONB.Comparator[Any]):
 
     def __getitem__(self, index: Any) -> ColumnElement[Any]:
         # A part of the state is not a state: it is selected as plain JSON.
-        part: ColumnElement[Any] = type_coerce(self.expr, JSONB())[index]
+        json: Any = self.type
+        whole: Any = super() if json is _PLAIN else type_coerce(self.expr, _PLAIN)
+        part: ColumnElement[Any] = whole.__getitem__(index)
         return part
 
 
@@ -164,6 +167,9 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return _json_of(dialect)
 
+    def bind_expression(self, bindparam: Any) -> ColumnElement[Any]:
+        return FromText(type_coerce(bindparam, TextOf(self)))
+
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:
         type_id, encode, stored = id(self.type_), self.codec.encode, self.stored
         schema = self.payload_schema
@@ -219,7 +225,9 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
         if op in _COMPARES_WHOLE_VALUES:
             return self
-        return self.impl_instance.coerce_compared_value(op, value)
+        json: TypeEngine[Any] = self.impl_instance
+        coerced = json.coerce_compared_value(op, value)
+        return _PLAIN if coerced is json else coerced
 
     @property
     def _static_cache_key(self) -> Any:
@@ -255,19 +263,6 @@ class UnreadJSON(PydanticJSON[Any]):
         return lambda value: None if value is None else Unread(_text_of(value))
 
 
-class JSONText(TypeDecorator[str]):
-    """JSON that was dumped already, bound as it is."""
-
-    impl = JSONB
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return _json_of(dialect)
-
-    def bind_processor(self, dialect: Dialect) -> None:
-        return None
-
-
 def _text_of(value: Any) -> str:
     # A textual SELECT goes around column_expression, and psycopg parses the result.
     return value if isinstance(value, str) else json.dumps(value)
@@ -279,3 +274,7 @@ def _restore(cls: Any, type_: Any, options: dict[str, Any]) -> Any:
 
 def _json_of(dialect: Dialect) -> TypeEngine[Any]:
     return JSONB() if isinstance(dialect, PGDialect) else JSON()
+
+
+_PLAIN = PydanticJSON[Any](Any, round_trip=False)
+"""JSON of no particular type: a part of a value, and what is compared with one."""

@@ -47,6 +47,13 @@ MIXED: Final = 0
 """The schema version of what stands for rows of several versions."""
 
 
+STORED_TWICE: Final = (
+    "is a JSON string that holds JSON: a connection's JSON codec has encoded it twice; "
+    "UPDATE … SET column = CAST(column #>> '{}' AS JSONB) repairs it, see PayloadError "
+    "in the reference of errors"
+)
+
+
 class Upcaster(NamedTuple):
     r"""One step in two languages: a function for reading, SQL for rewriting rows.
 
@@ -206,7 +213,20 @@ class PayloadSchema:
         except Exception as error:
             where = self.name_of(versions.start, workflow_key)
             problem = f"{problem} {type(error).__name__}"
+            if is_stored_twice(data):
+                problem = STORED_TWICE
             raise PayloadError(where, "", problem) from error
+
+
+def is_stored_twice(data: object) -> bool:
+    """Return whether *data*, read from JSON, is the text of a JSON object or array."""
+    if not isinstance(data, str) or data[:1] not in {"{", "["}:
+        return False
+    try:
+        from_json(data)
+    except ValueError:
+        return False
+    return True
 
 
 def schema_of(cls: type[Any]) -> PayloadSchema:
