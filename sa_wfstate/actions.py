@@ -11,9 +11,10 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
-from .codec import canonical_json, first_problem
+from .codec import first_problem
 from .errors import PayloadError
 from .snapshots import WorkflowKey
+from .spelling import canonical_json
 
 StateT = TypeVar("StateT")
 PayloadT = TypeVar("PayloadT")

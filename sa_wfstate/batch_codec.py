@@ -16,7 +16,8 @@ from pydantic_core import (
     core_schema,
 )
 
-from .codec import AS_STORED, Codec, holds_nul
+from .codec import AS_STORED, Codec
+from .spelling import holds_nul, may_be_respelled
 
 T = TypeVar("T")
 
@@ -32,7 +33,10 @@ class BatchCodec(Generic[T]):
         config = _config_of(codec.type_, schema)
         # Pydantic's Json[…] is dumped as text where its content makes a round trip.
         texts = core_schema.list_schema(core_schema.json_schema(schema))
-        self._usable = config is not None and not codec.accept
+        self._usable = (
+            config is not None and not codec.accept and codec.traits.compares_by_value
+        )
+        self._validates = codec.traits.runs_validators
         self._serializer = SchemaSerializer(texts, config)
         self._validator = SchemaValidator(texts, config)
 
@@ -45,18 +49,24 @@ class BatchCodec(Generic[T]):
             return None
         copies: list[Any] = [None] * len(values)
         try:
-            texts: list[str] = self._serializer.to_python(
-                values, mode="json", warnings="error", **AS_STORED
-            )
+            texts = self._dump(values)
             if self._round_trip:
                 copies = self._validator.validate_python(texts)
         except _REFUSED:
             return None
-        if any(holds_nul(text) for text in texts):
+        if any(holds_nul(text) or may_be_respelled(text) for text in texts):
             return None
-        if self._round_trip and copies != values:
+        if self._round_trip and (
+            copies != values or (self._validates and self._dump(copies) != texts)
+        ):
             return None
         return texts, copies
+
+    def _dump(self, values: list[T]) -> list[str]:
+        texts: list[str] = self._serializer.to_python(
+            values, mode="json", warnings="error", **AS_STORED
+        )
+        return texts
 
 
 def _config_of(type_: Any, schema: Any) -> Any:

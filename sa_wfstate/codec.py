@@ -16,9 +16,15 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
 from .errors import PayloadError
-from .payloads import Schema, has_one_spelling, holds_sets, is_frozen, names_in
-from .repeatable import reads_alike
+from .payloads import Schema, Traits, names_in, traits_of
 from .roundtrip import ANY, culprit, difference, unordered, unstorable
+from .spelling import (
+    canonical_json,
+    holds_nul,
+    may_be_reordered,
+    may_be_respelled,
+    respelled,
+)
 from .upcasters import STORED_TWICE, is_stored_twice
 
 if TYPE_CHECKING:
@@ -29,7 +35,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_FREQUENT = "0123456789aeinorst"
 _TELLING = '"01e'
 _LONGEST_PATH = 8
 AS_STORED: dict[str, Any] = {"by_alias": True, "round_trip": True}
@@ -64,7 +69,7 @@ class Codec(Generic[T]):
         self.accept = frozenset(accept)
         self.round_trip = round_trip
         self._adapter: TypeAdapter[T] = TypeAdapter(type_)
-        self._traits: tuple[bool, bool, bool, bool] | None = None
+        self._traits: Traits | None = None
         self._names: frozenset[str] | None = None
 
     @property
@@ -81,22 +86,18 @@ class Codec(Generic[T]):
     @property
     def frozen(self) -> bool:
         """Whether a value cannot be changed in place, at any depth."""
-        return self._known_traits()[0]
+        return self.traits.is_frozen
 
     @property
     def reads_alike(self) -> bool:
         """Whether a text reads as the same value each time."""
-        return self._known_traits()[3]
+        return self.traits.reads_alike
 
-    def _known_traits(self) -> tuple[bool, bool, bool, bool]:
+    @property
+    def traits(self) -> Traits:
+        """What is true of every value."""
         if self._traits is None:
-            schema = self.schema
-            self._traits = (
-                is_frozen(schema),
-                has_one_spelling(schema),
-                holds_sets(schema),
-                reads_alike(schema),
-            )
+            self._traits = traits_of(self.schema)
         return self._traits
 
     def dump(self, value: T, *, where: str | None = None) -> str:
@@ -106,9 +107,12 @@ class Codec(Generic[T]):
                 value, by_alias=True, round_trip=True, warnings="error"
             )
         except (PydanticSerializationError, ValueError, RecursionError) as error:
-            # Pydantic's message shows the value. Only what a serializer of the
-            # application raised is passed on.
-            raise self._cannot_dump(value, where) from error.__cause__
+            looked_at = self._second_look(value, where)
+            if isinstance(looked_at, PayloadError):
+                # Pydantic's message shows the value. Only what a serializer of the
+                # application raised is passed on.
+                raise looked_at from error.__cause__
+            return looked_at
         return text.decode()
 
     def load(self, text: str | bytes, *, where: str | None = None) -> T:
@@ -141,20 +145,45 @@ class Codec(Generic[T]):
         Returns what it was read as; None without the round trip.
         """
         self.refuse_nul(text, where=where)
-        found = copy = None
-        if self.round_trip:
-            try:
-                copy = self._validate(text)
-            except ValidationError as error:
-                path, problem = first_problem(error)
-                if error.errors(include_input=False)[0]["type"] == "json_invalid":
-                    problem = "is nested too deeply"
-                raise self._refusal(where, path, problem) from None
-            if copy != value:
-                found = difference(value, copy, self.accept)
+        return self._read_back(value, text, where) if self.round_trip else None
+
+    def _read_back(self, value: T, text: str, where: str | None) -> T:
+        copy, traits = self._reread(text, where), self.traits
+        found = None
+        if copy != value or not traits.compares_by_value:
+            found = difference(value, copy, self.accept)
+        # Something in it may have been compared by code of the application.
+        by_json = traits.runs_validators or not traits.compares_by_value
+        if by_json and not (found or self.accept or self.same(text, self.dump(copy))):
+            found = (), "would be read back as another value"
+        if found is None and may_be_respelled(text):
+            found = self._lost_by_jsonb(value, text, where)
         if found:
             raise self._refusal(where, *found)
         return copy
+
+    def _reread(self, text: str, where: str | None) -> T:
+        try:
+            return self._validate(text)
+        except ValidationError as error:
+            path, problem = first_problem(error)
+            first = error.errors(include_input=False)[0]
+            if first["type"] == "json_invalid":
+                problem = "is nested too deeply"
+                if "out of range" in first["msg"]:
+                    problem = "holds an integer of more than 4,300 digits"
+            raise self._refusal(where, path, problem) from None
+
+    def _lost_by_jsonb(
+        self, value: T, text: str, where: str | None
+    ) -> tuple[Path, str] | None:
+        try:
+            stored = respelled(text)
+        except ValueError as error:
+            found = unstorable(json.loads(text, parse_constant=lambda _: "\0"))
+            return found and (found[0], f"holds {error}, which is not JSON")
+        found = difference(value, self._reread(stored, where), self.accept)
+        return found and (found[0], f"{found[1]}; declare it as float to keep it")
 
     def refuse_nul(self, text: str, *, where: str | None = None) -> None:
         """Raise PayloadError if there is a NUL in the JSON *text*."""
@@ -189,12 +218,14 @@ class Codec(Generic[T]):
         """Say whether two texts that :meth:`dump` returned stand for the same value."""
         if text == other:
             return True
-        _, has_one_spelling, holds_sets, _ = self._known_traits()
-        if has_one_spelling or not _may_be_reordered(text, other):
+        traits = self.traits
+        if traits.has_one_spelling or not may_be_reordered(text, other):
             return False
         if canonical_json(text) == canonical_json(other):
             return True
-        return holds_sets and self._without_order(text) == self._without_order(other)
+        return traits.holds_sets and self._without_order(text) == self._without_order(
+            other
+        )
 
     def _without_order(self, text: str) -> Any:
         try:
@@ -203,15 +234,23 @@ class Codec(Generic[T]):
             return text  # A set of models: as Python, dicts, which no set can hold.
         return unordered(plain)
 
-    def _cannot_dump(self, value: Any, where: str | None) -> PayloadError:
-        """Find out why: slowly, but only after it has failed."""
+    def _second_look(self, value: Any, where: str | None) -> str | PayloadError:
+        """Return the JSON of what is not of its type, but is read back as equal.
+
+        Otherwise return what is wrong with it: slowly, but only where dumping failed.
+        """
         try:
-            text = self._adapter.dump_json(value, warnings=False, **AS_STORED)
-            self.check(value, text.decode(), where=where)
+            text = self._adapter.dump_json(value, warnings=False, **AS_STORED).decode()
+            self.refuse_nul(text, where=where)
+            return self._adapter.dump_json(
+                self._read_back(value, text, where), warnings="error", **AS_STORED
+            ).decode()
         except PayloadError as error:
             return error
         except (PydanticSerializationError, ValueError, RecursionError):
-            pass
+            return self._cannot_dump(value, where)
+
+    def _cannot_dump(self, value: Any, where: str | None) -> PayloadError:
         try:
             plain = self._adapter.dump_python(value, warnings=False, **AS_STORED)
             found = unstorable(plain)
@@ -240,26 +279,6 @@ def _is_stored_twice(text: str | bytes) -> bool:
         return is_stored_twice(from_json(text))
     except ValueError:
         return False
-
-
-def holds_nul(text: str) -> bool:
-    """Say whether there may be a NUL in the JSON *text*."""
-    return "\\" in text and "\\u0000" in text  # One character is found much faster.
-
-
-def canonical_json(text: str) -> str:
-    """Return *text* with the keys of its objects in order.
-
-    Numbers keep their spelling: 1, 1.0 and true are three values.
-    """
-    return json.dumps(json.loads(text), sort_keys=True)
-
-
-def _may_be_reordered(text: str, other: str) -> bool:
-    """Say, at little cost, whether two texts can differ in the order of keys only."""
-    return len(text) == len(other) and all(
-        text.count(character) == other.count(character) for character in _FREQUENT
-    )
 
 
 def first_problem(error: ValidationError) -> tuple[Path, str]:

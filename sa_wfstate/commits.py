@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from .codec import canonical_json, first_problem
+from .codec import first_problem
 from .conflicts import conflict_of
 from .errors import PayloadError
 from .mixin import check_key
 from .provenance import Provenance
 from .races import ConflictReason, StateConflict, WriteSuppressed
 from .snapshots import StateCommitted, WorkflowSnapshot, remembered
+from .spelling import canonical_json
 from .sqlstates import SERIALIZATION_FAILURE, sqlstate
 from .writes import Write
 

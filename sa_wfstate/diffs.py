@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from .codec import canonical_json
+from .spelling import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

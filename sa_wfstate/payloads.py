@@ -7,7 +7,12 @@ name. :func:`is_frozen` says whether a payload can be changed in place at all.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, RootModel
+
+from .repeatable import reads_alike
+from .roundtrip import has_own_equality
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,6 +111,29 @@ def _field_loss(node: Schema, at: str, owner: Schema) -> str | None:
     return None
 
 
+class Traits(NamedTuple):
+    """What is true of every value of a type; see the functions of the same names."""
+
+    is_frozen: bool
+    has_one_spelling: bool
+    holds_sets: bool
+    reads_alike: bool
+    compares_by_value: bool
+    runs_validators: bool
+
+
+def traits_of(schema: Schema) -> Traits:
+    """Return the traits of the values of *schema*."""
+    return Traits(
+        is_frozen(schema),
+        has_one_spelling(schema),
+        holds_sets(schema),
+        reads_alike(schema),
+        compares_by_value(schema),
+        runs_validators(schema),
+    )
+
+
 def is_frozen(schema: Schema) -> bool:
     """Say whether no value of *schema* can be changed in place, at any depth.
 
@@ -141,6 +169,27 @@ def has_one_spelling(schema: Schema) -> bool:
         )
         for node in _nodes(schema)
     )
+
+
+def compares_by_value(schema: Schema) -> bool:
+    """Return whether ``==`` passes over no part of a value of *schema*.
+
+    An ``__eq__`` of the application may, and so does a dataclass with a field that is
+    not compared. Of what a validator makes, only its JSON tells.
+    """
+    return all(
+        node["cls"].__eq__ in {BaseModel.__eq__, RootModel.__eq__}
+        if node["type"] == "model"
+        else not has_own_equality(node["cls"])
+        for node in _nodes(schema)
+        if "cls" in node
+    )
+
+
+def runs_validators(schema: Schema) -> bool:
+    """Return whether functions make values of *schema*, of whatever class."""
+    made = {"function-plain", "function-after", "function-wrap"}
+    return any(node["type"] in made for node in _nodes(schema))
 
 
 def names_in(schema: Schema) -> frozenset[str]:

@@ -8,6 +8,7 @@ tuple of names and numbers, in which a key that is no text is a ``*``.
 from __future__ import annotations
 
 import dataclasses
+from types import WrapperDescriptorType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -55,12 +56,32 @@ def _parts(value: Any, copy: Any, accepted: Collection[str]) -> Parts | str:
         ]
     if same_type and isinstance(value, (list, tuple)) and len(value) == len(copy):
         return list(zip(range(len(value)), value, copy, strict=True))
-    # An object without an equality of its own equals nothing but itself.
-    if value == copy or (same_type and "__eq__" not in _defined_by(type(value))):
+    if _is_kept(value, copy):
         return []
     before, after = type(value).__name__, type(copy).__name__
     another = "another value" if same_type else f"a {after}"
     return f"holds a {before} that would be read back as {another}"
+
+
+def _is_kept(value: Any, copy: Any) -> bool:
+    """Return whether *copy* stands for *value*, which has no parts to compare.
+
+    An ``__eq__`` of the application is asked only about objects of one type, and then
+    their JSON is compared as well.
+    """
+    if type(value) is type(copy):
+        # An object without an equality equals nothing but itself, NaN not even that.
+        is_nan = value != value and copy != copy  # noqa: PLR0124
+        has_equality = "__eq__" in _defined_by(type(value))
+        return is_nan or value == copy or not has_equality
+    return not (has_own_equality(type(value)) or has_own_equality(type(copy))) and (
+        bool(value == copy)
+    )
+
+
+def has_own_equality(cls: type[Any]) -> bool:
+    """Return whether ``==`` of *cls* is a function, which may pass over anything."""
+    return not isinstance(cls.__eq__, WrapperDescriptorType)
 
 
 def _items(value: dict[Any, Any], copy: dict[Any, Any]) -> Parts | str:

@@ -17,7 +17,6 @@ from sqlalchemy.exc import NoInspectionAvailable
 from . import side_writes
 from .batch_codec import BatchCodec
 from .chunks import chunks
-from .codec import holds_nul
 from .errors import MappingError, PayloadError, SchemaVersionAhead
 from .guards import Seen
 from .mixin import WorkflowStateMixin
@@ -25,6 +24,7 @@ from .provenance import survives
 from .row_sql import CANONICAL_COLUMNS, RowSQL
 from .schema import payload_schema
 from .snapshots import StateCommitted, WorkflowSnapshot, remember
+from .spelling import holds_nul
 from .writes import Write
 
 if TYPE_CHECKING:

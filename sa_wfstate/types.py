@@ -94,8 +94,10 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
 
     None is stored as SQL NULL. Aliases are written as declared, computed fields are not
     written. A value that is not what *type_* says, or that would be read back as
-    another one, is refused with a PayloadError before any SQL is sent. Equal numbers
-    are one: where no type says float, 1e16 is read back as an int.
+    another one, is refused with a PayloadError before any SQL is sent; one that is read
+    back as an equal value is written as that. Equal numbers are one: where no type says
+    float, 1e16 is read back as an int. 1e23, of which JSONB would make an int that is
+    not equal, is refused there.
 
     *accept* names the fields whose loss is wanted: ``accept={"Login.password"}``.
     *round_trip* can be turned off for states so large that reading each back before it

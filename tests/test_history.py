@@ -31,7 +31,6 @@ from sa_wfstate import (
     try_commit,
     try_commit_many,
 )
-from sa_wfstate.codec import canonical_json
 from sa_wfstate.errors import VersionNotInHistory
 from sa_wfstate.history import (
     HistoryMixin,
@@ -44,6 +43,7 @@ from sa_wfstate.history import (
     restore_version,
     trim_history,
 )
+from sa_wfstate.spelling import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from decimal import Decimal
-from enum import Enum
-from typing import Any, Literal, Optional
+from enum import Enum, IntEnum, StrEnum
+from typing import Annotated, Any, Literal, Optional
 
 import pytest
 from pydantic import (
@@ -16,13 +17,16 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
+    PlainValidator,
     PrivateAttr,
     SecretStr,
     TypeAdapter,
     computed_field,
     field_validator,
 )
-from sqlalchemy import Engine, MetaData
+from sqlalchemy import Engine, MetaData, Text, cast, select
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from typing_extensions import TypedDict
 
@@ -35,6 +39,7 @@ from sa_wfstate import (
     WorkflowNotFound,
     WorkflowStateMixin,
 )
+from sa_wfstate.batch_codec import BatchCodec
 from sa_wfstate.codec import Codec
 from sa_wfstate.payloads import has_one_spelling, is_frozen, losses
 
@@ -383,6 +388,193 @@ def test_equality_of_an_own_kind_is_respected() -> None:
 
     codec: Codec[Any] = Codec(Plain)
     assert codec.encode(Plain(1)) == '{"x":1}'
+
+
+class Blind(BaseModel):  # noqa: PLW1641
+    """Equals everything, so its equality hides every loss."""
+
+    number: float | None = None
+    free: Any = None
+    approximate: Annotated[Any, PlainSerializer(lambda _: 0)] = 0
+
+    def __eq__(self, _: object) -> bool:
+        return True
+
+
+@dataclasses.dataclass
+class HalfBlind:
+    free: Any = dataclasses.field(default=None, compare=False)
+
+
+class Rough:  # noqa: PLW1641
+    """Is stored as half of what it is, and says that nothing is missing."""
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+    def __eq__(self, _: object) -> bool:
+        return True
+
+
+class Measured(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    rough: Annotated[
+        Any,
+        PlainValidator(lambda n: n if isinstance(n, Rough) else Rough(n)),
+        PlainSerializer(lambda rough: rough.number // 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "path"),
+    [
+        (Blind, Blind(number=float("nan")), "number"),
+        (Blind, Blind(free=(1, 2)), "free"),
+        (Blind, Blind(free=[b"bytes", {"a": b"x"}]), "free.0"),
+        (Blind, Blind(free={1: 2}), "free"),
+        (Blind, Blind(approximate=7), "approximate"),
+        (list[Blind], [Blind(free=(1,))], "0.free"),
+        (HalfBlind, HalfBlind((1, 2)), "free"),
+        (HalfBlind, HalfBlind({"a": Blind()}), "free.*"),
+        (Measured, Measured(rough=5), ""),
+    ],
+)
+def test_equality_of_the_application_hides_no_loss(
+    type_: Any, value: Any, path: str
+) -> None:
+    """What is read back is compared by its types and its JSON."""
+    codec: Codec[Any] = Codec(type_)
+    with pytest.raises(PayloadError, match=r"read back|JSON changes") as caught:
+        codec.encode(value)
+    assert caught.value.path == path
+    if type_ is not HalfBlind:
+        assert BatchCodec(codec, round_trip=True).encode([value, value]) is None
+
+
+def test_equality_of_the_application_refuses_nothing() -> None:
+    """What survives is accepted, whatever its equality says or leaves out."""
+    for type_, value in (
+        (Blind, Blind(number=1.5, free={"a": [1, None, "x"]})),
+        (HalfBlind, HalfBlind([1])),
+        (Measured, Measured(rough=0)),
+    ):
+        codec: Codec[Any] = Codec(type_)
+        assert codec.dump(codec.load(codec.encode(value))) == codec.dump(value)
+
+
+class Status(StrEnum):
+    NEW = "new"
+    PAID = "paid"
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+class Loose(BaseModel):
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    status: Status = Status.NEW
+    level: Level = Level.LOW
+    amount: Decimal = Decimal(0)
+    n: int = 0
+    pair: tuple[int, ...] = ()
+    when: datetime | None = None
+    number: float = 0
+    parts: list[Status] = []
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"status": "paid"}, '"status":"paid"'),
+        ({"parts": ["paid", Status.NEW]}, '"parts":["paid","new"]'),
+        ({"level": 1}, '"level":1'),
+        ({"amount": 5}, '"amount":"5"'),
+        ({"n": 1.0}, '"n":1,'),
+        ({"number": float("nan")}, '"number":"NaN"'),
+    ],
+)
+def test_value_that_survives_is_accepted(fields: Any, text: str) -> None:
+    """One of another type is written as the equal value that is read back."""
+    codec: Codec[Any] = Codec(Loose)
+    value = Loose().model_copy(update=fields)
+    written = codec.encode(value)
+    assert text in written
+    assert codec.dump(value) == codec.dump(codec.load(written)) == written
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"status": "s3cret"}, "at 'status': Input should be 'new' or 'paid'"),
+        ({"n": "5"}, "at 'n': holds a str that would be read back as a int"),
+        ({"amount": 0.1}, "holds a float that would be read back as a Decimal"),
+        ({"pair": [1]}, "holds a list that would be read back as a tuple"),
+        ({"when": "2026-01-01"}, "holds a str that would be read back as a datetime"),
+        ({"n": []}, "at 'n': Input should be a valid integer"),
+    ],
+)
+def test_refusal_says_what_was_expected(fields: Any, message: str) -> None:
+    """A value that does not survive is refused with what it should be."""
+    with pytest.raises(PayloadError, match=re.escape(message)):
+        Codec(Loose).encode(Loose().model_copy(update=fields))
+
+
+@pytest.mark.parametrize(
+    ("number", "kept"),
+    [
+        (1e16, True),
+        (-1e22, True),
+        (1e-300, True),
+        (10**30, True),
+        (1.5e300, False),
+        (1e23, False),
+        (-1e23, False),
+        (9.999999999999989e22, False),
+    ],
+)
+def test_number_that_jsonb_would_change_is_refused(
+    engine: Engine, number: float, kept: bool
+) -> None:
+    """A float without a type is kept if JSONB gives back an equal number."""
+    codec: Codec[Any] = Codec(Doc)
+    value = Doc(free={"x": [number]}, f=number)
+    if not kept:
+        with pytest.raises(PayloadError, match=r"free\.\*\.0.*as a int; declare"):
+            codec.encode(value)
+        value.free = {}
+    text = codec.encode(value)
+    assert (BatchCodec(codec, round_trip=True).encode([value]) is not None) is (
+        "e+" not in text
+    )
+    with engine.connect() as connection:
+        stored = connection.scalar(select(cast(cast(cast(text, Text), JSONB), Text)))
+    assert codec.load(stored) == value
+
+
+def test_what_is_no_json_is_refused() -> None:
+    """NaN and Infinity are, where a model would write them as they are."""
+
+    class Constants(BaseModel):
+        model_config = ConfigDict(ser_json_inf_nan="constants")
+
+        free: Any = None
+        text: str = "NaN e+ Infinity"
+
+    codec: Codec[Any] = Codec(Constants)
+    assert codec.encode(Constants(free=[1e22]))
+    for number in ("nan", "inf", "-inf"):
+        with pytest.raises(PayloadError, match="which is not JSON") as caught:
+            codec.encode(Constants(free=[float(number)]))
+        assert caught.value.path == "free.0"
+
+
+def test_integer_that_python_does_not_read_is_named() -> None:
+    """Python refuses to read more than 4,300 digits."""
+    with pytest.raises(PayloadError, match="more than 4,300 digits"):
+        Codec(Doc).encode(Doc(free={"x": 10**5000}))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from typing_extensions import TypedDict
 
 from sa_wfstate import WorkflowStateMixin
-from sa_wfstate.codec import canonical_json
+from sa_wfstate.spelling import canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
