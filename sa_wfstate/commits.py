@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from .codec import first_problem
 from .conflicts import conflict_of
 from .errors import PayloadError
+from .guards import Seen
 from .mixin import check_key
 from .provenance import Provenance
 from .races import ConflictReason, StateConflict, WriteSuppressed
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from .guards import Seen
     from .statements import Statements
 
 StateT = TypeVar("StateT")
@@ -147,17 +147,15 @@ def compare_and_set(
     again: bool = False,
 ) -> StateCommitted[StateT] | StateConflict:
     """Send *write*; *again* says that it was sent before, and the answer was lost."""
-    creating = write.version == 1
-    send = statements.create if creating else statements.swap
+    send = statements.create if write.version == 1 else statements.swap
     updated_at = send(connection, write)
     if updated_at is not None:
         return statements.committed(write, updated_at)
-    current: WorkflowSnapshot[StateT] | Seen | None = statements.read(
-        connection, write.workflow_key
-    )
-    if current is None and creating:
-        found = statements.found(connection, {write.workflow_key: 0})
-        current = found.get(write.workflow_key)
+    key, expected = write.workflow_key, write.version - 1
+    current = statements.found(connection, {key: expected}).get(key)
+    if isinstance(current, Seen) and current.version == expected:
+        # Nobody else has won: what keeps it from being read is the answer.
+        statements.read(connection, key)
     return unwritten(statements, write, current, again=again)
 
 

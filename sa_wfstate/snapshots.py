@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from .provenance import Provenance
 
@@ -41,7 +41,7 @@ class WorkflowSnapshot(BaseModel, Generic[StateT]):
     # long as it is the same one. Copies and pickles are without it.
     __slots__ = ("_source",)
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     workflow_key: WorkflowKey
     version: PositiveInt64
@@ -49,14 +49,6 @@ class WorkflowSnapshot(BaseModel, Generic[StateT]):
     updated_at: datetime
     schema_version: PositiveInt32 = 1
     provenance: Provenance
-
-    @field_validator("state")
-    @classmethod
-    def _refuse_empty_dict(cls, value: StateT) -> StateT:
-        if isinstance(value, dict) and not value:
-            msg = "a plain-dict state must not be empty"
-            raise ValueError(msg)
-        return value
 
 
 def remember(

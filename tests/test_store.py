@@ -31,6 +31,7 @@ from sa_wfstate import (
     try_commit,
     try_commit_many,
 )
+from sa_wfstate.canonical import CanonicalBase, WorkflowState
 
 from .triggers import before_update
 
@@ -70,6 +71,10 @@ class KeptHistory(HistoryMixin, Base):
 
 
 keep_history(Kept, KeptHistory)
+
+
+class Free(WorkflowStateMixin[dict[str, Any]], Base):
+    __tablename__ = "free"
 
 
 class Customer(Base):
@@ -612,3 +617,59 @@ def test_loss_is_refused_although_the_base_holds_its_json(engine: Engine) -> Non
         session.get_one(Order, "o-1").state = Fuller()
         with pytest.raises(PayloadError, match="Fuller"):
             session.flush()
+
+
+def try_empty(session: Session, entity: Any, key: str, expected_version: int) -> Any:
+    """Try to commit an empty dict."""
+    return try_commit(
+        session,
+        entity,
+        key,
+        expected_version=expected_version,
+        state={},
+        provenance=Provenance.now(),
+    )
+
+
+def test_empty_dict_is_a_state_like_any_other(engine: Engine) -> None:
+    """It is written by a flush and by a commit, read, and found by a conflict."""
+    with Session(engine) as session:
+        session.add(Free(workflow_key="f-1", state={}))
+        session.commit()
+        assert isinstance(try_empty(session, Free, "f-1", 1), StateCommitted)
+        assert isinstance(try_empty(session, Free, "f-2", 0), StateCommitted)
+        conflict = try_empty(session, Free, "f-1", 1)
+        assert isinstance(conflict, StateConflict)
+        assert conflict.current is not None
+        assert (conflict.current.version, conflict.current.state) == (2, {})
+        assert get_state(session, Free, "f-2").state == {}
+
+
+def test_canonical_state_is_not_empty(
+    engine: Engine, create_tables: Callable[[MetaData], None]
+) -> None:
+    """It is refused where it is written; a row that has one cannot be read, but won."""
+    create_tables(CanonicalBase.metadata)
+    refused = r"WorkflowState 'w-1' state: .*at least 1"
+    with Session(engine) as session:
+        with pytest.raises(PayloadError, match=refused):
+            try_empty(session, WorkflowState, "w-1", 0)
+        session.add(WorkflowState(workflow_key="w-1", state={}))
+        with pytest.raises(PayloadError, match=refused):
+            session.flush()
+        session.rollback()
+        session.add(WorkflowState(workflow_key="w-1", state={"pin": "s3cret"}))
+        session.commit()
+        session.execute(text("UPDATE workflow_state SET state = '{}'"))
+        with pytest.raises(PayloadError, match="WorkflowState 'w-1' state"):
+            get_state(session, WorkflowState, "w-1")
+        lost = try_commit(
+            session,
+            WorkflowState,
+            "w-1",
+            expected_version=7,
+            state={"a": 1},
+            provenance=Provenance.now(),
+        )
+        assert isinstance(lost, StateConflict)
+        assert (lost.actual_version, lost.current) == (1, None)
