@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -11,10 +12,10 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
-from .codec import first_problem
+from .codec import Codec, first_problem
 from .errors import PayloadError
 from .snapshots import WorkflowKey
-from .spelling import canonical_json
+from .spelling import canonical_dump, canonical_json, in_one_order
 
 StateT = TypeVar("StateT")
 PayloadT = TypeVar("PayloadT")
@@ -61,15 +62,27 @@ class Action(BaseModel, Generic[PayloadT]):
                 raise PayloadError("action", name, problem)
 
     def payload_hash(self) -> str:
-        """Return a digest of the payload; PayloadError if it cannot be JSON."""
+        """Return a digest of the payload's JSON; PayloadError if it has none.
+
+        It is the same for every order of the keys of an object, and of a set.
+        """
         try:
-            text = to_json(self.payload).decode()
+            data = json.loads(to_json(self.payload))
         except (PydanticSerializationError, ValueError) as error:
-            problem = f"cannot be JSON: {type(self.payload).__name__}"
-            raise PayloadError(
-                f"action {self.action_id}", "payload", problem
-            ) from error
-        return digest(text)
+            where = f"action {self.action_id} of {self.workflow_key!r}"
+            path, problem = _why_no_json(self.payload)
+            raise PayloadError(where, path, problem) from error.__cause__
+        return _sha256(canonical_dump(in_one_order(self.payload, data)))
+
+
+def _why_no_json(payload: Any) -> tuple[str, str]:
+    codec: Codec[Any] = Codec(Any)
+    try:
+        codec.encode(payload)
+    except PayloadError as error:
+        path = f"payload.{error.path}" if error.path else "payload"
+        return path, f"cannot be JSON: {error.problem.removeprefix('is of type ')}"
+    return "payload", f"cannot be JSON: {type(payload).__name__}"
 
 
 class Intent(BaseModel):
@@ -96,4 +109,8 @@ Reducer = Callable[[StateT, Action[Any]], StateT | Reduction[StateT]]
 
 def digest(text: str) -> str:
     """Return the SHA-256 of JSON, the same for every order of its keys."""
-    return sha256(canonical_json(text).encode()).hexdigest()
+    return _sha256(canonical_json(text))
+
+
+def _sha256(text: str) -> str:
+    return sha256(text.encode()).hexdigest()

@@ -124,7 +124,7 @@ def culprit(value: Any, dumps: Callable[[Any], bool]) -> tuple[Path, Any, str | 
     while len(keys) < _DEEP:
         bad = (
             (key, part)
-            for key, part in _children(above[-1])
+            for key, part in children(above[-1])
             if not dumps(_include((*keys, key)))
         )
         found = next(bad, None)
@@ -139,7 +139,8 @@ def culprit(value: Any, dumps: Callable[[Any], bool]) -> tuple[Path, Any, str | 
     return path, above[-1], "is nested too deeply"
 
 
-def _children(value: Any) -> list[tuple[Any, Any]]:
+def children(value: Any) -> list[tuple[Any, Any]]:
+    """Return the parts of *value* by name, key or number; none of a set."""
     if isinstance(value, BaseModel):
         return [*value.__dict__.items(), *(value.model_extra or {}).items()]
     if dataclasses.is_dataclass(value):
@@ -163,13 +164,13 @@ def unstorable(value: Any, path: Path = ()) -> tuple[Path, str] | None:
     *value* consists of what JSON knows.
     """
     if isinstance(value, str):
-        problem = _unstorable_text(value)
+        problem = unstorable_text(value)
         return (path, problem) if problem else None
     is_dict = isinstance(value, dict)
     if isinstance(value, (set, frozenset)):
         value = list(value)
-    for key, part in _children(value):
-        problem = _unstorable_text(key) if isinstance(key, str) else None
+    for key, part in children(value):
+        problem = unstorable_text(key) if isinstance(key, str) else None
         if problem:
             return path, f"has a key that {problem}"
         found = unstorable(part, (*path, _shown(key) if is_dict else key))
@@ -178,10 +179,11 @@ def unstorable(value: Any, path: Path = ()) -> tuple[Path, str] | None:
     return None
 
 
-def _unstorable_text(text: str) -> str | None:
+def unstorable_text(text: str) -> str | None:
+    """Return why PostgreSQL cannot store *text*, None if it can."""
     if "\0" in text:
         return "contains NUL, which PostgreSQL cannot store"
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text):
         return "contains a lone surrogate, which is no character"
     return None
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from typing import Any
+
+from pydantic import RootModel
+
+from .roundtrip import children
 
 _FREQUENT = "0123456789aeinorst"
 
@@ -18,7 +23,12 @@ def canonical_json(text: str) -> str:
 
     Numbers keep their spelling: 1, 1.0 and true are three values.
     """
-    return json.dumps(json.loads(text), sort_keys=True)
+    return canonical_dump(json.loads(text))
+
+
+def canonical_dump(data: Any) -> str:
+    """Return *data* as :func:`canonical_json` does its text."""
+    return json.dumps(data, sort_keys=True)
 
 
 def may_be_reordered(text: str, other: str) -> bool:
@@ -48,3 +58,28 @@ def respelled(text: str) -> str:
 def may_be_respelled(text: str) -> bool:
     """Return whether :func:`respelled` may have something to do."""
     return "NaN" in text or "Infinity" in text or ("+" in text and "e+" in text)
+
+
+def in_one_order(value: Any, data: Any) -> Any:
+    """Return *data*, the JSON of *value*, with what is a set in *value* sorted."""
+    if isinstance(value, RootModel):
+        value = value.root
+    if isinstance(data, list) and isinstance(value, (list, tuple, set, frozenset)):
+        parts = [in_one_order(*each) for each in zip(value, data, strict=False)]
+        if len(parts) != len(data):
+            return data  # A serializer has made something else of it.
+        is_set = isinstance(value, (set, frozenset))
+        return sorted(parts, key=canonical_dump) if is_set else parts
+    if not isinstance(data, dict):
+        return data
+    if isinstance(value, dict):
+        if len(value) != len(data):
+            return data
+        of_key = dict(zip(data, value.values(), strict=True))
+    else:
+        fields = getattr(type(value), "__pydantic_fields__", {})
+        of_key = {
+            getattr(fields.get(name), "serialization_alias", None) or name: part
+            for name, part in children(value)
+        }
+    return {key: in_one_order(of_key.get(key), part) for key, part in data.items()}

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
+from pydantic import BaseModel, Field, RootModel
 from sqlalchemy import create_engine, func, select
 from sqlalchemy.orm import Session
 
-from sa_wfstate import ActionIdReused, cleanup_expired, remember, should_process
+from sa_wfstate import (
+    Action,
+    ActionIdReused,
+    PayloadError,
+    cleanup_expired,
+    remember,
+    should_process,
+)
 from sa_wfstate.canonical import ActionDedupLog, CanonicalBase
 
 if TYPE_CHECKING:
@@ -147,3 +157,82 @@ def test_sqlite_is_enough_for_unit_tests() -> None:
         assert remember(session, ActionDedupLog, "o-1", ID, result="1")
         assert not remember(session, ActionDedupLog, "o-1", ID, result="1")
     engine.dispose()
+
+
+class Order(BaseModel):
+    tags: set[int] = Field(alias="Tags")
+    parts: list[frozenset[int]] = []
+
+
+@dataclass
+class Parcel:
+    tags: set[int]
+
+
+# In a set of this size 0 and 8 have one place, so that the first one comes first.
+ONE, OTHER = [0, 8], [8, 0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        set,
+        lambda items: {"x": [frozenset(items)]},
+        lambda items: {frozenset({1}), frozenset(items)},
+        lambda items: Order(Tags=set(items), parts=[frozenset(items)]),
+        lambda items: [Parcel(set(items))],
+        lambda items: RootModel[set[int]](set(items)),
+        lambda items: dict.fromkeys(map(str, items)),
+    ],
+    ids=["set", "nested", "sets", "model", "dataclass", "root", "dict"],
+)
+def test_order_of_sets_and_keys_is_no_difference(make: Callable[[Any], Any]) -> None:
+    """The same payload has the same digest, in whatever order it was put together."""
+    one, other, less = (
+        Action(workflow_key="o-1", action_id=ID, payload=make(items)).payload_hash()
+        for items in (ONE, OTHER, ONE[:1])
+    )
+    assert one == other != less
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [([0, 8], [8, 0]), ((0, 8), (8, 0)), (1, 1.0), (1, True)]
+)
+def test_order_of_lists_and_kind_of_numbers_is_a_difference(
+    one: Any, other: Any
+) -> None:
+    """Two payloads are the same if their JSON is."""
+    hashes = {
+        Action(workflow_key="o-1", action_id=ID, payload=payload).payload_hash()
+        for payload in (one, other)
+    }
+    assert len(hashes) == 2
+
+
+def test_digest_of_a_payload_stays_what_it_was() -> None:
+    """A log is older than the program that reads it."""
+    payload = {"b": [1, 2.5, None], "a": "é"}
+    action = Action(workflow_key="o-1", action_id=ID, payload=payload)
+    text = '{"a": "\\u00e9", "b": [1, 2.5, null]}'
+    assert action.payload_hash() == sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (object(), "at 'payload': cannot be JSON: object"),
+        ({"s3cret": "\ud800"}, r"at 'payload\.\*': cannot be JSON: contains a lone"),
+        ({"s3cret": object()}, r"at 'payload\.\*': cannot be JSON: object"),
+        ({"n": 10**5000}, "cannot be JSON: holds an integer of more than 4,300 digits"),
+    ],
+    ids=range(4),
+)
+def test_payload_without_json_is_refused_with_its_path(
+    payload: Any, message: str
+) -> None:
+    """The error names the action, its workflow and the place, and shows no payload."""
+    action = Action(workflow_key="o-1", action_id=ID, payload=payload)
+    with pytest.raises(PayloadError, match=message) as caught:
+        action.payload_hash()
+    assert f"action {ID} of 'o-1'" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
