@@ -82,7 +82,7 @@ class Arrays:
             self._built[shape] = self._build(shape)
         stored = self._statements.schema.write
         texts = self._statements.provenance_texts(
-            [one] if shape.one_provenance else batch.provenances
+            batch.workflow_keys, [one] if shape.one_provenance else batch.provenances
         )
         parameters: dict[str, Any] = {
             "wfs_rows": len(batch),

@@ -51,6 +51,7 @@ from .arguments import require_at_least
 from .chunks import chunks
 from .connections import Connections
 from .errors import ActionIdReused
+from .mixin import check_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -193,6 +194,7 @@ def should_process(
     answer of :func:`remember` tells. *payload* is the action's payload as JSON; another
     one under the same id raises ActionIdReused.
     """
+    check_key(log.__name__, workflow_key)
     connection = session.connection(bind_arguments={"mapper": inspect(log)})
     found = DedupLog(log).lookup(connection, [workflow_key], [action_id])
     if payload is not None:
@@ -218,6 +220,7 @@ def remember(
     whatever was done for the action. *result* and *payload* are JSON, of which only
     digests are kept.
     """
+    check_key(log.__name__, workflow_key)
     connection = session.connection(bind_arguments={"mapper": inspect(log)})
     request_hash = None if payload is None else digest(payload)
     claim = Claim(workflow_key, action_id, digest(result), request_hash, version)

@@ -50,6 +50,7 @@ from .constraints import add_constraints, add_indexes, check_key_references
 from .errors import KeyNotAssignable, MappingError, PayloadError, VersionNotAssignable
 from .expectations import compare_effects
 from .provenance import Provenance
+from .roundtrip import unstorable_text
 from .types import PydanticJSON
 from .upcasters import Step, schema_of
 
@@ -199,6 +200,8 @@ def check_key(entity: str, workflow_key: object) -> None:
         problem = f"must have 1 to 255 characters, got {len(workflow_key)}"
     elif "\0" in workflow_key:
         problem = "must not contain NUL, PostgreSQL cannot store it"
+    else:
+        problem = unstorable_text(workflow_key)
     if problem:
         raise PayloadError(entity, "workflow_key", problem)
 

@@ -42,6 +42,7 @@ from sqlalchemy.orm import Mapped, Mapper, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.elements import conv
 
 from .connections import Connections
+from .row_names import check_texts
 from .types import PydanticJSON
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ def store_intents(
             }
             for position, intent in enumerate(given)
         ]
+        for row in rows:
+            check_texts(intents.__name__, row)
         if rows:
             connection.execute(statement, rows)
 

@@ -48,6 +48,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from .chunks import chunks
 from .errors import MappingError
+from .row_names import check_texts
 from .side_writes import attach
 from .statements import statements_of
 from .types import PydanticJSON
@@ -117,6 +118,7 @@ class Projection(Generic[StateT]):
         table = inspect(projection).local_table
         assert isinstance(table, Table)  # noqa: S101
         self.table = table
+        self._row_class = projection.__name__
         self._function = function
         self._names = [c.key for c in table.c if c.key not in _OURS]
         self._upserts: dict[tuple[str, str], Any] = {}
@@ -137,7 +139,10 @@ class Projection(Generic[StateT]):
             self._attached = True
 
     def row(self, snapshot: WorkflowSnapshot[StateT]) -> dict[str, Any]:
-        """Make the row of *snapshot*; raise MappingError if it fits no column."""
+        """Make the row of *snapshot*; raise MappingError if it fits no column.
+
+        Raises PayloadError if it holds text that PostgreSQL cannot store.
+        """
         values = self._function(snapshot)
         unknown = values.keys() - self._names
         if unknown:
@@ -146,11 +151,13 @@ class Projection(Generic[StateT]):
                 f"its projection cannot set {', '.join(sorted(unknown))} of "
                 f"{self.name!r}, it sets {', '.join(self._names)}",
             )
-        return {
+        row = {
             "workflow_key": snapshot.workflow_key,
             "version": snapshot.version,
             **{name: values.get(name) for name in self._names},
         }
+        check_texts(self._row_class, row)
+        return row
 
     def write(
         self,

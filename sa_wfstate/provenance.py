@@ -60,6 +60,7 @@ class Provenance(BaseModel):
 
 
 _PLAIN = frozenset({str, int, bool, type(None)})
+_BITS = 14_000
 _IDS = frozenset({UUID, type(None)})
 _IN_UTC = timedelta(0)
 
@@ -79,5 +80,12 @@ def survives(provenance: Provenance) -> bool:
         and type(timestamp) is datetime
         and timestamp.utcoffset() == _IN_UTC
         and type(fields.get("action_id")) in _IDS
-        and (not more or all(type(each) in _PLAIN for each in more.values()))
+        and (not more or all(map(_is_plain, more.values())))
+    )
+
+
+def _is_plain(value: object) -> bool:
+    # Python does not read more than 4,300 digits.
+    return type(value) in _PLAIN and not (
+        type(value) is int and value.bit_length() > _BITS
     )

@@ -154,7 +154,9 @@ class Statements(Generic[StateT]):
             "wfs_key": write.workflow_key,
             "wfs_expected_version": write.version - 1,
             "wfs_schema_version": write.schema_version,
-            "wfs_provenance": self.provenance_text(write.provenance),
+            "wfs_provenance": self._provenance_text(
+                write.workflow_key, write.provenance
+            ),
         }
         statement = self.sql.swap
         if write.base_effect_id is not None:
@@ -183,7 +185,9 @@ class Statements(Generic[StateT]):
                 "version": write.version,
                 "state": self.state_type.stored(write.state_text),
                 "schema_version": write.schema_version,
-                "provenance": self.provenance_text(write.provenance),
+                "provenance": self._provenance_text(
+                    write.workflow_key, write.provenance
+                ),
             },
         ).scalar()
         self._follow(connection, write, updated_at)
@@ -234,21 +238,23 @@ class Statements(Generic[StateT]):
         )
         return remember(snapshot, self.table.fullname, write.state_text)
 
-    def provenance_text(self, provenance: Provenance) -> str:
-        """Return *provenance* as it is stored; PayloadError if it would change."""
+    def _provenance_text(self, workflow_key: str, provenance: Provenance) -> str:
         codec = self._provenance_type.codec
-        text = codec.dump(provenance)
+        where = f"{self.entity} {workflow_key!r} provenance"
+        text = codec.dump(provenance, where=where)
         if not survives(provenance) or holds_nul(text):
-            codec.check(provenance, text)
+            codec.check(provenance, text, where=where)
         return text
 
-    def provenance_texts(self, provenances: Sequence[Provenance]) -> list[str]:
-        """Return each of *provenances* as :meth:`provenance_text` does."""
+    def provenance_texts(
+        self, workflow_keys: Sequence[str], provenances: Sequence[Provenance]
+    ) -> list[str]:
+        """Return *provenances* as they are stored; PayloadError if one would change."""
         if len(provenances) > 1 and all(map(survives, provenances)):
             encoded = self._provenance_batch_codec.encode(list(provenances))
             if encoded is not None:
                 return encoded[0]
-        return [self.provenance_text(each) for each in provenances]
+        return list(map(self._provenance_text, workflow_keys, provenances))
 
     def constants(self) -> dict[str, Any]:
         """Return what every new row of the class holds: its discriminator.

@@ -13,10 +13,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import CompoundSelect, Label, TypeCoerce, literal_column, type_coerce
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import BindParameter, Null
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import String, Text, TypeDecorator
+from sqlalchemy.types import JSON, String, Text, TypeDecorator
 
 from .errors import MappingError
 from .upcasters import BEFORE_KEY, MARK, MIXED
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
     from sqlalchemy.sql import ColumnElement
     from sqlalchemy.sql.compiler import SQLCompiler
+    from sqlalchemy.types import TypeEngine
 
     from .upcasters import PayloadSchema
 
@@ -195,3 +198,8 @@ def state_text(
     current: ColumnElement[int] = literal_column(str(schema.version))
     kind = AsNamedText if names_row else AsMarkedText
     return kind(column, version, current, *([] if key is None else [key]))
+
+
+def json_of(dialect: Dialect) -> TypeEngine[Any]:
+    """Return the type that a *dialect* stores JSON as."""
+    return JSONB() if isinstance(dialect, PGDialect) else JSON()

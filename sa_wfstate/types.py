@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from sqlalchemy import Dialect, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.orm import LoaderCallableStatus
 from sqlalchemy.sql import ColumnElement, operators
-from sqlalchemy.types import JSON, String, TypeDecorator, TypeEngine
+from sqlalchemy.types import String, TypeDecorator, TypeEngine
 
 from .codec import Codec
 from .errors import PayloadError
-from .texts import AsText, FromText, TextOf, state_text
+from .row_names import with_row
+from .texts import AsText, FromText, TextOf, json_of, state_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -113,6 +113,8 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     cache_ok = True
     comparator_factory = _Comparator
     _names_row = True
+    owner: tuple[str, Any] | None = None
+    """The mapped class and the column whose type it is, where that is known."""
 
     def __init__(
         self,
@@ -167,7 +169,7 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
         return not self.codec.frozen if self.mutable is None else self.mutable
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return _json_of(dialect)
+        return json_of(dialect)
 
     def bind_expression(self, bindparam: Any) -> ColumnElement[Any]:
         return FromText(type_coerce(bindparam, TextOf(self)))
@@ -184,7 +186,10 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
                 return stored(text_of(value.text))
             kept = _encoded.get((type_id, id(value)))
             if kept is None or kept.value is not value:
-                return stored(encode(value))
+                try:
+                    return stored(encode(value))
+                except PayloadError as error:
+                    raise with_row(error, self.owner, value) from error.__cause__
             if kept.stale:
                 kept.text, kept.stale = encode(value), False
             kept.bound = True
@@ -272,10 +277,6 @@ def _text_of(value: Any) -> str:
 
 def _restore(cls: Any, type_: Any, options: dict[str, Any]) -> Any:
     return cls(type_, **options)
-
-
-def _json_of(dialect: Dialect) -> TypeEngine[Any]:
-    return JSONB() if isinstance(dialect, PGDialect) else JSON()
 
 
 _PLAIN = PydanticJSON[Any](Any, round_trip=False)
