@@ -10,6 +10,7 @@ which are alike (DISTINCT, UNION) no key is added, or none would be alike.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import CompoundSelect, Label, TypeCoerce, literal_column, type_coerce
@@ -20,16 +21,22 @@ from sqlalchemy.sql.elements import BindParameter, Null
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import JSON, String, Text, TypeDecorator
 
-from .errors import MappingError
+from .errors import MappingError, PayloadError
 from .upcasters import BEFORE_KEY, MARK, MIXED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Dialect
     from sqlalchemy.sql import ColumnElement
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.types import TypeEngine
 
     from .upcasters import PayloadSchema
+
+
+_JSON_OIDS = frozenset({114, 3802})
+"""The types json and jsonb of PostgreSQL."""
 
 
 class AsText(FunctionElement[str]):
@@ -203,3 +210,25 @@ def state_text(
 def json_of(dialect: Dialect) -> TypeEngine[Any]:
     """Return the type that a *dialect* stores JSON as."""
     return JSONB() if isinstance(dialect, PGDialect) else JSON()
+
+
+def text_getter(coltype: object, name: str) -> Callable[[Any], str]:
+    """Return what gets the JSON text of a result of the database's type *coltype*.
+
+    *name* is that of the column, for the error if it has none.
+    """
+    if coltype not in _JSON_OIDS:
+        return lambda value: value if isinstance(value, str) else json.dumps(value)
+    # A textual SELECT goes around column_expression: the driver has parsed it.
+
+    def text_of(value: Any) -> str:
+        try:
+            return json.dumps(value)
+        except TypeError:
+            problem = (
+                "the JSON codec of the connection has made of it what is not JSON; let "
+                "a textual SELECT name it as CAST(column AS TEXT)"
+            )
+            raise PayloadError(name, "", problem) from None
+
+    return text_of

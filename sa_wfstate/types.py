@@ -9,7 +9,6 @@ stores SQLAlchemy's JSON, which is meant for unit tests.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from sqlalchemy import Dialect, type_coerce
@@ -21,7 +20,7 @@ from sqlalchemy.types import String, TypeDecorator, TypeEngine
 from .codec import Codec
 from .errors import PayloadError
 from .row_names import with_row
-from .texts import AsText, FromText, TextOf, json_of, state_text
+from .texts import AsText, FromText, TextOf, json_of, state_text, text_getter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -149,7 +148,9 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
 
     def unread(self) -> UnreadJSON:
         """Return the same type for the ORM, which reads the text first."""
-        return UnreadJSON(self.type_, payload_schema=self.payload_schema)
+        unread = UnreadJSON(self.type_, payload_schema=self.payload_schema)
+        unread.owner = self.owner
+        return unread
 
     def stored(self, text: str) -> str:
         """Return *text*, as :meth:`dump` returned it, as it is written to a row."""
@@ -212,8 +213,13 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     def result_processor(
         self, dialect: Dialect, coltype: object
     ) -> Callable[[Any], T | None]:
-        load = self.codec.load
-        return lambda value: None if value is None else load(_text_of(value))
+        load, text_of = self.codec.load, self._text_getter(coltype)
+        return lambda value: None if value is None else load(text_of(value))
+
+    def _text_getter(self, coltype: object) -> Callable[[Any], str]:
+        owner = self.owner
+        name = self.codec.name if owner is None else f"{owner[0]}.{owner[1].key}"
+        return text_getter(coltype, name)
 
     def compare_values(self, x: Any, y: Any) -> bool:
         """Compare as JSON: for Python, True equals 1 and 1.0.
@@ -267,12 +273,8 @@ class UnreadJSON(PydanticJSON[Any]):
     def result_processor(
         self, dialect: Dialect, coltype: object
     ) -> Callable[[Any], Any]:
-        return lambda value: None if value is None else Unread(_text_of(value))
-
-
-def _text_of(value: Any) -> str:
-    # A textual SELECT goes around column_expression, and psycopg parses the result.
-    return value if isinstance(value, str) else json.dumps(value)
+        text_of = self._text_getter(coltype)
+        return lambda value: None if value is None else Unread(text_of(value))
 
 
 def _restore(cls: Any, type_: Any, options: dict[str, Any]) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import URL, Engine
+
+    from .conftest import Driver
 
 pytestmark = pytest.mark.contract
 
@@ -73,6 +77,7 @@ class Plain(Base):
     doc: Mapped[Doc | None] = mapped_column(PydanticJSON(Doc))
     note: Mapped[str | None]
     number: Mapped[float | None] = mapped_column(PydanticJSON(float))
+    anything: Mapped[Any] = mapped_column(PydanticJSON(Any), nullable=True)
 
 
 DOC = Doc(status=NASTY, lines=[Line(sku="a")], free={NASTY: [1, 1.5, None, True]})
@@ -154,6 +159,45 @@ def test_loaded_by_every_kind_of_select(engine: Engine) -> None:
             row.doc.status = "changed"
             assert row in session.dirty
             session.rollback()
+
+
+TEXTUAL = select(Plain).from_statement(text("SELECT * FROM plain ORDER BY id"))
+
+
+@pytest.mark.parametrize(
+    "value", [12, "12", "abc", '{"a": 1}', None, ["x"]], ids=range(6)
+)
+def test_string_is_read_once_by_a_textual_select(engine: Engine, value: Any) -> None:
+    """What the driver has parsed is not parsed again."""
+    with Session(engine) as session:
+        session.add(Plain(id=2, anything=value))
+        session.commit()
+    with Session(engine) as session:
+        assert session.scalars(TEXTUAL).all()[1].anything == value
+        as_text = text("SELECT id, CAST(anything AS TEXT) AS anything FROM plain")
+        rows = session.scalars(select(Plain).from_statement(as_text)).all()
+        assert [row.anything for row in rows if row.id == 2] == [value]
+        column = text("SELECT anything FROM plain WHERE id = 2").columns(Plain.anything)
+        assert session.scalar(column) == value
+
+
+def decimals(data: str | bytes) -> Any:
+    """Parse JSON as an application that counts money does."""
+    return json.loads(data, parse_float=Decimal)
+
+
+def test_deserializer_of_the_engine_is_named(driver: Driver) -> None:
+    """One that parses to what is not JSON is refused by a textual SELECT alone."""
+    engine = driver.create_engine(json_deserializer=decimals)
+    with Session(engine) as session:
+        session.add(Plain(id=2, number=1.5))
+        session.commit()
+        assert session.get_one(Plain, 2).number == 1.5
+        session.expire_all()
+        numbers = text("SELECT id, number FROM plain WHERE id = 2")
+        with pytest.raises(PayloadError, match=r"Plain\.number: .*CAST\(column"):
+            session.scalars(select(Plain).from_statement(numbers)).all()
+        assert session.scalar(select(1)) == 1
 
 
 def test_literal_is_quoted(engine: Engine) -> None:
