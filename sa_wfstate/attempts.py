@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from .actions import Intent, digest
 from .bulk import commit_batch
 from .connections import READ_COMMITTED, limit_idle_time, limit_lock_waits
+from .criteria import read_visible
 from .dedup import Claim, refuse_reuse
 from .errors import (
     ActionIdReused,
@@ -83,6 +84,8 @@ class Attempts(Generic[StateT]):
         Starts from *kept*, if that is given, or locks the row before it is read.
         """
         run.begin()
+        if self._connections.filters():
+            kept = None  # Its row may be hidden from the next session.
         if lock:
             # At a stricter level the lock would end in a serialization failure.
             with self._connections.transaction(READ_COMMITTED) as connection:
@@ -109,7 +112,8 @@ class Attempts(Generic[StateT]):
         """
         with self._connections.autocommit() as connection:
             keys = [run.key for run in runs]
-            rows = self._statements.read_many(connection, keys)
+            session = self._connections.filtering(connection)
+            rows = read_visible(connection, self._statements, keys, session)
             if self._log is not None:
                 ids = [t.item.action_id for run in runs for t in run.tickets]
                 found = self._log.lookup(connection, keys, ids)
@@ -195,7 +199,9 @@ class Attempts(Generic[StateT]):
 
     def _read(self, connection: Connection, run: Run, *, lock: bool = False) -> Base:
         """Read the row, and settle the actions that are in the dedup log."""
-        snapshot = self._statements.read(connection, run.key, lock=lock)
+        session = self._connections.filtering(connection)
+        rows = read_visible(connection, self._statements, [run.key], session, lock=lock)
+        snapshot = rows.get(run.key)
         if self._log is not None:
             ids = [ticket.item.action_id for ticket in run.tickets]
             found = self._log.lookup(connection, [run.key], ids)
@@ -234,7 +240,12 @@ class Attempts(Generic[StateT]):
                 writes.append(run.write)
         outcomes = {
             outcome.workflow_key: outcome
-            for outcome in commit_batch(connection, self._statements, Batch.of(writes))
+            for outcome in commit_batch(
+                connection,
+                self._statements,
+                Batch.of(writes),
+                session=self._connections.filtering(connection),
+            )
         }
         won = {
             key: outcome

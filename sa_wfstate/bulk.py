@@ -18,6 +18,7 @@ from .arrays import arrays_of
 from .chunks import chunks
 from .commits import check_target, prepare, refused, unwritten
 from .conflicts import conflict_of_all
+from .criteria import filtering, hide, visible
 from .errors import PayloadError
 from .guards import Seen
 from .statements import Statements, statements_of
@@ -76,7 +77,7 @@ def try_commit_many(
             if instance is not None:
                 held[key] = instance
     connection = connection_of(session, statements)
-    outcomes = commit_batch(connection, statements, batch)
+    outcomes = commit_batch(connection, statements, batch, session=filtering(session))
     adopt(session, connection, statements, batch, outcomes, held)
     return outcomes
 
@@ -125,16 +126,24 @@ def _prepare(
 
 
 def commit_batch(
-    connection: Connection, statements: Statements[StateT], batch: Batch
+    connection: Connection,
+    statements: Statements[StateT],
+    batch: Batch,
+    *,
+    session: Session | None = None,
 ) -> list[StateCommitted[StateT] | StateConflict]:
-    """Send *batch*, of different keys, and return the outcome of each write."""
+    """Send *batch*, of different keys, and return the outcome of each write.
+
+    *session* is the one whose criteria filter what there is to write over, if any.
+    """
     keys = batch.workflow_keys
     in_order = sorted(range(len(batch)), key=keys.__getitem__)
     written: dict[str, datetime] = {}
     for indices in chunks(in_order):
         chunk = batch.take(indices)
         try:
-            written |= _send(connection, statements, chunk)
+            own = chunk if session is None else _visible(session, statements, chunk)
+            written |= _send(connection, statements, own)
         except DBAPIError as error:
             # The database has refused the transaction: each of them is lost.
             refusals = [refused(statements, write, error) for write in chunk]
@@ -149,7 +158,7 @@ def commit_batch(
         for key, version in zip(keys, batch.versions, strict=True)
         if key not in written
     }
-    found = statements.found(connection, losers)
+    found = hide(session, statements, statements.found(connection, losers), losers)
     for key, seen in found.items():
         if isinstance(seen, Seen) and seen.version == losers[key]:
             # Nobody else has won: what keeps it from being read is the answer.
@@ -160,6 +169,19 @@ def commit_batch(
         else unwritten(statements, write, found.get(write.workflow_key))
         for write in batch
     ]
+
+
+def _visible(session: Session, statements: Statements[Any], batch: Batch) -> Batch:
+    """Return of *batch* what *session* may write, the rows of it locked."""
+    swapped = [write.workflow_key for write in batch if write.version > 1]
+    seen = visible(session, statements, swapped, lock=True)
+    return batch.take(
+        [
+            index
+            for index, write in enumerate(batch)
+            if write.version == 1 or write.workflow_key in seen
+        ]
+    )
 
 
 def _refuse_duplicate(statements: Statements[Any], batch: Batch) -> None:
@@ -176,7 +198,7 @@ def _send(
     connection: Connection, statements: Statements[Any], batch: Batch
 ) -> dict[str, datetime]:
     """Write what can be written; return updated_at by key."""
-    if len(batch) == 1 or not isinstance(connection.dialect, PGDialect):
+    if len(batch) <= 1 or not isinstance(connection.dialect, PGDialect):
         return _send_singly(connection, statements, batch)
     arrays = arrays_of(statements)
     written: dict[str, datetime] = {}

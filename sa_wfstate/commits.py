@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from .codec import first_problem
 from .conflicts import conflict_of
+from .criteria import hide, visible
 from .errors import PayloadError
 from .guards import Seen
 from .mixin import check_key
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
 
     from .statements import Statements
 
@@ -145,14 +147,25 @@ def compare_and_set(
     write: Write,
     *,
     again: bool = False,
+    session: Session | None = None,
 ) -> StateCommitted[StateT] | StateConflict:
-    """Send *write*; *again* says that it was sent before, and the answer was lost."""
-    send = statements.create if write.version == 1 else statements.swap
+    """Send *write*; *again* says that it was sent before, and the answer was lost.
+
+    *session* is the one whose criteria filter what there is to write over, if any.
+    """
+    key, expected = write.workflow_key, write.version - 1
+    send = statements.swap if expected else statements.create
+    if (
+        session is not None
+        and expected
+        and not visible(session, statements, [key], lock=True)
+    ):
+        return unwritten(statements, write, None)
     updated_at = send(connection, write)
     if updated_at is not None:
         return statements.committed(write, updated_at)
-    key, expected = write.workflow_key, write.version - 1
-    current = statements.found(connection, {key: expected}).get(key)
+    found = statements.found(connection, {key: expected})
+    current = hide(session, statements, found, {key: expected}).get(key)
     if isinstance(current, Seen) and current.version == expected:
         # Nobody else has won: what keeps it from being read is the answer.
         statements.read(connection, key)

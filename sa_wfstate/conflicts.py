@@ -28,6 +28,7 @@ from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
 from .accounts import Deed, Entry, on_first_write, written_on
+from .criteria import HIDDEN, filtering
 from .guards import NOTHING, Seen
 from .ledger import existing_ledger
 from .races import ConflictReason, StateConflict, WriteSuppressed
@@ -71,7 +72,7 @@ def conflict_of(
         statements.entity,
         workflow_key,
         base.version,
-        actual.version or None,
+        actual.version if actual.version > 0 else None,
         reason,
         current,
     )
@@ -92,14 +93,15 @@ def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> N
     error = sys.exc_info()[1]
     in_flush = transaction.origin is SessionTransactionOrigin.SUBTRANSACTION
     if doubtful and in_flush and isinstance(error, SQLAlchemyError):
-        _translate(error, doubtful)
+        _translate(error, doubtful, hides=filtering(session) is not None)
 
 
-def _translate(error: SQLAlchemyError, doubtful: list[Entry]) -> None:
+def _translate(error: SQLAlchemyError, doubtful: list[Entry], *, hides: bool) -> None:
     """Raise what *error* means for the rows of *doubtful*; return if it means nothing.
 
     A serialization failure that no row explains is the loss of the rows in the failing
-    statement: the database has seen a conflict that the rows alone do not show.
+    statement: the database has seen a conflict that the rows alone do not show. *hides*
+    says that the session may not be shown the row that a creation has met.
     """
     refused = sqlstate(error)
     if refused == UNIQUE_VIOLATION:
@@ -109,7 +111,7 @@ def _translate(error: SQLAlchemyError, doubtful: list[Entry]) -> None:
     ):
         return
     try:
-        lost, unmoved = _judge(doubtful)
+        lost, unmoved = _judge(doubtful, hides=hides)
     except SQLAlchemyError:
         return  # The original error says more than a failed look at the rows.
     if refused == SERIALIZATION_FAILURE and not lost:
@@ -146,7 +148,9 @@ def _refused(entry: Entry) -> StateConflict:
     )
 
 
-def _judge(entries: list[Entry]) -> tuple[list[StateConflict], list[Entry]]:
+def _judge(
+    entries: list[Entry], *, hides: bool = False
+) -> tuple[list[StateConflict], list[Entry]]:
     """Read the rows of *entries* again; return who lost, and who has not moved."""
     grouped = defaultdict(list)
     for entry in entries:
@@ -157,11 +161,14 @@ def _judge(entries: list[Entry]) -> tuple[list[StateConflict], list[Entry]]:
         current = read_again(connection, statements, expected)
         for entry in group:
             key = entry.workflow_key
+            found = current.get(key)
+            if hides and found is not None and entry.base == NOTHING:
+                found = HIDDEN
             conflict = conflict_of(
                 statements,
                 key,
                 entry.base.version,
-                current.get(key),
+                found,
                 entry.base.effect_id,
             )
             if conflict is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, text
 
+from .criteria import filtering
 from .details import hide_details
 from .side_writes import writers_of
 from .twins import refuse_async, refuse_sync
@@ -31,6 +32,7 @@ class Connections:
             hide_details(bind)
         self._bind = bind
         self._mapper = mapper
+        self._filtering: dict[Connection, Session] = {}
 
     @contextmanager
     def autocommit(self) -> Iterator[Connection]:
@@ -43,8 +45,8 @@ class Connections:
                 yield connection
 
     def commit(self) -> AbstractContextManager[Connection]:
-        """Lend one for a single commit; with its side writes it is a transaction."""
-        if writers_of(self._mapper):
+        """Lend one for a single commit, a transaction where it takes two statements."""
+        if writers_of(self._mapper) or self.filters():
             # The compare-and-set itself checks; stricter levels would only refuse.
             return self.transaction(READ_COMMITTED)
         return self.autocommit()
@@ -77,7 +79,26 @@ class Connections:
                     bind_arguments={"mapper": self._mapper}, execution_options=options
                 )
                 hide_details(connection.engine)
-                yield connection
+                around = self._filtering.get(connection)
+                try:
+                    if filtering(session):
+                        self._filtering[connection] = session
+                    yield connection
+                finally:
+                    self._filtering.pop(connection, None)
+                    if around is not None:
+                        self._filtering[connection] = around
+
+    def filtering(self, connection: Connection) -> Session | None:
+        """Return the session whose criteria filter what *connection* reads, if any."""
+        return self._filtering.get(connection)
+
+    def filters(self) -> bool:
+        """Return whether the sessions may filter what they read."""
+        if isinstance(self._bind, Engine):
+            return False
+        with self._bind() as session:
+            return filtering(session) is not None
 
     def _is_sqlite(self) -> bool:
         if isinstance(self._bind, Engine):

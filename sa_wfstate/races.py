@@ -88,7 +88,9 @@ class StateConflict(RowError, StaleDataError):
         if self.current is not None:
             winner = f" (written by effect {self.current.provenance.effect_id!r})"
         if self.reason is ConflictReason.EXISTS:
-            found = f"exists already at version {self.actual_version}"
+            found = "exists already"
+            if self.actual_version is not None:
+                found += f" at version {self.actual_version}"
             return f"{self._row} {found}{winner}, it was to be created"
         if self.reason is ConflictReason.MISSING:
             found = "the row is gone"

@@ -76,14 +76,14 @@ class Statements(Generic[StateT]):
         """
         statement = self.sql.lock_one if lock else self.sql.read_one
         row = connection.execute(statement, {"wfs_key": workflow_key}).first()
-        return None if row is None else self._snapshot_of(row)
+        return None if row is None else self.snapshot_of(row)
 
     def read_many(
         self, connection: Connection, workflow_keys: Iterable[str]
     ) -> dict[str, WorkflowSnapshot[StateT]]:
         """Read the rows of *workflow_keys*, by key."""
         rows = self._rows_of(connection, self.sql.read, workflow_keys)
-        return {row[0]: self._snapshot_of(row) for row in rows}
+        return {row[0]: self.snapshot_of(row) for row in rows}
 
     def found(
         self, connection: Connection, expected: Mapping[str, int]
@@ -108,7 +108,8 @@ class Statements(Generic[StateT]):
         versions = self.versions(connection, unread)
         return found | {key: Seen(*version) for key, version in versions.items()}
 
-    def _snapshot_of(self, row: Sequence[Any]) -> WorkflowSnapshot[StateT]:
+    def snapshot_of(self, row: Sequence[Any]) -> WorkflowSnapshot[StateT]:
+        """Make the snapshot of a row as it is read, its state as text."""
         key, version, text, updated_at, schema_version, provenance = row
         marked = self.schema.mark(text, schema_version, key)
         where = self.schema.name_of(schema_version, key)

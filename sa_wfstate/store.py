@@ -19,6 +19,7 @@ from tenacity import Retrying, retry_if_exception
 from . import flushes, stale_loads  # noqa: F401 - they listen
 from .commits import compare_and_set, conflict_of_write, prepare, refused
 from .connections import Connections, limit_lock_waits
+from .criteria import filtering, read_visible
 from .details import hide_details
 from .errors import OutcomeUnknown, UnflushedChanges, WorkflowNotFound
 from .guards import Seen, saw
@@ -61,7 +62,7 @@ def get_state(
     connection = connection_of(session, statements)
     if session.autoflush:
         session.flush()
-    return _read(connection, statements, workflow_key)
+    return _read(connection, statements, workflow_key, filtering(session))
 
 
 def try_commit(
@@ -110,7 +111,9 @@ def try_commit(
     instance = held_instance(session, statements.mapper, workflow_key)
     connection = connection_of(session, statements)
     try:
-        outcome = compare_and_set(connection, statements, write)
+        outcome = compare_and_set(
+            connection, statements, write, session=filtering(session)
+        )
     except DBAPIError as error:
         conflict = refused(statements, write, error)
         if conflict is None:
@@ -150,7 +153,8 @@ class CanonicalStore(Generic[StateT]):
         """Read the workflow; raises WorkflowNotFound if there is no such row."""
         check_key(self._statements.entity, workflow_key)
         with self._connections.autocommit() as connection:
-            return _read(connection, self._statements, workflow_key)
+            session = self._connections.filtering(connection)
+            return _read(connection, self._statements, workflow_key, session)
 
     def try_commit(
         self,
@@ -184,7 +188,8 @@ class CanonicalStore(Generic[StateT]):
         try:
             with self._connections.commit() as connection:
                 sent = True
-                return compare_and_set(connection, statements, write)
+                session = self._connections.filtering(connection)
+                return compare_and_set(connection, statements, write, session=session)
         except (DBAPIError, OSError) as error:
             conflict = refused(statements, write, error)
             if conflict is None:
@@ -193,7 +198,11 @@ class CanonicalStore(Generic[StateT]):
                 return self._commit_again(write, error)
         # By a statement or by COMMIT: the row is read when that is over.
         with self._connections.autocommit() as connection:
-            current = statements.read(connection, workflow_key)
+            session = self._connections.filtering(connection)
+            found = read_visible(connection, statements, [workflow_key], session)
+        current = found.get(workflow_key)
+        if current is None and session is not None:
+            return conflict  # A row that is hidden is not the same as none.
         return conflict_of_write(statements, write, current) or conflict
 
     def _commit_again(
@@ -230,7 +239,10 @@ class CanonicalStore(Generic[StateT]):
     def _send_again(self, write: Write) -> StateCommitted[StateT] | StateConflict:
         with self._connections.transaction("READ COMMITTED") as connection:
             limit_lock_waits(connection)
-            return compare_and_set(connection, self._statements, write, again=True)
+            session = self._connections.filtering(connection)
+            return compare_and_set(
+                connection, self._statements, write, again=True, session=session
+            )
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -247,12 +259,15 @@ def connection_of(session: Session, statements: Statements[Any]) -> Connection:
 
 
 def _read(
-    connection: Connection, statements: Statements[StateT], workflow_key: str
+    connection: Connection,
+    statements: Statements[StateT],
+    workflow_key: str,
+    session: Session | None,
 ) -> WorkflowSnapshot[StateT]:
-    snapshot = statements.read(connection, workflow_key)
-    if snapshot is None:
+    found = read_visible(connection, statements, [workflow_key], session)
+    if not found:
         raise WorkflowNotFound(statements.entity, workflow_key)
-    return snapshot
+    return found[workflow_key]
 
 
 def held_instance(session: Session, mapper: Mapper[Any], workflow_key: str) -> Any:
