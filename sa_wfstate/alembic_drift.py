@@ -18,6 +18,7 @@ from sqlalchemy import CheckConstraint, Column, DefaultClause, Table
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql.elements import conv
 
+from .columns import column_of
 from .constraints import COUNTERS, check_constraint_name, primary_key_name
 from .types import PydanticJSON
 
@@ -80,9 +81,11 @@ def _compare_defaults(
         for op in modify_table_ops.ops
         if isinstance(op, ops.AlterColumnOp)
     }
-    for name in COUNTERS:
-        is_, should_be = existing.c.get(name), mapped.c.get(name)
-        if is_ is None or should_be is None or _default(is_) == _default(should_be):
+    for counter in COUNTERS:
+        should_be = column_of(mapped, counter)
+        name = should_be.name
+        is_ = existing.c.get(name)
+        if is_ is None or _default(is_) == _default(should_be):
             continue
         if name not in altered:
             altered[name] = ops.AlterColumnOp(
@@ -199,9 +202,10 @@ def _render_change_key(autogen_context: AutogenContext, op: _ChangeKeyOp) -> lis
 
 def _own_checks(table: Any) -> dict[str, CheckConstraint]:
     """Return the CHECKs that the mixin gave *table*, by name."""
-    if not isinstance(getattr(table.c.get("state"), "type", None), PydanticJSON):
+    if not isinstance(getattr(column_of(table, "state"), "type", None), PydanticJSON):
         return {}
-    ours = {check_constraint_name(table.name, counter) for counter in COUNTERS}
+    names = (column_of(table, counter).name for counter in COUNTERS)
+    ours = {check_constraint_name(table.name, name) for name in names}
     return {
         str(constraint.name): constraint
         for constraint in table.constraints

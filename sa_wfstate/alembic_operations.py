@@ -27,6 +27,7 @@ from alembic.operations import MigrateOperation, Operations
 from alembic.util import CommandError
 from sqlalchemy import MetaData, Table
 
+from .columns import column_of
 from .triggers import version_trigger
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def _schema_of(
     """Return the schema versions of the table of *operation*, if it is mapped."""
     for table in [] if metadata is None else metadata.tables.values():
         if (table.name, table.schema) == (operation.table_name, operation.schema):
-            state_type = getattr(table.c.get("state"), "type", None)
+            state_type = getattr(column_of(table, "state"), "type", None)
             return getattr(state_type, "payload_schema", None)
     return None
 

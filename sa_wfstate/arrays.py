@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     BigInteger,
+    Column,
     ColumnElement,
     Connection,
     Integer,
@@ -41,11 +42,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from .bound_arrays import bound_table
+from .columns import columns_of
 from .expectations import effect_id_of
+from .writes import Written
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from sqlalchemy.orm import Mapper
 
     from .statements import Statements
@@ -69,8 +70,8 @@ class Arrays:
         self._statements = statements
         self._built: dict[Shape, Any] = {}
 
-    def write(self, connection: Connection, batch: Batch) -> dict[str, datetime]:
-        """Send *batch*, creations or none; return updated_at by key of what has won."""
+    def write(self, connection: Connection, batch: Batch) -> dict[str, Written]:
+        """Send *batch*, creations or none; return by key what has won."""
         creating = batch.versions[0] == 1
         one = batch.provenances[0]
         shape = Shape(
@@ -99,10 +100,11 @@ class Arrays:
                 if unchanged:
                     parameters["wfs_state"][index] = None
         answer = connection.execute(self._built[shape], parameters).one()
-        won, updated_at, won_keys, times = answer
+        won, updated_at, won_keys, times, versions = answer
         if won == len(batch) and won_keys is None:
-            return dict.fromkeys(batch.workflow_keys, updated_at)
-        return dict(zip(won_keys or (), times or (), strict=True))
+            return dict.fromkeys(batch.workflow_keys, Written(updated_at))
+        each = map(Written, times or (), versions or ())
+        return dict(zip(won_keys or (), each, strict=True))
 
     def _build(self, shape: Shape) -> Any:
         arrays: dict[str, Any] = {"key": Text(), "state": Text()}
@@ -121,33 +123,40 @@ class Arrays:
             if shape.one_provenance
             else cast(new.c.provenance, JSONB())
         )
-        values = {
-            "state": cast(new.c.state, JSONB()),
-            "schema_version": bindparam("wfs_schema", type_=Integer()),
-            "provenance": provenance,
+        c = columns_of(self._statements.table)
+        values: dict[Column[Any], Any] = {
+            c.state: cast(new.c.state, JSONB()),
+            c.updated_at: func.now(),
+            c.schema_version: bindparam("wfs_schema", type_=Integer()),
+            c.provenance: provenance,
         }
-        table = self._statements.table
-        write = (
-            self._creation(new, values)
+        write, sent = (
+            (self._creation(new, values), literal_column("1"))
             if shape.creating
-            else self._swap(new, values, based=shape.based)
+            else (
+                self._swap(new, values, based=shape.based),
+                new.c.expected + literal_column("1"),
+            )
         )
-        won = write.returning(table.c.workflow_key, table.c.updated_at).cte("wfs_won")
+        won = write.returning(
+            c.workflow_key, c.updated_at, c.version, (c.version == sent).label("sent")
+        ).cte("wfs_won")
         rows, begin, end = func.count(), func.min(won.c[1]), func.max(won.c[1])
-        alike = and_(rows == bindparam("wfs_rows", type_=Integer()), begin == end)
-        return select(
-            rows,
-            begin,
-            case((alike, None), else_=func.array_agg(won.c[0])),
-            case((alike, None), else_=func.array_agg(won.c[1])),
+        alike = and_(
+            rows == bindparam("wfs_rows", type_=Integer()),
+            begin == end,
+            func.bool_and(won.c.sent),
         )
+        lists = (func.array_agg(won.c[index]) for index in range(3))
+        return select(rows, begin, *(case((alike, None), else_=x) for x in lists))
 
-    def _swap(self, new: Any, values: dict[str, Any], *, based: bool) -> Any:
+    def _swap(self, new: Any, values: dict[Column[Any], Any], *, based: bool) -> Any:
         table, schema = self._statements.table, self._statements.schema
+        c = columns_of(table)
         swap = update(table).where(
-            table.c.workflow_key == new.c.key,
-            table.c.version == new.c.expected,
-            table.c.schema_version <= literal_column(str(schema.version)),
+            c.workflow_key == new.c.key,
+            c.version == new.c.expected,
+            c.schema_version <= literal_column(str(schema.version)),
             self._statements.own_rows,
         )
         if based:
@@ -156,23 +165,23 @@ class Arrays:
                 # A state that is not sent stays, in the shape that it has.
                 or_(
                     new.c.state.is_not(None),
-                    table.c.schema_version == values["schema_version"],
+                    c.schema_version == values[c.schema_version],
                 ),
             )
-            values["state"] = func.coalesce(values["state"], table.c.state)
-        values["version"] = new.c.expected + literal_column("1")
-        return swap.values(updated_at=func.now(), **values)
+            values[c.state] = func.coalesce(values[c.state], c.state)
+        values[c.version] = new.c.expected + literal_column("1")
+        return swap.values(values)
 
-    def _creation(self, new: Any, values: dict[str, Any]) -> Any:
+    def _creation(self, new: Any, values: dict[Column[Any], Any]) -> Any:
         """Insert rows; what exists is passed over."""
-        constants = self._statements.constants()
-        values |= {"version": literal_column("1")}
-        values |= {name: literal(value) for name, value in constants.items()}
-        table = self._statements.table
+        table, constants = self._statements.table, self._statements.constants()
+        key = columns_of(table).workflow_key
+        values[columns_of(table).version] = literal_column("1")
+        values |= {column: literal(value) for column, value in constants.items()}
         return (
             insert(table)
-            .from_select(["workflow_key", *values], select(new.c.key, *values.values()))
-            .on_conflict_do_nothing(index_elements=[table.c.workflow_key])
+            .from_select([key, *values], select(new.c.key, *values.values()))
+            .on_conflict_do_nothing(index_elements=[key])
         )
 
 

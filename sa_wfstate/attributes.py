@@ -31,6 +31,7 @@ from sqlalchemy.orm.attributes import (
 from sqlalchemy.orm.instrumentation import manager_of_class
 
 from .bases import is_changed, original, read, take_base, track, tracked
+from .columns import column_of
 from .errors import MappingError, PayloadError
 from .payloads import losses
 from .tracking import hold, touch
@@ -146,7 +147,7 @@ class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
         unread = column.type.unread()
         self.columns = [type_coerce(column, unread).label(column.key)]
         self._schema, self._row = unread.payload_schema, ()
-        beside = [column.table.c.get(name) for name in _BESIDE]
+        beside = [column_of(column.table, name) for name in _BESIDE]
         if self._schema is not None and all(each is not None for each in beside):
             text = type_coerce(column, UnreadJSON(unread.type_))
             self._row = (text.label(column.key), *beside)

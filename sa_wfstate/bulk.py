@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from . import side_writes
 from .arrays import arrays_of
 from .chunks import chunks
+from .columns import evaluates
 from .commits import check_target, prepare, refused, unwritten
 from .conflicts import conflict_of_all
 from .criteria import filtering, hide, visible
@@ -23,11 +24,10 @@ from .errors import PayloadError
 from .guards import Seen
 from .statements import Statements, statements_of
 from .store import Entity, adopt, connection_of, held_instance
-from .writes import Batch
+from .writes import Batch, Written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
@@ -138,7 +138,7 @@ def commit_batch(
     """
     keys = batch.workflow_keys
     in_order = sorted(range(len(batch)), key=keys.__getitem__)
-    written: dict[str, datetime] = {}
+    written: dict[str, Written] = {}
     for indices in chunks(in_order):
         chunk = batch.take(indices)
         try:
@@ -196,13 +196,18 @@ def _refuse_duplicate(statements: Statements[Any], batch: Batch) -> None:
 
 def _send(
     connection: Connection, statements: Statements[Any], batch: Batch
-) -> dict[str, datetime]:
-    """Write what can be written; return updated_at by key."""
-    if len(batch) <= 1 or not isinstance(connection.dialect, PGDialect):
+) -> dict[str, Written]:
+    """Write what can be written; return by key what has won."""
+    swaps = batch.take([i for i, version in enumerate(batch.versions) if version > 1])
+    if (
+        len(batch) <= 1
+        or not isinstance(connection.dialect, PGDialect)
+        # An onupdate that Python calls would be called once for all rows.
+        or (swaps and evaluates(statements.table, inserting=False))
+    ):
         return _send_singly(connection, statements, batch)
     arrays = arrays_of(statements)
-    written: dict[str, datetime] = {}
-    swaps = batch.take([i for i, version in enumerate(batch.versions) if version > 1])
+    written: dict[str, Written] = {}
     if swaps:
         written |= arrays.write(connection, swaps)
     if any(batch.unchanged):
@@ -216,7 +221,13 @@ def _send(
             written |= arrays.write(connection, Batch.of(again))
     if len(swaps) < len(batch):
         creations = [i for i, version in enumerate(batch.versions) if version == 1]
-        written |= arrays.write(connection, batch.take(creations))
+        new = batch.take(creations)
+        if evaluates(statements.table, inserting=True):
+            # So would a default in an INSERT … FROM SELECT.
+            inserted = statements.inserted(connection, new)
+            written |= {key: Written(*row) for *row, key in inserted}
+        else:
+            written |= arrays.write(connection, new)
     if side_writes.writers_of(statements.mapper):
         commits = [
             statements.committed(write._replace(copy=None), written[write.workflow_key])
@@ -229,11 +240,11 @@ def _send(
 
 def _send_singly(
     connection: Connection, statements: Statements[Any], batch: Batch
-) -> dict[str, datetime]:
+) -> dict[str, Written]:
     written = {}
     for write in batch:
         send = statements.create if write.version == 1 else statements.swap
-        updated_at = send(connection, write)
-        if updated_at is not None:
-            written[write.workflow_key] = updated_at
+        each = send(connection, write)
+        if each is not None:
+            written[write.workflow_key] = each
     return written

@@ -161,9 +161,9 @@ def compare_and_set(
         and not visible(session, statements, [key], lock=True)
     ):
         return unwritten(statements, write, None)
-    updated_at = send(connection, write)
-    if updated_at is not None:
-        return statements.committed(write, updated_at)
+    written = send(connection, write)
+    if written is not None:
+        return statements.committed(write, written)
     found = statements.found(connection, {key: expected})
     current = hide(session, statements, found, {key: expected}).get(key)
     if isinstance(current, Seen) and current.version == expected:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import CheckConstraint, Index, Table
+from sqlalchemy import CheckConstraint, Column, Index, Table
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql.elements import conv
 
+from .columns import columns_of
 from .errors import MappingError
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ COUNTERS = ("version", "schema_version")
 
 def check_key_references(entity: str, table: Table) -> None:
     """Raise MappingError if a foreign key lets the database change a workflow key."""
-    for reference in table.c.workflow_key.foreign_keys:
+    for reference in columns_of(table).workflow_key.foreign_keys:
         rule = reference.onupdate or "NO ACTION"
         if rule.upper() not in {"NO ACTION", "RESTRICT"}:
             raise MappingError(
@@ -37,10 +39,19 @@ def check_key_references(entity: str, table: Table) -> None:
 def add_constraints(table: Table) -> None:
     """Give *table* the CHECKs of its counters, unless it has them."""
     present = {constraint.name for constraint in table.constraints}
-    for column in COUNTERS:
-        name = conv(check_constraint_name(table.name, column))
+    for counter in COUNTERS:
+        column = getattr(columns_of(table), counter)
+        name = conv(check_constraint_name(table.name, column.name))
         if name not in present:
-            table.append_constraint(CheckConstraint(f"{column} >= 1", name=name))
+            condition = f"{_quoted(column)} >= 1"
+            table.append_constraint(CheckConstraint(condition, name=name))
+
+
+def _quoted(column: Column[Any]) -> str:
+    """Return the name of *column* as a textual condition holds it."""
+    dialect: Any = PGDialect  # Its constructor is not typed.
+    preparer = dialect(paramstyle="named").identifier_preparer
+    return str(preparer.quote(column.name)).replace(":", "\\:")
 
 
 def add_indexes(entity: str, table: Table, wanted: Iterable[str]) -> None:
@@ -48,11 +59,12 @@ def add_indexes(entity: str, table: Table, wanted: Iterable[str]) -> None:
 
     Raises MappingError if there is no such index.
     """
+    c = columns_of(table)
     columns: dict[str, tuple[Any, ...]] = {
-        "version": (table.c.workflow_key, table.c.version),
-        "updated": (table.c.updated_at.desc(),),
-        "state": (table.c.state,),
-        "provenance": (table.c.provenance,),
+        "version": (c.workflow_key, c.version),
+        "updated": (c.updated_at.desc(),),
+        "state": (c.state,),
+        "provenance": (c.provenance,),
     }
     for which in wanted:
         if which not in columns:

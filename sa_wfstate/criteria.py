@@ -106,8 +106,8 @@ def _select(
 ) -> Iterator[Any]:
     entity = statements.mapper.class_
     columns = {name: getattr(entity, name) for name in names}
-    if "state" in columns:
-        columns["state"] = AsText(columns["state"])
+    for name in columns.keys() & {"state", "provenance"}:
+        columns[name] = AsText(columns[name])
     query = select(*columns.values()).order_by(entity.workflow_key)
     if lock:
         query = query.with_for_update(key_share=True, of=statements.table)

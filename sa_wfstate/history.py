@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import delete, func, select, tuple_, type_coerce
 
 from .arguments import require_at_least
+from .columns import columns_of
 from .connections import Connections
 from .diffs import diff_json
 from .errors import VersionNotInHistory
@@ -218,7 +219,7 @@ class _Query:
         columns = [
             type_coerce(
                 table.c.committed_at if name == "updated_at" else table.c[name],
-                self._statements.table.c[name].type,
+                getattr(columns_of(self._statements.table), name).type,
             ).label(name)
             for name in CANONICAL_COLUMNS
         ]

@@ -31,6 +31,7 @@ from sqlalchemy.orm import Mapped, Mapper, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
 from .chunks import chunks
+from .columns import columns_of
 from .errors import MappingError
 from .provenance import Provenance
 from .side_writes import attach, lineage_of
@@ -89,22 +90,27 @@ class _Writer:
     def __init__(self, statements: Statements[Any], history: Table) -> None:
         source = statements.table
         names = ["workflow_key", "version", "state", "schema_version", "provenance"]
+        columns = columns_of(source)._asdict()
         rows = select(
             *(
-                type_coerce(source.c[name], history.c[name].type.impl_instance)  # type: ignore[attr-defined]
+                type_coerce(columns[name], history.c[name].type.impl_instance)  # type: ignore[attr-defined]
                 if name in {"state", "provenance"}
-                else source.c[name]
+                else columns[name]
                 for name in names
             ),
             _Clock(),
-        ).where(source.c.workflow_key.in_(bindparam("keys", expanding=True)))
+        ).where(columns["workflow_key"].in_(bindparam("keys", expanding=True)))
         self._copy = insert(history).from_select([*names, "committed_at"], rows)
+        defaults = (column.default for column in history.c)
+        self._singly = any(each is not None and each.is_callable for each in defaults)
 
     def written(
         self, connection: Connection, commits: Sequence[StateCommitted[Any]]
     ) -> None:
-        for keys in chunks([commit.workflow_key for commit in commits]):
-            connection.execute(self._copy, {"keys": keys})
+        keys = [commit.workflow_key for commit in commits]
+        # A default that Python makes would be made once for all rows.
+        for some in [[key] for key in keys] if self._singly else chunks(keys):
+            connection.execute(self._copy, {"keys": some})
 
     def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
         """Keep what was."""

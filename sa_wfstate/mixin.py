@@ -46,6 +46,7 @@ from sqlalchemy.orm.attributes import InstrumentedAttribute, instance_state
 
 from . import attributes  # noqa: F401 - it tracks the states
 from .bases import will_write
+from .columns import note_columns
 from .constraints import add_constraints, add_indexes, check_key_references
 from .errors import KeyNotAssignable, MappingError, PayloadError, VersionNotAssignable
 from .expectations import compare_effects
@@ -255,26 +256,31 @@ def _complete_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
 
 
 def _guard_version(mapper: Mapper[Any], table: Table) -> None:
-    if [column.name for column in table.primary_key] != ["workflow_key"]:
+    columns = note_columns(mapper, table)
+    state_type: Any = columns.state.type
+    if isinstance(state_type, PydanticJSON) and state_type.payload_schema is None:
+        columns.state.type = state_type.with_schema(schema_of(mapper.class_))
+    if list(table.primary_key) != [columns.workflow_key]:
         raise MappingError(
             mapper.class_.__name__, "workflow_key alone must be the primary key"
         )
     for name in ("state", "provenance"):
-        if not isinstance(table.c[name].type, PydanticJSON):
+        type_ = getattr(columns, name).type
+        if not isinstance(type_, PydanticJSON):
             raise MappingError(
                 mapper.class_.__name__,
                 f"column {name!r} of table {table.name!r} must be a PydanticJSON, not "
-                f"{table.c[name].type!r}",
+                f"{type_!r}",
             )
     if mapper.version_id_col is None:
-        mapper.version_id_col = table.c.version
-    elif mapper.version_id_col is not table.c.version:
+        mapper.version_id_col = columns.version
+    elif mapper.version_id_col is not columns.version:
         raise MappingError(
             mapper.class_.__name__,
             "__mapper_args__ names another version_id_col; leave it out, the column "
             "version is the one that is checked",
         )
-    compare_effects(mapper.class_.__name__, table.c.version)
+    compare_effects(mapper.class_.__name__, columns.version)
     if mapper.version_id_generator is False:
         raise MappingError(
             mapper.class_.__name__,

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from tenacity import Retrying, retry_if_exception
 
 from .arguments import require_at_least
+from .columns import columns_of
 from .connections import Connections
 from .guests import stops, trace
 from .retry import RetryPolicy
@@ -80,17 +81,17 @@ def measure_lag(
     bind: Engine | sessionmaker[Any], projection: Projection[Any]
 ) -> ProjectionLag:
     """Compare all versions and return how far *projection* is behind now."""
-    canonical, mine = projection.statements.table, projection.table
+    canonical, mine = columns_of(projection.statements.table), projection.table
     projected = func.coalesce(mine.c.version, 0)
-    age = func.clock_timestamp() - func.min(canonical.c.updated_at)
+    age = func.clock_timestamp() - func.min(canonical.updated_at)
     question = (
         select(
             func.count(),
-            func.coalesce(func.max(canonical.c.version - projected), 0),
+            func.coalesce(func.max(canonical.version - projected), 0),
             func.coalesce(func.extract("epoch", age), 0),
         )
         .select_from(_joined(projection))
-        .where(projection.statements.own_rows, canonical.c.version > projected)
+        .where(projection.statements.own_rows, canonical.version > projected)
     )
     connections = Connections(bind, projection.statements.mapper)
     with connections.autocommit() as connection:
@@ -226,7 +227,8 @@ def _raise(_: str, error: BaseException) -> None:
 
 def _joined(projection: Projection[Any]) -> Any:
     canonical, mine = projection.statements.table, projection.table
-    return canonical.outerjoin(mine, mine.c.workflow_key == canonical.c.workflow_key)
+    key = columns_of(canonical).workflow_key
+    return canonical.outerjoin(mine, mine.c.workflow_key == key)
 
 
 class _Pages:
@@ -235,12 +237,12 @@ class _Pages:
     def __init__(self, projection: Projection[Any], size: int) -> None:
         self._projection = projection
         self._size = size
-        canonical, mine = projection.statements.table, projection.table
-        key = canonical.c.workflow_key
+        canonical, mine = columns_of(projection.statements.table), projection.table
+        key = canonical.workflow_key
         # One statement, so one moment: a projection that is ahead of its workflow is
         # that of an earlier one of the same key.
         self._page = (
-            select(key, canonical.c.version, mine.c.version)
+            select(key, canonical.version, mine.c.version)
             .select_from(_joined(projection))
             .where(projection.statements.own_rows, key > bindparam("after"))
             .order_by(key)

@@ -40,6 +40,7 @@ from sqlalchemy import (
 )
 
 from .arguments import require_at_least
+from .columns import columns_of
 from .connections import Connections
 from .guests import outline
 from .hooks import Hooks, notify
@@ -125,27 +126,32 @@ class ProjectionWorker(Generic[StateT]):
 
     def _build(self) -> Any:
         canonical, mine = self._projection.statements.table, self._projection.table
-        key, version = canonical.c.workflow_key, canonical.c.version
-        age = func.clock_timestamp() - canonical.c.updated_at
+        columns = columns_of(canonical)
+        key, version, updated_at = (
+            columns.workflow_key,
+            columns.version,
+            columns.updated_at,
+        )
+        age = func.clock_timestamp() - updated_at
         return (
             select(
                 key,
                 version,
                 mine.c.version,
-                canonical.c.updated_at,
+                updated_at,
                 func.extract("epoch", age),
             )
             .select_from(canonical.outerjoin(mine, mine.c.workflow_key == key))
             .where(
                 self._projection.statements.own_rows,
-                tuple_(canonical.c.updated_at, key)
+                tuple_(updated_at, key)
                 > tuple_(
-                    bindparam("since", type_=canonical.c.updated_at.type),
+                    bindparam("since", type_=updated_at.type),
                     bindparam("after", type_=key.type),
                 ),
                 mine.c.version.is_(None) | (mine.c.version < version),
             )
-            .order_by(canonical.c.updated_at, key)
+            .order_by(updated_at, key)
             .limit(self._batch_size)
         )
 
@@ -221,7 +227,7 @@ class ProjectionWorker(Generic[StateT]):
         """
         share: ColumnElement[bool] = true()
         if self._partitions > 1:
-            key = self._projection.statements.table.c.workflow_key
+            key = columns_of(self._projection.statements.table).workflow_key
             share = func.abs(func.hashtext(key) % self._partitions) == partition
         failed = self._failed.get(partition, {})
         seen: dict[str, int] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Integer,
     Table,
@@ -22,6 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
+from .columns import columns_of
 from .expectations import effect_id_of
 from .texts import AsText, JSONText
 
@@ -46,60 +48,68 @@ class RowSQL:
     def __init__(self, mapper: Mapper[Any], table: Table, schema_version: int) -> None:
         self._table = table
         self.own_rows = own_rows = _own_rows(mapper)
-        columns: dict[str, ColumnElement[Any]] = dict(table.c)
+        self._columns = c = columns_of(table)
+        columns: dict[str, ColumnElement[Any]] = dict(c._asdict())
         # As text, which a snapshot keeps, and whose row is known where it is read.
         for name in ("state", "provenance"):
-            columns[name] = AsText(table.c[name]).label(name)
+            columns[name] = AsText(columns[name]).label(name)
         self.read = (
             select(*(columns[name] for name in CANONICAL_COLUMNS))
             .select_from(mapper.selectable)
             .where(own_rows)
         )
-        key = table.c.workflow_key == bindparam("wfs_key")
+        key = c.workflow_key == bindparam("wfs_key")
         self.read_one = self.read.where(key)
         self.lock_one = self.read_one.with_for_update(key_share=True, of=table)
         effect_id = effect_id_of(table)
-        self.versions = select(
-            table.c.workflow_key, table.c.version, effect_id
-        ).order_by(table.c.workflow_key)
+        self.versions = select(c.workflow_key, c.version, effect_id).order_by(
+            c.workflow_key
+        )
         bump = (
             update(table)
-            .where(key, table.c.version == bindparam("wfs_expected_version"), own_rows)
+            .where(key, c.version == bindparam("wfs_expected_version"), own_rows)
             .values(
-                version=table.c.version + literal_column("1"),
-                updated_at=func.now(),
-                provenance=bindparam("wfs_provenance", type_=JSONText()),
+                {
+                    c.version: c.version + literal_column("1"),
+                    c.updated_at: func.now(),
+                    c.provenance: bindparam("wfs_provenance", type_=JSONText()),
+                }
             )
-            .returning(table.c.updated_at)
+            .returning(c.updated_at, c.version)
         )
         written_as = bindparam("wfs_schema_version", type_=Integer())
         self.swap = bump.where(
             # What newer code has written is not written over.
-            table.c.schema_version <= literal_column(str(schema_version))
+            c.schema_version <= literal_column(str(schema_version))
         ).values(
-            state=bindparam("wfs_state", type_=JSONText()), schema_version=written_as
+            {
+                c.state: bindparam("wfs_state", type_=JSONText()),
+                c.schema_version: written_as,
+            }
         )
         same = effect_id == bindparam("wfs_base_effect_id")
         self.swap_same = self.swap.where(same)
         # A state that stays as it is must have the shape that would be written.
-        self.bump = bump.where(same, table.c.schema_version == written_as)
+        self.bump = bump.where(same, c.schema_version == written_as)
 
-    def creation(self, dialect: str, constants: Mapping[str, Any]) -> Any:
+    def creation(self, dialect: str, constants: Mapping[Column[Any], Any]) -> Any:
         """Insert a row that also holds *constants*, unless its key exists."""
+        c = self._columns
         insert = (sqlite if dialect == "sqlite" else postgresql).insert(self._table)
         return (
             insert.values(
                 {
-                    "workflow_key": bindparam("workflow_key"),
-                    "version": bindparam("version"),
-                    "state": bindparam("state", type_=JSONText()),
-                    "schema_version": bindparam("schema_version"),
-                    "provenance": bindparam("provenance", type_=JSONText()),
+                    c.workflow_key: bindparam(c.workflow_key.key),
+                    c.version: bindparam(c.version.key),
+                    c.state: bindparam(c.state.key, type_=JSONText()),
+                    c.updated_at: func.now(),
+                    c.schema_version: bindparam(c.schema_version.key),
+                    c.provenance: bindparam(c.provenance.key, type_=JSONText()),
                     **constants,
                 }
             )
-            .on_conflict_do_nothing(index_elements=[self._table.c.workflow_key])
-            .returning(self._table.c.updated_at)
+            .on_conflict_do_nothing(index_elements=[c.workflow_key])
+            .returning(c.updated_at, c.version, c.workflow_key)
         )
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, event, inspect, select
 from sqlalchemy.orm.attributes import flag_modified, set_committed_value
 from sqlalchemy.schema import ColumnDefault
 
+from .columns import columns_of
 from .errors import (
     MappingError,
     PayloadError,
@@ -107,10 +108,10 @@ def _before_update(
         )
     if stored is None:
         # Not by the attribute: that would load the version of the row as well.
-        table: Any = mapper.columns["schema_version"].table
+        columns: Any = columns_of(mapper.columns["schema_version"].table)
         stored = connection.scalar(
-            select(table.c.schema_version).where(
-                table.c.workflow_key == state.identity[0]  # type: ignore[index]
+            select(columns.schema_version).where(
+                columns.workflow_key == state.identity[0]  # type: ignore[index]
             )
         )
     if "state" not in changed:

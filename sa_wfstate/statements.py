@@ -11,12 +11,13 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Table, inspect
+from sqlalchemy import Column, Connection, Table, inspect
 from sqlalchemy.exc import NoInspectionAvailable
 
 from . import side_writes
 from .batch_codec import BatchCodec
 from .chunks import chunks
+from .columns import columns_of
 from .errors import MappingError, PayloadError, SchemaVersionAhead
 from .guards import Seen
 from .mixin import WorkflowStateMixin
@@ -25,11 +26,10 @@ from .row_sql import CANONICAL_COLUMNS, RowSQL
 from .schema import payload_schema
 from .snapshots import StateCommitted, WorkflowSnapshot, remember
 from .spelling import holds_nul
-from .writes import Write
+from .writes import Write, Written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from datetime import datetime
 
     from sqlalchemy.orm import Mapper
 
@@ -50,8 +50,9 @@ class Statements(Generic[StateT]):
         # Of a class with joined inheritance, that is the table of its base.
         self.table: Table = mapper.version_id_col.table  # type: ignore[union-attr]
         table = self.table
-        self.state_type: PydanticJSON[StateT] = table.c.state.type
-        self._provenance_type: PydanticJSON[Provenance] = table.c.provenance.type
+        columns: Any = columns_of(table)
+        self.state_type: PydanticJSON[StateT] = columns.state.type
+        self._provenance_type: PydanticJSON[Provenance] = columns.provenance.type
         self.schema = payload_schema(mapper)
         self.sql = RowSQL(mapper, table, self.schema.version)
         self.own_rows = self.sql.own_rows
@@ -146,11 +147,11 @@ class Statements(Generic[StateT]):
     ) -> Iterator[Any]:
         """Read the rows of *workflow_keys*, in their order: it may lock them."""
         for keys in chunks(sorted(workflow_keys)):
-            of_keys = self.table.c.workflow_key.in_(keys)
+            of_keys = columns_of(self.table).workflow_key.in_(keys)
             yield from connection.execute(statement.where(of_keys))
 
-    def swap(self, connection: Connection, write: Write) -> datetime | None:
-        """Write over version ``write.version - 1``; return updated_at, None if lost."""
+    def swap(self, connection: Connection, write: Write) -> Written | None:
+        """Write over version ``write.version - 1``; return None if it lost."""
         parameters = {
             "wfs_key": write.workflow_key,
             "wfs_expected_version": write.version - 1,
@@ -163,77 +164,87 @@ class Statements(Generic[StateT]):
         if write.base_effect_id is not None:
             statement = self.sql.swap_same
             parameters["wfs_base_effect_id"] = write.base_effect_id
-        updated_at: datetime | None = None
+        row = None
         if write.unchanged:
-            updated_at = connection.execute(self.sql.bump, parameters).scalar()
-        if updated_at is None:
+            row = connection.execute(self.sql.bump, parameters).first()
+        if row is None:
             # An unchanged state, too: its row may have been upcast since.
             parameters["wfs_state"] = self.state_type.stored(write.state_text)
-            updated_at = connection.execute(statement, parameters).scalar()
-        self._follow(connection, write, updated_at)
-        return updated_at
+            row = connection.execute(statement, parameters).first()
+        return self._follow(connection, write, row)
 
-    def create(self, connection: Connection, write: Write) -> datetime | None:
-        """Insert the row; return updated_at, or None if the key exists already."""
+    def create(self, connection: Connection, write: Write) -> Written | None:
+        """Insert the row; return None if the key exists already."""
+        row = self.inserted(connection, [write]).first()
+        return self._follow(connection, write, row)
+
+    def inserted(self, connection: Connection, writes: Iterable[Write]) -> Any:
+        """Insert rows, each with defaults of its own; return what came of which key."""
         dialect = connection.dialect.name
         if dialect not in self._creations:
             creation = self.sql.creation(dialect, self.constants())
             self._creations[dialect] = creation
-        updated_at: datetime | None = connection.execute(
-            self._creations[dialect],
+        c = columns_of(self.table)
+        rows = [
             {
-                "workflow_key": write.workflow_key,
-                "version": write.version,
-                "state": self.state_type.stored(write.state_text),
-                "schema_version": write.schema_version,
-                "provenance": self._provenance_text(
+                c.workflow_key.key: write.workflow_key,
+                c.version.key: write.version,
+                c.state.key: self.state_type.stored(write.state_text),
+                c.schema_version.key: write.schema_version,
+                c.provenance.key: self._provenance_text(
                     write.workflow_key, write.provenance
                 ),
-            },
-        ).scalar()
-        self._follow(connection, write, updated_at)
-        return updated_at
+            }
+            for write in writes
+        ]
+        parameters: Any = rows if len(rows) > 1 else rows[0]
+        return connection.execute(self._creations[dialect], parameters)
 
-    def _follow(
-        self, connection: Connection, write: Write, updated_at: datetime | None
-    ) -> None:
-        if updated_at is not None and side_writes.writers_of(self.mapper):
+    def _follow(self, connection: Connection, write: Write, row: Any) -> Written | None:
+        if row is None:
+            return None
+        written = Written(row[0], row[1])
+        if side_writes.writers_of(self.mapper):
             # The copy is for the caller: a side writer may change what it is given.
-            commit = self.committed(write._replace(copy=None), updated_at)
+            commit = self.committed(write._replace(copy=None), written)
             side_writes.write(connection, self.mapper, [commit])
+        return written
 
     def committed(
-        self, write: Write, updated_at: datetime, *, attempts: int = 1
+        self, write: Write, written: Written, *, attempts: int = 1
     ) -> StateCommitted[StateT]:
         """Make the outcome of a write that won."""
-        snapshot = partial(self._written, write, updated_at)
-        return StateCommitted(
-            write.workflow_key, write.version, snapshot, attempts=attempts
-        )
+        snapshot = partial(self._written, write, written)
+        version = written.version or write.version
+        return StateCommitted(write.workflow_key, version, snapshot, attempts=attempts)
 
     def all_committed(
-        self, batch: Batch, written: Mapping[str, datetime]
+        self, batch: Batch, written: Mapping[str, Written]
     ) -> list[StateCommitted[StateT] | StateConflict]:
-        """Make the outcomes of a *batch* that won; *written* says when, by key."""
+        """Make the outcomes of a *batch* that won; *written* says how, by key."""
 
-        def snapshot(row: Any, updated_at: datetime) -> WorkflowSnapshot[StateT]:
-            return self._written(Write._make(row), updated_at)
+        def snapshot(row: Any, written: Written) -> WorkflowSnapshot[StateT]:
+            return self._written(Write._make(row), written)
 
         return [
-            StateCommitted(row[0], row[1], partial(snapshot, row, written[row[0]]))
+            StateCommitted(
+                row[0],
+                written[row[0]].version or row[1],
+                partial(snapshot, row, written[row[0]]),
+            )
             for row in batch.rows()
         ]
 
-    def _written(self, write: Write, updated_at: datetime) -> WorkflowSnapshot[StateT]:
+    def _written(self, write: Write, written: Written) -> WorkflowSnapshot[StateT]:
         state = write.copy
         if state is None:
             # From the text: the caller's own object may be changed after the commit.
             state = self.state_type.load(write.state_text)
         snapshot = WorkflowSnapshot(
             workflow_key=write.workflow_key,
-            version=write.version,
+            version=written.version or write.version,
             state=state,
-            updated_at=updated_at,
+            updated_at=written.updated_at,
             schema_version=write.schema_version,
             provenance=write.provenance,
         )
@@ -257,7 +268,7 @@ class Statements(Generic[StateT]):
                 return encoded[0]
         return list(map(self._provenance_text, workflow_keys, provenances))
 
-    def constants(self) -> dict[str, Any]:
+    def constants(self) -> dict[Column[Any], Any]:
         """Return what every new row of the class holds: its discriminator.
 
         Raises MappingError if a row alone does not make an instance.
@@ -270,7 +281,7 @@ class Statements(Generic[StateT]):
             )
         if self.mapper.polymorphic_on is None:
             return {}
-        column = self.mapper.polymorphic_on.key
+        column: Any = self.mapper.polymorphic_on
         return {column: self.mapper.polymorphic_identity}
 
 

@@ -294,10 +294,6 @@ def adopt(
 
     *held* are those instances of the rows that it holds, by key.
     """
-    if held:
-        for write, outcome in zip(batch, outcomes, strict=True):
-            if write.workflow_key in held and isinstance(outcome, StateCommitted):
-                _update_instance(held[write.workflow_key], write, outcome.snapshot)
     own = [
         index
         for index, each in enumerate(outcomes)
@@ -306,6 +302,10 @@ def adopt(
     ]
     if own:
         record(session, connection, statements, batch.take(own), held)
+    if held:
+        for write, outcome in zip(batch, outcomes, strict=True):
+            if write.workflow_key in held and isinstance(outcome, StateCommitted):
+                _update_instance(held[write.workflow_key], write, outcome.snapshot)
 
 
 def _update_instance(
@@ -313,8 +313,8 @@ def _update_instance(
 ) -> None:
     """Make *instance* hold what its row holds now."""
     rebase(instance, "state", write.state_text)
-    set_committed_value(instance, "version", write.version)
+    set_committed_value(instance, "version", snapshot.version)
     set_committed_value(instance, "updated_at", snapshot.updated_at)
     set_committed_value(instance, "schema_version", write.schema_version)
     set_committed_value(instance, "provenance", write.provenance)
-    saw(inspect(instance), Seen(write.version, write.provenance.effect_id))
+    saw(inspect(instance), Seen(snapshot.version, write.provenance.effect_id))

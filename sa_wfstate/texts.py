@@ -21,6 +21,7 @@ from sqlalchemy.sql.elements import BindParameter, Null
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import JSON, String, Text, TypeDecorator
 
+from .columns import column_of
 from .errors import MappingError, PayloadError
 from .upcasters import BEFORE_KEY, MARK, MIXED
 
@@ -189,8 +190,10 @@ def state_text(
     rows = getattr(inner, "table", None)
     stored = next((getattr(base, "table", None) for base in inner.base_columns), None)
     version, key = (
-        rows.corresponding_column(stored.c[name])
-        if rows is not None and stored is not None and name in stored.c
+        rows.corresponding_column(there)
+        if rows is not None
+        and stored is not None
+        and (there := column_of(stored, name)) is not None
         else None
         for name in ("schema_version", "workflow_key")
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic_core import from_json
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Connection,
     Integer,
     Text,
-    TextClause,
+    Update,
     and_,
     bindparam,
     cast,
     column,
     func,
+    literal_column,
     select,
     table,
-    text,
     type_coerce,
     update,
 )
@@ -35,6 +36,8 @@ from .errors import MappingError, PayloadError
 from .sqlstates import sqlstate
 
 if TYPE_CHECKING:
+    from sqlalchemy.types import TypeEngine
+
     from .upcasters import PayloadSchema
 
 Begin = Callable[[], AbstractContextManager[Connection]]
@@ -42,6 +45,12 @@ Begin = Callable[[], AbstractContextManager[Connection]]
 _DEADLOCK = "40P01"
 _TRIES = 10
 _ARRAYS = {"key": Text, "version": BigInteger, "schema": Integer, "state": Text}
+_TYPES: dict[str, TypeEngine[Any]] = {
+    "workflow_key": Text(),
+    "version": BigInteger(),
+    "schema_version": Integer(),
+    "state": JSONB(),
+}
 
 
 class UpcastProgress(NamedTuple):
@@ -66,8 +75,9 @@ class UpcastReport(NamedTuple):
 class UpcastJob:
     """The upcast of one table to the version that *payload_schema* writes.
 
-    *check* is called with key, schema version and text of each payload that is about
-    to be written, and raises PayloadError if it must not be.
+    *names* are those of its columns, where they differ from the attributes'. *check* is
+    called with key, schema version and text of each payload that is about to be
+    written, and raises PayloadError if it must not be.
     """
 
     def __init__(
@@ -76,22 +86,20 @@ class UpcastJob:
         payload_schema: PayloadSchema,
         *,
         schema: str | None = None,
+        names: Mapping[str, str] | None = None,
         check: Callable[[str, int, str], object] | None = None,
     ) -> None:
         self._schema = payload_schema
         self._check = check
-        self._rows = rows = table(
+        called = names or {}
+        self._names = {name: called.get(name, name) for name in _TYPES}
+        self._rows = table(
             table_name,
-            column("workflow_key", Text()),
-            column("version", BigInteger()),
-            column("schema_version", Integer()),
-            column("state", JSONB()),
+            *(column(self._names[name], type_) for name, type_ in _TYPES.items()),
             schema=schema,
         )
-        self._due = and_(
-            rows.c.schema_version >= payload_schema.oldest,
-            rows.c.schema_version < payload_schema.write_version,
-        )
+        self._columns = self._columns_of(self._rows)
+        self._due = self._is_due(self._columns)
         self._done = 0
         self._failures: dict[str, PayloadError] = {}
 
@@ -149,30 +157,25 @@ class UpcastJob:
         self, connection: Connection, after: str, size: int, *, skip_locked: bool
     ) -> tuple[int, str | None]:
         """Upcast the batch after a key; return its size and the key to go on after."""
-        rows = self._rows
+        key, version, schema_version, state = self._columns
         query = (
-            select(
-                rows.c.workflow_key,
-                rows.c.version,
-                rows.c.schema_version,
-                cast(rows.c.state, Text),
-            )
-            .where(self._due, rows.c.workflow_key > after)
-            .order_by(rows.c.workflow_key)
+            select(key, version, schema_version, cast(state, Text))
+            .where(self._due, key > after)
+            .order_by(key)
             .limit(size)
             .with_for_update(key_share=True, skip_locked=skip_locked)
         )
         read = connection.execute(query).all()
         swaps = []
-        for key, version, schema_version, state in read:
+        for row in read:
             try:
-                upcast = self._upcast(key, schema_version, state)
+                upcast = self._upcast(row[0], row[2], row[3])
             except PayloadError as error:
-                self._failures[key] = error
+                self._failures[row[0]] = error
             else:
-                swaps.append((key, version, schema_version, upcast))
+                swaps.append((*row[:3], upcast))
         done = self._swap(connection, swaps) if swaps else 0
-        return done, read[-1].workflow_key if len(read) == size else None
+        return done, read[-1][0] if len(read) == size else None
 
     def _upcast(self, key: str, schema_version: int, state: str) -> str:
         target = self._schema.write_version
@@ -198,68 +201,70 @@ class UpcastJob:
         )
         values = zip(*swaps, strict=True)
         written = connection.execute(
-            swap.returning(self._rows.c.version),
+            swap.returning(self._columns[1]),
             {f"wfs_{n}": list(v) for n, v in zip(_ARRAYS, values, strict=True)},
         )
         return len(written.all())
 
     def _swap_to(self, *new: Any) -> Any:
-        key, version, schema_version, state = new
-        rows = self._rows
+        *old, new_state = new
+        *read, state = self._columns
         return (
-            update(rows)
-            .where(
-                rows.c.workflow_key == key,
-                rows.c.version == version,
-                rows.c.schema_version == schema_version,
-            )
-            .values(state=state, schema_version=self._schema.write_version)
+            update(self._rows)
+            .where(*(column == value for column, value in zip(read, old, strict=True)))
+            .values({state: new_state, read[2]: self._schema.write_version})
+        )
+
+    def _columns_of(self, rows: Any) -> list[ColumnElement[Any]]:
+        return [rows.c[name] for name in self._names.values()]
+
+    def _is_due(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+        # In the text: in a migration it may be printed.
+        oldest, target = self._schema.oldest, self._schema.write_version
+        return and_(
+            columns[2] >= literal_column(str(oldest)),
+            columns[2] < literal_column(str(target)),
         )
 
     @property
-    def sql(self) -> TextClause | None:
+    def sql(self) -> Update | None:
         """One UPDATE of all rows that are due; None if a step has no SQL."""
-        update = self._update()
-        return None if update is None else text(f"{update} WHERE {self._due_sql}")
+        rows = self._rows.alias("wfs")
+        columns = self._columns_of(rows)
+        return self._update(rows, self._is_due(columns))
 
-    def _update(self) -> str | None:
-        """Return the UPDATE without its WHERE; the table is called *wfs* in it."""
-        state = self._schema.sql("wfs")
-        if state is None:
+    def _update(self, rows: Any, *where: ColumnElement[bool]) -> Update | None:
+        """Return the UPDATE of those of *rows*, which are called *wfs*."""
+        # Not by a preparer: what literal_column() is given must not be escaped yet.
+        quoted = (name.replace('"', '""') for name in self._names.values())
+        _, _, version, state = (f'wfs."{name}"' for name in quoted)
+        new = self._schema.sql(state, version)
+        if new is None:
             return None
+        target = str(self._schema.write_version)
+        columns = self._columns_of(rows)[2:]
+        values = map(literal_column, (target, new))
         return (
-            f"UPDATE {self._name} AS wfs "  # noqa: S608 - a quoted name, the caller's SQL
-            f"SET schema_version = {self._schema.write_version}, state = {state}"
+            update(rows).where(*where).values(dict(zip(columns, values, strict=True)))
         )
 
     def _batch_in_sql(
         self, connection: Connection, after: str, size: int, *, skip_locked: bool
     ) -> tuple[int, str | None]:
-        update = self._update()
+        rows, (key, *_) = self._rows.alias("wfs"), self._columns
+        batch = (
+            select(key.label("key"))
+            .where(self._due, key > after)
+            .order_by(key)
+            .limit(size)
+            .with_for_update(key_share=True, skip_locked=skip_locked)
+            .cte("wfs_batch")
+        )
+        of_batch = self._columns_of(rows)[0]
+        update = self._update(rows, of_batch == batch.c.key)
         if update is None:
             raise MappingError(self._schema.entity, "not every upcaster has SQL")
-        skip = "SKIP LOCKED" if skip_locked else ""
-        statement = text(
-            f"WITH wfs_batch AS (SELECT workflow_key FROM {self._name} "  # noqa: S608
-            f"WHERE {self._due_sql} AND workflow_key > :after "
-            f"ORDER BY workflow_key LIMIT :size FOR NO KEY UPDATE {skip}), "
-            f"wfs_done AS ({update} FROM wfs_batch "
-            "WHERE wfs.workflow_key = wfs_batch.workflow_key "
-            "RETURNING wfs.workflow_key) "
-            "SELECT count(*), max(workflow_key) FROM wfs_done"
-        )
-        done, last = connection.execute(statement, {"after": after, "size": size}).one()
-        return done, last if done == size else None
-
-    @property
-    def _due_sql(self) -> str:
-        schema = self._schema
-        last = schema.write_version - 1
-        return f"schema_version BETWEEN {schema.oldest} AND {last}"
-
-    @property
-    def _name(self) -> str:
-        """The quoted name, as text() takes it; that doubles percent signs itself."""
-        dialect: Any = PGDialect  # Its constructor is not typed.
-        preparer = dialect(paramstyle="named").identifier_preparer
-        return str(preparer.format_table(self._rows)).replace(":", "\\:")
+        done = update.returning(of_batch.label("key")).cte("wfs_done")
+        written = select(func.count(), func.max(done.c.key))
+        number, last = connection.execute(written).one()
+        return number, last if number == size else None

@@ -163,24 +163,23 @@ class PayloadSchema:
         down = range(self.version, self.write_version, -1)
         return self._walk(self.downcasters, from_json(text), down, None)
 
-    def sql(self, row: str) -> str | None:
-        """Return SQL for the new state of *row*, a table's name; None without any.
+    def sql(self, old_state: str, schema_version: str) -> str | None:
+        """Return SQL for the new state of a row; None without any.
 
-        It is for :func:`sqlalchemy.text`: its colons are escaped.
+        *old_state* and *schema_version* are its columns, as SQL calls them.
         """
         branches = []
         for version in range(self.oldest, self.write_version):
-            state = f"{row}.state"
+            state = old_state
             for step in range(version, self.write_version):
                 upcaster = self.upcasters[step]
                 if not isinstance(upcaster, Upcaster):
                     return None
-                sql = upcaster.sql.replace(":", "\\:")
                 inner = f"(SELECT {state} AS state) AS wfs_step"
-                state = f"(SELECT {sql} FROM {inner})"  # noqa: S608 - the caller's SQL
+                state = f"(SELECT {upcaster.sql} FROM {inner})"  # noqa: S608 - the caller's SQL
             branches.append(f"WHEN {version} THEN {state}")
         cases = " ".join(branches)
-        return f"CASE {row}.schema_version {cases} END" if branches else None
+        return f"CASE {schema_version} {cases} END" if branches else None
 
     def where(self, text: str) -> str:
         """Name the state in *text*; also its row, if the text is marked."""

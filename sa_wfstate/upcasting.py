@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, func, inspect, select
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
+from .columns import columns_of
 from .errors import PayloadError
 from .schema import payload_schema
 from .upcast_jobs import UpcastJob, UpcastProgress, UpcastReport
@@ -56,7 +57,7 @@ def upcast_all(
     mapper = inspect(entity)
     schema = payload_schema(mapper)
     mapped: Any = mapper.columns["state"].table
-    state_type: PydanticJSON[Any] = mapped.c.state.type
+    state_type: PydanticJSON[Any] = mapper.columns["state"].type
 
     def check(key: str, version: int, upcast: str) -> None:
         where = f"{schema.entity} {key!r} state (schema version {version})"
@@ -64,7 +65,13 @@ def upcast_all(
         state_type.codec.refuse_nul(upcast, where=where)
         _check_storable(upcast, where)
 
-    job = UpcastJob(mapped.name, schema, schema=mapped.schema, check=check)
+    job = UpcastJob(
+        mapped.name,
+        schema,
+        schema=mapped.schema,
+        names={n: c.name for n, c in columns_of(mapped)._asdict().items()},
+        check=check,
+    )
     if in_sql is None:
         in_sql = job.sql is not None and isinstance(engine.dialect, PGDialect)
     if isinstance(engine.dialect, PGDialect):
@@ -88,8 +95,7 @@ def count_schema_versions(
 ) -> dict[int, int]:
     """Count the rows of *entity* by schema version."""
     mapped: Any = inspect(entity).columns["schema_version"].table
-    query = select(mapped.c.schema_version, func.count()).group_by(
-        mapped.c.schema_version
-    )
-    rows: Any = connection.execute(query.order_by(mapped.c.schema_version))
+    version = columns_of(mapped).schema_version
+    query = select(version, func.count()).group_by(version).order_by(version)
+    rows: Any = connection.execute(query)
     return dict(rows.all())

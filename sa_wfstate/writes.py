@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from datetime import datetime
 
     from .provenance import Provenance
 
@@ -31,6 +32,14 @@ class Write(NamedTuple):
 
     copy: Any = None
     """The state as it was read back from its text, if it was; for one reader."""
+
+
+class Written(NamedTuple):
+    """What a write that won has left in its row."""
+
+    updated_at: datetime
+    version: int | None = None
+    """None: the version of the write. A trigger may have made another of it."""
 
 
 @dataclass(slots=True)

@@ -1,0 +1,272 @@
+"""Contract: the columns of an application keep their names and their defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from pydantic import BaseModel
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Engine,
+    Integer,
+    MetaData,
+    Sequence,
+    Text,
+    create_engine,
+    func,
+    inspect,
+    select,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sa_wfstate import (
+    CanonicalStore,
+    Commit,
+    HistoryMixin,
+    Provenance,
+    PydanticJSON,
+    StateCommitted,
+    StateConflict,
+    WorkflowStateMixin,
+    get_state,
+    keep_history,
+    try_commit,
+    try_commit_many,
+)
+from sa_wfstate.history import list_versions
+from sa_wfstate.upcasters import Upcaster
+from sa_wfstate.upcasting import count_schema_versions, upcast_all
+
+from .verbs import verbs_of
+
+pytestmark = pytest.mark.contract
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class OrderState(BaseModel):
+    status: str = "new"
+
+
+numbers = Sequence("numbers", metadata=Base.metadata)
+
+
+class Order(WorkflowStateMixin[OrderState], Base):
+    """Has a default of every kind."""
+
+    __tablename__ = "orders"
+
+    token: Mapped[UUID] = mapped_column(default=uuid4, unique=True)
+    label: Mapped[str] = mapped_column(
+        default=lambda context: context.get_current_parameters()["workflow_key"] + "!"
+    )
+    number: Mapped[int] = mapped_column(numbers)
+    drawn: Mapped[UUID] = mapped_column(default=func.gen_random_uuid())
+    made: Mapped[UUID] = mapped_column(server_default=func.gen_random_uuid())
+    plain: Mapped[int] = mapped_column(default=7)
+
+
+class OrderHistory(HistoryMixin, Base):
+    """Has a default of its own as well."""
+
+    __tablename__ = "order_history"
+
+    token: Mapped[UUID] = mapped_column(default=uuid4, unique=True)
+
+
+keep_history(Order, OrderHistory)
+
+
+class Stamped(WorkflowStateMixin[OrderState], Base):
+    """Python makes a new token with each UPDATE."""
+
+    __tablename__ = "stamped"
+
+    token: Mapped[UUID | None] = mapped_column(onupdate=uuid4, unique=True)
+    drawn: Mapped[UUID | None] = mapped_column(onupdate=func.gen_random_uuid())
+    plain: Mapped[int | None] = mapped_column(onupdate=7)
+
+
+class Renamed(WorkflowStateMixin[OrderState], Base):
+    """Calls no column of its table as the attribute is called."""
+
+    __tablename__ = "renamed"
+    __schema_version__ = 2
+    __upcasters__ = {1: Upcaster(lambda data: data, "state")}  # noqa: RUF012
+    __workflow_indexes__ = ("version", "updated", "state", "provenance")
+
+    workflow_key: Mapped[str] = mapped_column("order no", Text, primary_key=True)
+    version: Mapped[int] = mapped_column(
+        "Lock:Version%", BigInteger, nullable=False, server_default=text("1")
+    )
+    state: Mapped[OrderState] = mapped_column(
+        "payload", PydanticJSON(OrderState), nullable=False
+    )
+    updated_at: Mapped[datetime] = mapped_column(
+        "changed", DateTime(timezone=True), default=lambda: datetime.now(UTC)
+    )
+    schema_version: Mapped[int] = mapped_column(
+        "shape", Integer, nullable=False, server_default=text("1"), default=1
+    )
+    provenance: Mapped[Provenance] = mapped_column(
+        "origin", PydanticJSON(Provenance, mutable=False), default=Provenance.now
+    )
+
+
+class RenamedHistory(HistoryMixin, Base):
+    __tablename__ = "renamed_history"
+
+
+keep_history(Renamed, RenamedHistory)
+
+
+@pytest.fixture(autouse=True)
+def _tables(create_tables: Callable[[MetaData], None]) -> None:
+    create_tables(Base.metadata)
+
+
+def commit(key: str, version: int, status: str = "paid") -> Commit[OrderState]:
+    """Make one commit of a batch."""
+    return Commit(
+        key,
+        expected_version=version,
+        state=OrderState(status=status),
+        provenance=Provenance.now(),
+    )
+
+
+def commit_all(session: Session, entity: Any, version: int) -> list[Any]:
+    """Commit three rows at once, all of which win."""
+    outcomes = try_commit_many(session, entity, [commit(k, version) for k in "abc"])
+    assert all(isinstance(each, StateCommitted) for each in outcomes)
+    return outcomes
+
+
+def test_each_row_of_a_batch_has_defaults_of_its_own(engine: Engine) -> None:
+    """Whatever makes a default, it is made for every row that a batch creates."""
+    with Session(engine) as session:
+        verbs = verbs_of(engine)
+        commit_all(session, Order, 0)
+        assert verbs[0] == "INSERT"
+        session.commit()
+        rows = session.scalars(select(Order).order_by(Order.workflow_key)).all()
+        for name in ("token", "number", "drawn", "made"):
+            assert len({getattr(row, name) for row in rows}) == 3, name
+        assert [row.label for row in rows] == ["a!", "b!", "c!"]
+        assert {row.plain for row in rows} == {7}
+        kept = session.scalars(select(OrderHistory)).all()
+        assert len({row.token for row in kept}) == 3
+
+
+def test_batch_with_defaults_passes_over_what_exists(engine: Engine) -> None:
+    """A creation that loses is told from those that win."""
+    with Session(engine) as session:
+        try_commit_many(session, Order, [commit("b", 0)])
+        outcomes = try_commit_many(session, Order, [commit(key, 0) for key in "abc"])
+        assert [isinstance(each, StateCommitted) for each in outcomes] == [
+            True,
+            False,
+            True,
+        ]
+
+
+def test_each_row_of_a_batch_is_updated_by_itself(engine: Engine) -> None:
+    """A callable onupdate is called for every row that a batch writes."""
+    with Session(engine) as session:
+        commit_all(session, Stamped, 0)
+        commit_all(session, Stamped, 1)
+        session.commit()
+        rows = session.scalars(select(Stamped)).all()
+        for name in ("token", "drawn"):
+            values = {getattr(row, name) for row in rows}
+            assert len(values - {None}) == 3, name
+        assert {row.plain for row in rows} == {7}
+        before = {row.token for row in rows}
+        one = try_commit(
+            session,
+            Stamped,
+            "a",
+            expected_version=2,
+            state=OrderState(),
+            provenance=Provenance.now(),
+        )
+        assert isinstance(one, StateCommitted)
+        session.commit()
+        assert session.get_one(Stamped, "a").token not in before
+
+
+def test_columns_may_have_other_names_in_the_table(engine: Engine) -> None:
+    """Each way to write and to read goes by attribute."""
+    with Session(engine) as a, Session(engine) as b:
+        a.add(Renamed(workflow_key="k", state=OrderState()))
+        a.commit()
+        mine, theirs = a.get_one(Renamed, "k"), b.get_one(Renamed, "k")
+        mine.state.status, theirs.state.status = "1", "2"
+        a.commit()
+        with pytest.raises(StateConflict) as conflict:
+            b.commit()
+        assert conflict.value.current is not None
+        assert conflict.value.current.state.status == "1"
+    store = CanonicalStore(engine, Renamed)
+    base = store.get_state("k")
+    assert base.version == 2
+    won = store.try_commit(
+        workflow_key="k",
+        expected_version=2,
+        state_prime=base.state,
+        provenance=Provenance.now(),
+        base=base,
+    )
+    assert isinstance(won, StateCommitted)
+    with Session(engine) as session:
+        for version in (0, 1):
+            commit_all(session, Renamed, version)
+        assert get_state(session, Renamed, "a").version == 2
+        assert session.get_one(Renamed, "a").state == OrderState(status="paid")
+        assert [each.version for each in list_versions(session, Renamed, "k")] == [
+            3,
+            2,
+            1,
+        ]
+        session.delete(session.get_one(Renamed, "k"))
+        session.commit()
+
+
+@pytest.mark.parametrize("in_sql", [False, True])
+def test_renamed_columns_are_upcast(
+    engine: Engine, database: Any, in_sql: bool
+) -> None:
+    """A job rewrites the columns of the mapping, whatever their names."""
+    with Session(engine) as session:
+        commit_all(session, Renamed, 0)
+        session.commit()
+    plain = create_engine(database)
+    with plain.begin() as connection:
+        connection.execute(text("UPDATE renamed SET shape = 1"))
+    plain.dispose()
+    with Session(engine) as session:
+        assert get_state(session, Renamed, "a").state.status == "paid"
+        assert session.get_one(Renamed, "b").state.status == "paid"
+    report = upcast_all(engine, Renamed, in_sql=in_sql)
+    assert (report.upcast, report.failures) == (3, ())
+    with engine.connect() as connection:
+        assert count_schema_versions(connection, Renamed) == {2: 3}
+
+
+def test_constraints_name_the_renamed_columns(database: Any) -> None:
+    """The CHECKs and the indexes are on the columns of the mapping."""
+    plain = create_engine(database)
+    checks = inspect(plain).get_check_constraints("renamed")
+    plain.dispose()
+    assert {check["sqltext"] for check in checks} == {
+        '"Lock:Version%" >= 1',
+        "shape >= 1",
+    }
