@@ -30,15 +30,31 @@ are refused in any case. A bulk INSERT can only create.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic_core import from_json
-from sqlalchemy import Connection, Delete, Insert, Update, event, inspect
+from sqlalchemy import (
+    BindParameter,
+    ClauseElement,
+    Connection,
+    Delete,
+    Insert,
+    Update,
+    event,
+    inspect,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import FromStatement, InstanceState, ORMExecuteState, Session
 from sqlalchemy.orm.attributes import set_committed_value
 
-from .errors import MappingError, UnversionedWrite, VersionNotSeen
+from .errors import (
+    MappingError,
+    UnversionedWrite,
+    VersionNotAssignable,
+    VersionNotSeen,
+)
 from .expectations import Expected
 from .mixin import WorkflowStateMixin, check_key
 from .provenance import Provenance
@@ -46,7 +62,9 @@ from .session_methods import around
 from .types import Unread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator
+
+    from sqlalchemy.orm import Mapper
 
 UNVERSIONED: Final = "wfstate_unversioned"
 
@@ -197,8 +215,11 @@ def _refuse_unversioned(execute: ORMExecuteState) -> None:
     if isinstance(statement, FromStatement):
         statement = statement.element
     if isinstance(statement, Insert):
-        _check_keys(entity, execute.parameters)
-        _check_upsert(execute, entity, statement)
+        unversioned = execute.execution_options.get(UNVERSIONED, False)
+        _check_rows(entity, execute.parameters, any_version=unversioned)
+        rows = list(_values(mapper, statement))
+        _check_rows(entity, rows, any_version=unversioned)
+        _check_upsert(execute, mapper, statement)
     elif isinstance(statement, Update):
         if execute.is_executemany:
             raise UnversionedWrite(entity, "bulk UPDATE by primary key", _MANY)
@@ -214,15 +235,17 @@ def _refuse_unversioned(execute: ORMExecuteState) -> None:
         _allow(execute, entity, "DELETE")
 
 
-def _check_upsert(execute: ORMExecuteState, entity: str, statement: Insert) -> None:
+def _check_upsert(
+    execute: ORMExecuteState, mapper: Mapper[Any], statement: Insert
+) -> None:
     upsert: Any = statement._post_values_clause  # noqa: SLF001 - no public name
     if isinstance(upsert, _UPSERTS):
-        what = "INSERT … ON CONFLICT DO UPDATE"
+        entity, what = mapper.class_.__name__, "INSERT … ON CONFLICT DO UPDATE"
         _allow(execute, entity, what)
         written = _names(dict(upsert.update_values_to_set))
-        if "workflow_key" in written:
+        if written & {"workflow_key", mapper.columns["workflow_key"].key}:
             raise UnversionedWrite(entity, "a change of workflow_key", _NO_RENAME)
-        if "version" not in written:
+        if not written & {"version", mapper.columns["version"].key}:
             instead = f"let it set version to {entity}.version + 1 too"
             raise UnversionedWrite(entity, what, instead)
 
@@ -236,10 +259,30 @@ def _allow(execute: ORMExecuteState, entity: str, what: str) -> None:
         raise UnversionedWrite(entity, what, f"{_MANY}, {_BY_NAME}")
 
 
-def _check_keys(entity: str, rows: Any) -> None:
+def _check_rows(entity: str, rows: Any, *, any_version: bool = False) -> None:
     for row in rows if isinstance(rows, (list, tuple)) else [rows or {}]:
         if "workflow_key" in row:
             check_key(entity, row["workflow_key"])
+        if not any_version and row.get("version", 1) != 1:
+            raise VersionNotAssignable(entity)
+
+
+def _values(mapper: Mapper[Any], statement: Any) -> Iterator[dict[str, Any]]:
+    """Return the keys and versions that an INSERT itself holds, by attribute.
+
+    What is SQL is not among them.
+    """
+    names = {mapper.columns[name].key: name for name in ("workflow_key", "version")}
+    several = chain.from_iterable(statement._multi_values)  # noqa: SLF001 - the same
+    for row in (statement._values or {}, *several):  # noqa: SLF001
+        if not isinstance(row, Mapping):  # It is in the order of the table.
+            row = dict(zip(mapper.local_table.c, row, strict=False))  # noqa: PLW2901
+        values = {
+            names[key]: value.value if isinstance(value, BindParameter) else value
+            for column, value in row.items()
+            if (key := getattr(column, "key", column)) in names
+        }
+        yield {k: v for k, v in values.items() if not isinstance(v, ClauseElement)}
 
 
 @around("bulk_save_objects")
@@ -276,7 +319,7 @@ def _bulk_insert(
     entity = _workflow(mapper)
     if entity is not None:
         mappings = list(mappings)
-        _check_keys(entity, mappings)
+        _check_rows(entity, mappings)
     method(session, mapper, mappings, *args, **options)
 
 

@@ -241,12 +241,12 @@ class UpcastJob:
         new = self._schema.sql(state, version)
         if new is None:
             return None
-        target = str(self._schema.write_version)
-        columns = self._columns_of(rows)[2:]
-        values = map(literal_column, (target, new))
-        return (
-            update(rows).where(*where).values(dict(zip(columns, values, strict=True)))
-        )
+        columns, target = self._columns_of(rows), str(self._schema.write_version)
+        values: dict[Any, Any] = {
+            columns[2]: literal_column(target),
+            columns[3]: literal_column(new),
+        }
+        return update(rows).where(*where).values(values)
 
     def _batch_in_sql(
         self, connection: Connection, after: str, size: int, *, skip_locked: bool

@@ -36,6 +36,7 @@ from sa_wfstate import (
     Provenance,
     StateConflict,
     UnversionedWrite,
+    VersionNotAssignable,
     VersionNotSeen,
     WorkflowStateMixin,
     version_trigger,
@@ -395,6 +396,52 @@ def test_bulk_insert_creates(engine: Engine) -> None:
         session.bulk_insert_mappings(Plain, [{"id": 2}], render_nulls=True)
         session.bulk_update_mappings(Plain, [{"id": 2, "name": "x"}])
         assert session.scalars(select(Plain.name)).all() == [None, "x"]
+
+
+REFUSED = [
+    ({"workflow_key": "k" * 256}, PayloadError),
+    ({"workflow_key": ""}, PayloadError),
+    ({"workflow_key": "a\0"}, PayloadError),
+    ({"workflow_key": "o-3", "version": 7}, VersionNotAssignable),
+]
+
+
+@pytest.mark.usefixtures("winner")
+@pytest.mark.parametrize(("values", "error"), REFUSED)
+def test_insert_of_values_is_checked(
+    engine: Engine, values: dict[str, Any], error: type[Exception]
+) -> None:
+    """However an INSERT is given its rows, it creates them at version 1."""
+    new = {"state": OrderState(), "provenance": Provenance.now()}
+    good, bad = {**new, "workflow_key": "o-4"}, {**new, **values}
+    statements: list[tuple[Any, Any]] = [
+        (insert(Order).values(**bad), None),
+        (insert(Order).values({getattr(Order, n): v for n, v in bad.items()}), None),
+        (insert(Order).values([good, bad]), None),
+        (insert(Order).values(bad).returning(Order), None),
+        (postgresql.insert(Order).values(bad).on_conflict_do_nothing(), None),
+        (insert(Order), [good, bad]),
+        (insert(Order), bad),
+    ]
+    with Session(engine) as session:
+        for statement, parameters in statements:
+            with pytest.raises(error):
+                session.execute(statement, parameters)
+            session.rollback()
+        with pytest.raises(error):
+            session.bulk_insert_mappings(Order, [bad])
+        session.execute(insert(Order).values([good, {**good, "workflow_key": "o-5"}]))
+
+
+@pytest.mark.usefixtures("winner")
+def test_rows_can_be_copied_with_their_versions(engine: Engine) -> None:
+    """An INSERT that is allowed to by name brings versions of its own."""
+    row = {"workflow_key": "o-3", "version": 7, "state": OrderState()}
+    with Session(engine) as session:
+        session.execute(
+            insert(Order).values(row), execution_options={"wfstate_unversioned": True}
+        )
+        assert session.get_one(Order, "o-3").version == 7
 
 
 @pytest.mark.usefixtures("winner")
