@@ -192,10 +192,13 @@ class _Path(TypeDecorator[tuple[Key, ...]]):
     ) -> str:
         keys = value or ()
         if dialect.name == "postgresql":
-            quoted = (json.dumps(str(key), ensure_ascii=False) for key in keys)
-            return "{" + ",".join(quoted) + "}"
+            # In an array only these two are special; "\\t" would be a plain "t".
+            escaped = (str(k).replace("\\", "\\\\").replace('"', '\\"') for k in keys)
+            return "{" + ",".join(f'"{key}"' for key in escaped) + "}"
         steps = (
-            f"[{key}]" if isinstance(key, int) else f".{json.dumps(key)}"
+            f"[{key}]"
+            if isinstance(key, int)
+            else f".{json.dumps(key, ensure_ascii=False)}"
             for key in keys
         )
         return "$" + "".join(steps)

@@ -22,8 +22,11 @@ from sqlalchemy import (
     inspect,
     select,
     text,
+    update,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.schema import CreateSchema, DropSchema
 
 from sa_wfstate import (
     CanonicalStore,
@@ -40,6 +43,7 @@ from sa_wfstate import (
     try_commit_many,
 )
 from sa_wfstate.history import list_versions
+from sa_wfstate.triggers import version_trigger
 from sa_wfstate.upcasters import Upcaster
 from sa_wfstate.upcasting import count_schema_versions, upcast_all
 
@@ -270,3 +274,67 @@ def test_constraints_name_the_renamed_columns(database: Any) -> None:
         '"Lock:Version%" >= 1',
         "shape >= 1",
     }
+
+
+def odd_class(name: str, *, schema: str | None = None, column: str = "state") -> Any:
+    """Map a class to a table *name* whose state is in *column*."""
+
+    class OddBase(DeclarativeBase):
+        pass
+
+    class Odd(WorkflowStateMixin[OrderState], OddBase):
+        __tablename__ = name
+        __table_args__ = {"schema": schema}  # noqa: RUF012
+        __schema_version__ = 3
+        __upcasters__ = {  # noqa: RUF012
+            1: Upcaster(lambda data: data, "state || '{\"a%:b\":1}'::jsonb"),
+            2: Upcaster(lambda data: data, "state - 'a%:b'"),
+        }
+        state: Mapped[OrderState] = mapped_column(
+            column, PydanticJSON(OrderState), nullable=False
+        )
+
+    return Odd
+
+
+ODD_NAMES = ["%s %(x)s 100% a:b c::d :e", 'Mixed "quo" te\\ {x} it\'s é😀', "order"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("place", ["table", "column", "schema"])
+def test_names_may_hold_anything(engine: Engine, name: str, place: str) -> None:
+    """A name is quoted wherever it is used: in DDL, triggers, statements and jobs."""
+    entity: Any = odd_class(
+        name if place == "table" else "plain",
+        schema=name if place == "schema" else None,
+        column=name if place == "column" else "state",
+    )
+    table = entity.__table__
+    with engine.begin() as connection:
+        if place == "schema":
+            connection.execute(CreateSchema(name))
+        table.create(connection)
+        for ddl in version_trigger(table):
+            connection.execute(ddl)
+    with Session(engine) as session:
+        commit_all(session, entity, 0)
+        commit_all(session, entity, 1)
+        session.get_one(entity, "a").state.status = "new"
+        session.commit()
+        session.execute(
+            update(table).values({"version": table.c.version + 1, "schema_version": 1})
+        )
+        session.commit()
+        with pytest.raises(DBAPIError, match=r"version 3 can only be followed by"):
+            session.execute(update(table).values({"version": 7}))
+    report = upcast_all(engine, entity, in_sql=True)
+    assert (report.upcast, report.failures) == (3, ())
+    with Session(engine) as session:
+        assert get_state(session, entity, "b").state == OrderState(status="paid")
+    with engine.begin() as connection:
+        for ddl in version_trigger(table, drop=True):
+            connection.execute(ddl)
+        connection.execute(update(table).values({"version": 7}))
+        table.drop(connection)
+        if place == "schema":
+            connection.execute(DropSchema(name))

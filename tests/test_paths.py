@@ -177,6 +177,37 @@ def test_field_is_selected_as_its_type(engine: Engine) -> None:
             assert type(value) is type(pick(FULL))
 
 
+SPECIAL = [
+    *(
+        "tab\there",
+        "line\nbreak",
+        "bell\x07",
+        "back\\slash",
+        "a\\tb",
+        "both\\\"quotes'",
+    ),
+    *("{brace}", "com,ma", "100%", "a:b", "a::b", "$.x", "NULL", "", " ", "é\u2028😀"),
+]
+
+
+@pytest.mark.parametrize("key", SPECIAL, ids=ascii)
+def test_path_reads_the_very_key(engine: Engine, key: str) -> None:
+    """Whatever a key is made of, no other key is read."""
+    others = dict.fromkeys((*SPECIAL, "tabthere", "linenbreak", "atb"), "wrong")
+    held = OrderState(free={**others, key: {"deep": "right"}})
+    lite = create_engine("sqlite://")
+    Base.metadata.create_all(lite)
+    # SQLite has no path to an empty key, nor to one that holds a quote.
+    for each in [engine, *([lite] if key and '"' not in key else [])]:
+        with Session(each) as session:
+            session.add(Order(workflow_key="k", state=held))
+            session.flush()
+            deep = field_of(Order.state, lambda state: state.free[key]["deep"])
+            found = session.scalars(select(deep).where(Order.workflow_key == "k"))
+            assert found.one() == "right"
+    lite.dispose()
+
+
 def test_path_of_an_alias(engine: Engine) -> None:
     """An aliased entity has the same paths."""
     other = aliased(Order)
