@@ -34,6 +34,7 @@ from .bases import is_changed, original, read, take_base, track, tracked
 from .columns import column_of
 from .errors import MappingError, PayloadError
 from .payloads import losses
+from .refusals import refusing
 from .tracking import hold, touch
 from .types import PydanticJSON, Unread, UnreadJSON
 
@@ -257,6 +258,7 @@ def _instrument(
 
 
 @event.listens_for(Mapper, "after_mapper_constructed")
+@refusing
 def _check_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
     for key, column in mapper.columns.items():
         if isinstance(column.type, PydanticJSON):

@@ -104,6 +104,8 @@ def _translate(error: SQLAlchemyError, doubtful: list[Entry], *, hides: bool) ->
     says that the session may not be shown the row that a creation has met.
     """
     refused = sqlstate(error)
+    # The key that an INSERT makes is empty before it, and nobody else's.
+    doubtful = [entry for entry in doubtful if entry.workflow_key]
     if refused == UNIQUE_VIOLATION:
         doubtful = [e for e in _of_statement(error, doubtful) if e.deed is Deed.INSERT]
     elif refused != SERIALIZATION_FAILURE and not isinstance(

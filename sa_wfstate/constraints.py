@@ -6,6 +6,7 @@ would give them, so that a table made by hand shows no difference.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import CheckConstraint, Column, Index, Table
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _MAX_IDENTIFIER_BYTES = 63
+
+_WORD = re.compile(r"\w+")
+_NOISE = re.compile(r"[\s()\"]")
 
 COUNTERS = ("version", "schema_version")
 """The columns that count from 1, with a CHECK that says so."""
@@ -37,14 +41,54 @@ def check_key_references(entity: str, table: Table) -> None:
 
 
 def add_constraints(table: Table) -> None:
-    """Give *table* the CHECKs of its counters, unless it has them."""
-    present = {constraint.name for constraint in table.constraints}
+    """Give *table* the CHECKs of its counters, unless it has them.
+
+    PostgreSQL gives a CHECK without a name that of the column it is about, which is the
+    name of ours. So it is recognised if it says the same, and gets the next name else.
+    """
     for counter in COUNTERS:
         column = getattr(columns_of(table), counter)
         name = conv(check_constraint_name(table.name, column.name))
-        if name not in present:
+        others = 0
+        for check in _unnamed_checks(table, column):
+            condition = _NOISE.sub("", _text(check, table))
+            ours = condition in {f"{column.name}>=1", f"{column.name}>0"}
+            if ours and name not in _names(table):
+                check.name = name
+            else:
+                others += 1
+                check.name = conv(f"{name}{others}")
+        if name not in _names(table):
             condition = f"{_quoted(column)} >= 1"
             table.append_constraint(CheckConstraint(condition, name=name))
+
+
+def _checks(table: Table) -> list[CheckConstraint]:
+    """Return the CHECKs of *table*, and of its columns."""
+    of_columns = (column.constraints for column in table.c)
+    every = set(table.constraints).union(*of_columns)
+    return [each for each in every if isinstance(each, CheckConstraint)]
+
+
+def _names(table: Table) -> set[Any]:
+    return {check.name for check in _checks(table)}
+
+
+def _unnamed_checks(table: Table, column: Column[Any]) -> list[CheckConstraint]:
+    """Return the CHECKs without a name that are about *column* alone, in an order."""
+    names = {each.name for each in table.c}
+    found = [
+        check
+        for check in _checks(table)
+        if not isinstance(check.name, str)
+        and names.intersection(_WORD.findall(_text(check, table))) == {column.name}
+    ]
+    return sorted(found, key=lambda check: _text(check, table))
+
+
+def _text(check: CheckConstraint, table: Table) -> str:
+    text = str(check.sqltext.compile(compile_kwargs={"literal_binds": True}))
+    return text.replace(f"{table.name}.", "")
 
 
 def _quoted(column: Column[Any]) -> str:

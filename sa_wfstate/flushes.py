@@ -21,6 +21,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from .accounts import Deed, Entry, account_of
 from .bases import will_write
+from .errors import PayloadError
 from .guards import (
     NOTHING,
     Seen,
@@ -29,7 +30,7 @@ from .guards import (
     require_row_counts,
 )
 from .ledger import Ledger, attend, existing_ledger, ledger_of
-from .mixin import WorkflowStateMixin
+from .mixin import WorkflowStateMixin, check_key
 from .statements import statements_of
 
 
@@ -47,9 +48,21 @@ def _note(
     effect_id = effect_id_in(state.dict.get("provenance"))
     ledger = ledger_of(_session(state))
     account = account_of(connection)
-    entry = Entry(deed, statements, key_of(state), base, effect_id, account, state)
+    key = "" if _gets_key(state) else key_of(state)
+    entry = Entry(deed, statements, key, base, effect_id, account, state)
     ledger.expect(state, entry)
     attend(connection)
+
+
+def _gets_key(state: InstanceState[Any]) -> bool:
+    """Return whether the INSERT makes the key; PayloadError if there is none."""
+    if state.identity is not None or state.dict.get("workflow_key") is not None:
+        return False
+    column = statements_of(state.class_).columns.workflow_key
+    if column.default is None and column.server_default is None:
+        problem = "is missing; set it, or give its column a default"
+        raise PayloadError(state.class_.__name__, "workflow_key", problem)
+    return True
 
 
 @event.listens_for(WorkflowStateMixin, "before_insert", propagate=True, raw=True)
@@ -133,10 +146,13 @@ def _verify_deletes(
 def _returned(
     state: InstanceState[Any], flush_context: UOWTransaction, attributes: Any
 ) -> None:
-    # The server's updated_at comes back only with a row that was written.
+    # The server's updated_at comes back only with a row that was written. One that
+    # Python has made tells nothing.
     entry = ledger_of(flush_context.session).pending.get(state)
     if entry is not None and "updated_at" in attributes:
-        entry.won = True
+        column = entry.statements.columns.updated_at
+        made: Any = column.default if entry.deed is Deed.INSERT else column.onupdate
+        entry.won = made is None or made.is_clause_element
 
 
 @event.listens_for(WorkflowStateMixin, "after_insert", propagate=True, raw=True)
@@ -144,7 +160,12 @@ def _returned(
 @event.listens_for(WorkflowStateMixin, "after_delete", propagate=True, raw=True)
 def _done(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
     entry = ledger_of(_session(state)).pending.get(state)
-    if entry is None or entry.won:
+    if entry is None:
+        return
+    if not entry.workflow_key:  # It has got one now.
+        entry.workflow_key = state.dict["workflow_key"]
+        check_key(entry.statements.entity, entry.workflow_key)
+    if entry.won:
         return
     if entry.deed is Deed.UPDATE and not connection.dialect.supports_sane_rowcount:
         raise StaleDataError(f"UPDATE on table {entry.table.name!r} returned no row")

@@ -51,6 +51,7 @@ from .constraints import add_constraints, add_indexes, check_key_references
 from .errors import KeyNotAssignable, MappingError, PayloadError, VersionNotAssignable
 from .expectations import compare_effects
 from .provenance import Provenance
+from .refusals import refusing
 from .roundtrip import unstorable_text
 from .types import PydanticJSON
 from .upcasters import Step, schema_of
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 StateT = TypeVar("StateT")
 
 _MAX_KEY_LENGTH = 255
+_REFUSED = "sa_wfstate.refused"
 
 if TYPE_CHECKING:
 
@@ -127,14 +129,16 @@ class WorkflowStateMixin(Generic[StateT]):
     def state(cls: Any) -> Mapped[StateT]:  # noqa: N805
         """Hold the state; changes in place are seen."""
         if "__table__" in cls.__dict__:
-            column = cls.__table__.c.state
-            if isinstance(column.type, PydanticJSON):
-                column.type = column.type.with_schema(schema_of(cls))
-            return cast("Mapped[StateT]", column)
-        schema = schema_of(cls)
-        type_: PydanticJSON[Any] = PydanticJSON(
-            _state_type(cls), payload_schema=schema, **cls.__state_options__
-        )
+            return cast("Mapped[StateT]", cls.__table__.c.state)
+        try:
+            schema = schema_of(cls)
+            type_: PydanticJSON[Any] = PydanticJSON(
+                _state_type(cls), payload_schema=schema, **cls.__state_options__
+            )
+        except MappingError as error:
+            # To be raised when there is a mapper, which can be taken back.
+            refused = {_REFUSED: error}
+            return mapped_column(PydanticJSON(Any), nullable=False, info=refused)
         return mapped_column(type_, nullable=False, sort_order=-40)
 
     updated_at: Mapped[datetime] = mapped_column(
@@ -236,8 +240,12 @@ def _argument(cls: type[Any], known: dict[Any, Any]) -> Any:
 
 
 @event.listens_for(WorkflowStateMixin, "after_mapper_constructed", propagate=True)
+@refusing
 def _complete_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
     table = mapper.local_table
+    refused = mapper.columns["state"].info.get(_REFUSED)
+    if refused is not None:
+        raise refused
     if mapper.inherits is None or mapper.concrete:
         if not isinstance(table, Table):
             raise MappingError(cls.__name__, "a workflow must be mapped to a table")

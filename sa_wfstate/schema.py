@@ -22,6 +22,7 @@ from .errors import (
     WorkflowStateError,
 )
 from .mixin import WorkflowStateMixin
+from .refusals import refusing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -69,6 +70,7 @@ def payload_schema(mapper: Mapper[Any]) -> PayloadSchema:
 
 
 @event.listens_for(WorkflowStateMixin, "after_mapper_constructed", propagate=True)
+@refusing
 def _complete_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
     if mapper.inherits is not None and not mapper.concrete:
         for name in _DECLARED:

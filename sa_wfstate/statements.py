@@ -50,9 +50,10 @@ class Statements(Generic[StateT]):
         # Of a class with joined inheritance, that is the table of its base.
         self.table: Table = mapper.version_id_col.table  # type: ignore[union-attr]
         table = self.table
-        columns: Any = columns_of(table)
-        self.state_type: PydanticJSON[StateT] = columns.state.type
-        self._provenance_type: PydanticJSON[Provenance] = columns.provenance.type
+        self.columns = columns_of(table)
+        types: Any = self.columns
+        self.state_type: PydanticJSON[StateT] = types.state.type
+        self._provenance_type: PydanticJSON[Provenance] = types.provenance.type
         self.schema = payload_schema(mapper)
         self.sql = RowSQL(mapper, table, self.schema.version)
         self.own_rows = self.sql.own_rows
@@ -147,7 +148,7 @@ class Statements(Generic[StateT]):
     ) -> Iterator[Any]:
         """Read the rows of *workflow_keys*, in their order: it may lock them."""
         for keys in chunks(sorted(workflow_keys)):
-            of_keys = columns_of(self.table).workflow_key.in_(keys)
+            of_keys = self.columns.workflow_key.in_(keys)
             yield from connection.execute(statement.where(of_keys))
 
     def swap(self, connection: Connection, write: Write) -> Written | None:
@@ -184,7 +185,7 @@ class Statements(Generic[StateT]):
         if dialect not in self._creations:
             creation = self.sql.creation(dialect, self.constants())
             self._creations[dialect] = creation
-        c = columns_of(self.table)
+        c = self.columns
         rows = [
             {
                 c.workflow_key.key: write.workflow_key,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from types import new_class
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -32,6 +33,7 @@ from sa_wfstate import (
     CanonicalStore,
     Commit,
     HistoryMixin,
+    PayloadError,
     Provenance,
     PydanticJSON,
     StateCommitted,
@@ -276,6 +278,140 @@ def test_constraints_name_the_renamed_columns(database: Any) -> None:
     }
 
 
+def new_key() -> str:
+    """Make a key."""
+    return str(uuid4())
+
+
+def keyed(how: dict[str, Any]) -> Any:
+    """Map a class whose key is made as *how* says."""
+
+    class KeyedBase(DeclarativeBase):
+        pass
+
+    class Keyed(WorkflowStateMixin[OrderState], KeyedBase):
+        __tablename__ = "keyed"
+        workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, **how)
+
+    class KeyedHistory(HistoryMixin, KeyedBase):
+        __tablename__ = "keyed_history"
+
+    keep_history(Keyed, KeyedHistory)
+    return Keyed
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"default": new_key}, {"server_default": text("gen_random_uuid()::text")}],
+    ids=["default", "server_default"],
+)
+def test_key_may_have_a_default(
+    engine: Engine, create_tables: Any, how: dict[str, Any]
+) -> None:
+    """A row that is added without a key gets one, and is a workflow like any other."""
+    entity = keyed(how)
+    create_tables(entity.metadata)
+    with Session(engine) as session, Session(engine) as other:
+        orders = [entity(state=OrderState()) for _ in range(2)]
+        session.add_all(orders)
+        session.commit()
+        keys = [order.workflow_key for order in orders]
+        assert len({UUID(key) for key in keys}) == 2
+        assert [order.version for order in orders] == [1, 1]
+        assert [v.version for v in list_versions(session, entity, keys[0])] == [1]
+        theirs = other.get_one(entity, keys[0])
+        theirs.state.status = "theirs"
+        orders[0].state.status = "mine"
+        session.commit()
+        with pytest.raises(StateConflict, match=keys[0]):
+            other.commit()
+
+
+@pytest.mark.parametrize("made", ["", "k" * 256])
+def test_key_that_a_default_makes_is_checked(
+    engine: Engine, create_tables: Any, made: str
+) -> None:
+    """A default cannot make what cannot be assigned."""
+    entity = keyed({"default": made})
+    create_tables(entity.metadata)
+    with Session(engine) as session:
+        session.add(entity(state=OrderState()))
+        with pytest.raises(PayloadError, match="workflow_key"):
+            session.commit()
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({"state": OrderState()}, "workflow_key"),
+        ({"workflow_key": "k"}, "state"),
+        ({"workflow_key": "k", "state": None}, "state"),
+    ],
+)
+def test_what_is_missing_is_named(
+    engine: Engine, given: dict[str, Any], missing: str
+) -> None:
+    """A row without a key or a state is refused before any SQL is sent."""
+    with Session(engine) as session:
+        session.add(Stamped(**given))
+        with pytest.raises(PayloadError, match=missing):
+            session.commit()
+
+
+def now() -> datetime:
+    """Make a time."""
+    return datetime.now(UTC)
+
+
+class Timestamped:
+    updated_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), default=now, onupdate=now
+    )
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_audit_column_of_the_application_hides_no_conflict(
+    engine: Engine, create_tables: Any, first: bool
+) -> None:
+    """An updated_at that Python makes is no sign that a row was written."""
+
+    class AuditBase(DeclarativeBase):
+        pass
+
+    mixin: Any = WorkflowStateMixin[OrderState]
+    bases = (
+        (Timestamped, mixin, AuditBase) if first else (mixin, Timestamped, AuditBase)
+    )
+    audited: Any = new_class(
+        "Audited", bases, exec_body=lambda body: body.update(__tablename__="audited")
+    )
+    create_tables(AuditBase.metadata)
+    with Session(engine) as session:
+        session.add_all([audited(workflow_key=k, state=OrderState()) for k in "abc"])
+        session.commit()
+    with Session(engine) as session, Session(engine) as other:
+        ours = session.scalars(select(audited)).all()
+        other.get_one(audited, "b").state.status = "theirs"
+        other.commit()
+        for order in ours:
+            order.state.status = "ours"
+        with pytest.raises(StateConflict) as conflict:
+            session.commit()
+        assert [each.workflow_key for each in conflict.value.conflicts] == ["b"]
+        session.rollback()
+        session.add(audited(workflow_key="a", state=OrderState()))
+        session.expunge(ours[0])
+        with pytest.raises(StateConflict, match="exists"):
+            session.commit()
+        session.rollback()
+        before = get_state(session, audited, "c").updated_at
+        commit_one = commit("c", 1)
+        assert isinstance(
+            try_commit_many(session, audited, [commit_one])[0], StateCommitted
+        )
+        assert get_state(session, audited, "c").updated_at > before
+
+
 def odd_class(name: str, *, schema: str | None = None, column: str = "state") -> Any:
     """Map a class to a table *name* whose state is in *column*."""
 
@@ -337,4 +473,4 @@ def test_names_may_hold_anything(engine: Engine, name: str, place: str) -> None:
         connection.execute(update(table).values({"version": 7}))
         table.drop(connection)
         if place == "schema":
-            connection.execute(DropSchema(name))
+            connection.execute(DropSchema(name, cascade=True))

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    column,
     func,
     insert,
     inspect,
@@ -212,6 +213,53 @@ def test_unknown_index_is_refused(base: Any) -> None:
         class Order(WorkflowStateMixin[OrderState], base):
             __tablename__ = "orders"
             __workflow_indexes__ = ("versions",)
+
+
+@pytest.mark.parametrize(
+    ("condition", "added"),
+    [
+        ("version >= 1", set()),
+        ("(version > 0)", set()),
+        (column("version") >= 1, set()),
+        ("version < 1000", {"orders_version_check1"}),
+        ("version >= schema_version", {"orders_check"}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("of_column", [False, True])
+def test_unnamed_check_of_the_application_is_kept(
+    engine: Engine, condition: Any, added: set[str], of_column: bool
+) -> None:
+    """The name that PostgreSQL gives it does not collide with that of ours."""
+    if of_column and not isinstance(condition, str):
+        pytest.skip("a column cannot be given an expression of itself")
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Order(WorkflowStateMixin[OrderState], Base):
+        __table__ = Table(
+            "orders",
+            Base.metadata,
+            Column("workflow_key", Text, primary_key=True),
+            Column(
+                "version",
+                BigInteger,
+                *([CheckConstraint(condition)] if of_column else []),
+                nullable=False,
+                server_default="1",
+            ),
+            Column("state", PydanticJSON(OrderState), nullable=False),
+            Column("updated_at", DateTime(timezone=True), server_default=func.now()),
+            Column("schema_version", Integer, server_default="1", nullable=False),
+            Column("provenance", PydanticJSON(Provenance), nullable=False),
+            *([] if of_column else [CheckConstraint(condition)]),
+        )
+
+    Base.metadata.create_all(engine)
+    made = {check["name"] for check in inspect(engine).get_check_constraints("orders")}
+    ours = {"orders_version_check", "orders_schema_version_check"}
+    assert made == ours | added
 
 
 @pytest.mark.parametrize("letter", ["t", "ü"])
