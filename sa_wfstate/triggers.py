@@ -48,10 +48,10 @@ END
 $$"""
 
 _TRIGGER: Final = f"""\
-CREATE TRIGGER {_NAME} BEFORE UPDATE ON {{table}}
+CREATE TRIGGER {_NAME} BEFORE UPDATE ON %(fullname)s
 FOR EACH ROW EXECUTE FUNCTION {{function}}()"""
 
-_DROP: Final = f"DROP TRIGGER IF EXISTS {_NAME} ON {{table}}"
+_DROP: Final = f"DROP TRIGGER IF EXISTS {_NAME} ON %(fullname)s"
 
 
 def version_trigger(table: FromClause, *, drop: bool = False) -> list[DDL]:
