@@ -227,7 +227,8 @@ def _refuse_unversioned(execute: ORMExecuteState) -> None:
         if execute.is_from_statement:
             what, instead = "from_statement() with an UPDATE", "execute it by itself"
             raise UnversionedWrite(entity, what, instead)
-        if "workflow_key" in _names(statement._values):  # noqa: SLF001 - no public name
+        written = _names(statement._values)  # noqa: SLF001 - no public name
+        if written & {"workflow_key", mapper.columns["workflow_key"].key}:
             raise UnversionedWrite(entity, "a change of workflow_key", _NO_RENAME)
         version = mapper.class_.version
         execute.statement = statement.values({version: version + 1})

@@ -424,3 +424,16 @@ def test_sqlite_gets_the_statements_one_by_one() -> None:
         outcomes = try_commit_many(session, Order, [commit("a", 1), commit("b", 2)])
     assert [type(each) for each in outcomes] == [StateCommitted, StateConflict]
     engine.dispose()
+
+
+def test_outcomes_have_the_versions_that_a_trigger_made(engine: Engine) -> None:
+    """Of a batch, too, each outcome says what its row holds."""
+    place(engine, "a", "b", "c")
+    before_update(engine, "NEW.version := NEW.version + 10; RETURN NEW", key="b")
+    with Session(engine) as session:
+        outcomes: list[Any] = try_commit_many(
+            session, Order, [commit(key, 1) for key in "abc"]
+        )
+        assert [each.version for each in outcomes] == [2, 12, 2]
+        assert [each.snapshot.version for each in outcomes] == [2, 12, 2]
+        assert get_state(session, Order, "b").version == 12

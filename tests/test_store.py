@@ -673,3 +673,25 @@ def test_canonical_state_is_not_empty(
         )
         assert isinstance(lost, StateConflict)
         assert (lost.actual_version, lost.current) == (1, None)
+
+
+def test_outcome_has_the_version_that_a_trigger_made(
+    engine: Engine, database: URL
+) -> None:
+    """What is reported, and held from then on, is what the row holds."""
+    plain = create_engine(database)
+    before_update(plain, "NEW.version := NEW.version + 10; RETURN NEW")
+    plain.dispose()
+    with Session(engine) as session:
+        order = session.get_one(Order, "o-1")
+        outcome = commit(session, 1)
+        assert (outcome.version, outcome.snapshot.version, order.version) == (
+            12,
+            12,
+            12,
+        )
+        again = commit(session, 12)
+        assert (again.version, get_state(session, Order, "o-1").version) == (23, 23)
+        session.commit()
+    outcome = store_commit(CanonicalStore(engine, Order), 23)
+    assert outcome.version == 34
