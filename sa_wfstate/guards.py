@@ -46,7 +46,13 @@ from sqlalchemy import (
     inspect,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import FromStatement, InstanceState, ORMExecuteState, Session
+from sqlalchemy.orm import (
+    FromStatement,
+    InstanceState,
+    Mapper,
+    ORMExecuteState,
+    Session,
+)
 from sqlalchemy.orm.attributes import set_committed_value
 
 from .errors import (
@@ -291,13 +297,12 @@ def _bulk_save(
     method: Callable[..., None],
     session: Session,
     objects: Iterable[object],
-    *args: Any,
     **options: Any,
 ) -> None:
     objects = list(objects)
     for instance in objects:
-        if isinstance(instance, WorkflowStateMixin):
-            state: InstanceState[Any] = inspect(instance)
+        state: Any = inspect(instance, raiseerr=False)
+        if isinstance(instance, WorkflowStateMixin) and state is not None:
             if state.key is not None:
                 instead = "flush them in a session, by add_all() or merge()"
                 raise UnversionedWrite(
@@ -305,7 +310,7 @@ def _bulk_save(
                 )
             if "provenance" not in state.dict:
                 instance.provenance = instance.default_provenance()
-    method(session, objects, *args, **options)
+    method(session, objects, **options)
 
 
 @around("bulk_insert_mappings")
@@ -314,14 +319,13 @@ def _bulk_insert(
     session: Session,
     mapper: Any,
     mappings: Iterable[Any],
-    *args: Any,
     **options: Any,
 ) -> None:
     entity = _workflow(mapper)
     if entity is not None:
         mappings = list(mappings)
         _check_rows(entity, mappings)
-    method(session, mapper, mappings, *args, **options)
+    method(session, mapper, mappings, **options)
 
 
 @around("bulk_update_mappings")
@@ -336,5 +340,6 @@ def _bulk_update(
 
 def _workflow(mapped: Any) -> str | None:
     """Return the name of a workflow class, or of that of a mapper; else None."""
-    class_ = getattr(inspect(mapped, raiseerr=False), "class_", object)
+    mapper = getattr(inspect(mapped, raiseerr=False), "mapper", None)
+    class_ = mapper.class_ if isinstance(mapper, Mapper) else object
     return class_.__name__ if issubclass(class_, WorkflowStateMixin) else None

@@ -1,12 +1,14 @@
 """The methods of Session that SQLAlchemy has no event for, and what is put around them.
 
 They are wrapped when the first workflow class is mapped, once. A program that has none
-keeps its Session as it is.
+keeps its Session as it is. A call that concerns no workflow, right or wrong, ends as it
+would without the wrapper.
 """
 
 from __future__ import annotations
 
 from functools import wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -23,7 +25,7 @@ _wrappers: dict[str, Callable[..., Any]] = {}
 def around(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Put the decorated function around the method *name* of Session.
 
-    It is called with that method, the session, and the arguments.
+    It is called with that method, the session, and the arguments by their names.
     """
 
     def register(wrapper: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,8 +45,14 @@ def _wrap(_: Mapper[Any], __: type[Any]) -> None:
 
 
 def _wrapped(method: Callable[..., Any], wrapper: Callable[..., Any]) -> Any:
+    bind = signature(method).bind
+
     @wraps(method)
-    def wrapped(self: Session, *args: Any, **options: Any) -> Any:
-        return wrapper(method, self, *args, **options)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        try:
+            given = bind(*args, **options).arguments
+        except TypeError:
+            return method(*args, **options)  # It raises the error of its signature.
+        return wrapper(method, given.pop("self"), **given)
 
     return wrapped

@@ -1,9 +1,9 @@
 """Stale objects outside a flush: ``merge()``, locked loads, refreshes by name.
 
 ``Session.merge()`` of a detached object, and ``Session.get(…, with_for_update=…)`` of
-one that the session holds, compare versions and raise StaleDataError. SQLAlchemy offers
-no event there, so these methods are wrapped when the first workflow class is mapped.
-The wrapper calls the method, and looks closer at an error that comes out.
+one that the session holds, compare versions and raise StaleDataError. An error that
+comes out of them is looked at closer. The SELECT of a get passes ``do_orm_execute``; a
+merge passes no event, so it is wrapped when the first workflow class is mapped.
 
 SQLAlchemy compares the version attributes alone, and inserts what it does not find. So
 a merge is refused before it copies anything
@@ -26,8 +26,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, inspect
-from sqlalchemy.exc import DBAPIError, NoInspectionAvailable
-from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import InstanceState, ORMExecuteState, Session
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.orm.util import identity_key
 
@@ -64,20 +64,23 @@ def _merge_all(
         return method(session, instances, **options)
 
 
-@around("get")
-def _get(
-    method: Callable[..., Any],
-    session: Session,
-    entity: Any,
-    ident: Any,
-    **options: Any,
-) -> Any:
+@event.listens_for(Session, "do_orm_execute")
+def _get_locked(execute: ORMExecuteState) -> Any:
+    """Execute the SELECT of a ``get(…, with_for_update=…)``, and fetch its row."""
+    # SQLAlchemy tells by a private option alone that it is going to compare versions.
+    if not execute.is_select or not getattr(
+        execute.load_options, "_version_check", False
+    ):
+        return None
+    mapper = execute.bind_mapper
+    if mapper is None or not issubclass(mapper.class_, WorkflowStateMixin):
+        return None
     try:
-        return method(session, entity, ident, **options)
+        return execute.invoke_statement().unique().freeze()()
     except (StaleDataError, DBAPIError) as error:
         # An error of the autoflush before it has made the session inactive.
-        if options.get("with_for_update") and session.is_active:
-            _translate_get(session, entity, ident, error)
+        if execute.session.is_active:
+            _translate_get(execute, mapper.class_, error)
         raise
 
 
@@ -123,10 +126,9 @@ class _Merging:
     def workflows(self) -> Iterator[InstanceState[Any]]:
         """Return the workflow instances that the merge cascades to."""
         for instance in self._instances:
-            try:
-                state: InstanceState[Any] = inspect(instance)
-            except NoInspectionAvailable:
-                continue
+            state: Any = inspect(instance, raiseerr=False)
+            if not isinstance(state, InstanceState):
+                continue  # SQLAlchemy says what is wrong.
             reached = state.mapper.cascade_iterator("merge", state)
             for each in (state, *(found[2] for found in reached)):
                 if issubclass(each.class_, WorkflowStateMixin):
@@ -231,29 +233,19 @@ def _beside(state: InstanceState[Any], attributes: Iterable[str] | None) -> list
 
 
 def _translate_get(
-    session: Session, entity: Any, ident: Any, error: StaleDataError | DBAPIError
+    execute: ORMExecuteState, entity: type[Any], error: StaleDataError | DBAPIError
 ) -> None:
-    mapper = inspect(entity, raiseerr=False)
-    if not isinstance(mapper, Mapper) or not issubclass(
-        mapper.class_, WorkflowStateMixin
-    ):
-        return
-    key = ident[0] if isinstance(ident, tuple) else ident
-    key = key["workflow_key"] if isinstance(key, dict) else key
-    held = session.identity_map.get(identity_key(mapper.class_, key))
+    session, (key,) = execute.session, dict(execute.parameters).values()  # type: ignore[arg-type]
+    held = session.identity_map.get(identity_key(entity, key))
     seen = None if held is None else seen_of(inspect(held))
     if seen is None:
         return
     if isinstance(error, StaleDataError):
-        for conflict in _conflicts(session, mapper.class_, key, [seen]):
+        for conflict in _conflicts(session, entity, key, [seen]):
             raise conflict from error
     elif sqlstate(error) == SERIALIZATION_FAILURE:
         raise StateConflict(
-            mapper.class_.__name__,
-            key,
-            seen.version,
-            None,
-            ConflictReason.SERIALIZATION,
+            entity.__name__, key, seen.version, None, ConflictReason.SERIALIZATION
         ) from error
 
 

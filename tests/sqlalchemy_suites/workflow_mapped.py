@@ -1,0 +1,38 @@
+"""A pytest plugin: SQLAlchemy's tests run while a workflow class is mapped.
+
+Its fixtures call ``clear_mappers()``, so the class is mapped anew for each test.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from pydantic import BaseModel
+from sqlalchemy.orm import DeclarativeBase
+
+from sa_wfstate import WorkflowStateMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class OrderState(BaseModel):
+    status: str = "new"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Map a workflow class, and configure it, before the test itself runs."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Order(WorkflowStateMixin[OrderState], Base):
+        __tablename__ = "sa_wfstate_orders"
+
+    Base.registry.configure()
+    try:
+        return (yield)
+    finally:
+        Base.registry.dispose()

@@ -1,0 +1,141 @@
+"""What is put around methods of Session shows in no call that concerns no workflow."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
+
+from sa_wfstate import WorkflowStateMixin
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(WorkflowStateMixin[dict[str, Any]], Base):
+    __tablename__ = "orders"
+
+
+class Plain(Base):
+    __tablename__ = "plain"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Unmapped:
+    pass
+
+
+class Abstract(WorkflowStateMixin[dict[str, Any]]):
+    """A workflow class that nobody has mapped."""
+
+
+WRAPPED = {
+    name: method
+    for name, method in vars(Session).items()
+    if getattr(method, "__module__", "").startswith("sqlalchemy")
+    and hasattr(method, "__wrapped__")
+    and "sa_wfstate" in method.__code__.co_filename
+}
+# Of each one alone, and in a list.
+THINGS = [
+    None,
+    "word",
+    7,
+    ("a", "tuple"),
+    {},
+    Plain,
+    Order,
+    Unmapped,
+    Abstract,
+    Plain(),
+    Unmapped(),
+    Abstract(),
+    aliased(Plain),
+    Plain.id,
+    inspect,
+    Base.metadata,
+    create_engine("sqlite://"),
+]
+ARGUMENTS = [
+    (),
+    *[(thing,) for thing in THINGS],
+    *[([thing],) for thing in THINGS],
+    *[(thing, [{"id": 1}]) for thing in THINGS if thing is not Order],
+    *[(Plain, thing) for thing in THINGS],
+    (Plain, [], 1, 2, 3, 4, 5),
+]
+
+
+def outcome(name: str, *arguments: Any, original: bool, **options: Any) -> Any:
+    """Call a method of a new session; return what it makes or raises."""
+    method = getattr(Session, name)
+    engine = create_engine("sqlite://")
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        try:
+            made = (method.__wrapped__ if original else method)(
+                session, *arguments, **options
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it may be
+            made = error
+        written = session.query(Plain).count() if session.is_active else None
+        held = sorted(type(each).__name__ for each in session)
+    engine.dispose()
+    return type(made), str(made) if isinstance(made, Exception) else "", written, held
+
+
+def test_few_methods_are_wrapped() -> None:
+    """Those of which no event of SQLAlchemy tells, and what each is needed for."""
+    reasons = {
+        "merge": "compares versions, and copies over a row that exists",
+        "merge_all": "the same",
+        "bulk_save_objects": "sends no mapper event, and stamps no provenance",
+        "bulk_update_mappings": "checks no version",
+        "bulk_insert_mappings": "sends no ORM statement whose keys could be checked",
+    }
+    assert set(WRAPPED) <= set(reasons)
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrapped_method_looks_like_the_original(name: str) -> None:
+    """Its signature, name and documentation are those of SQLAlchemy."""
+    method, original = getattr(Session, name), getattr(Session, name).__wrapped__
+    assert inspect.signature(method) == inspect.signature(original)
+    for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
+        assert getattr(method, attribute) == getattr(original, attribute)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrong_arguments_raise_what_sqlalchemy_raises(name: str) -> None:
+    """Of whatever is given in place of a workflow, the error is the one without us."""
+    for arguments in ARGUMENTS:
+        found, expected = (
+            outcome(name, *arguments, original=original) for original in (False, True)
+        )
+        assert found == expected, arguments
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrong_names_raise_what_sqlalchemy_raises(name: str) -> None:
+    """A parameter that is given twice, or that there is not, is refused by its name."""
+    first = list(inspect.signature(getattr(Session, name)).parameters)[1]
+    for options in (
+        {"nonsense": 1},
+        {first: [], "nonsense": 1},
+        {first: [Plain(id=1)]},
+    ):
+        found, expected = (
+            outcome(name, original=original, **options) for original in (False, True)
+        )
+        assert found == expected
+        found, expected = (
+            outcome(name, Plain(id=1), original=original, **options)
+            for original in (False, True)
+        )
+        assert found == expected
