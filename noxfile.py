@@ -107,6 +107,29 @@ def matrix(session: nox.Session, sqlalchemy: str) -> None:
 
 
 @nox.session
+@nox.parametrize("sqlalchemy", ["2.0", "2.1"])
+def sqlalchemy_suites(session: nox.Session, sqlalchemy: str) -> None:
+    """Run SQLAlchemy's own ORM tests without the library, and with a workflow mapped.
+
+    Arguments after ``--`` go to pytest.
+    """
+    install(session, "test")
+    session.install("pip", f"sqlalchemy[asyncio]~={sqlalchemy}.0")
+    show = "import sqlalchemy; print(sqlalchemy.__version__)"
+    version = session.run("python", "-c", show, silent=True).strip()
+    folder = Path(session.create_tmp()).resolve()
+    tree = folder / f"sqlalchemy-{version}"
+    if not tree.exists():
+        download = ["pip", "download", "--no-deps", "--no-binary", "sqlalchemy"]
+        wanted = ["-d", str(folder), f"sqlalchemy=={version}"]
+        session.run("python", "-m", *download, *wanted)
+        shutil.unpack_archive(f"{tree}.tar.gz", folder, filter="data")
+    script = "tests/sqlalchemy_suites/run.py"
+    arguments = session.posargs or ["-n", "2"]
+    session.run("python", script, str(tree), *arguments)
+
+
+@nox.session
 @nox.parametrize("alembic", ALEMBICS)
 def alembic_versions(session: nox.Session, alembic: str) -> None:
     """Run what concerns migrations on an Alembic, beside other extensions of it."""

@@ -214,8 +214,8 @@ _MANY = "use try_commit_many, which checks each row"
 def _refuse_unversioned(execute: ORMExecuteState) -> None:
     if execute.is_select:
         return
-    mapper, statement = execute.bind_mapper, execute.statement
-    if mapper is None or not issubclass(mapper.class_, WorkflowStateMixin):
+    mapper, statement = workflow_mapper(execute.bind_mapper), execute.statement
+    if mapper is None:
         return
     entity = mapper.class_.__name__
     if isinstance(statement, FromStatement):
@@ -304,10 +304,11 @@ def _bulk_save(
         state: Any = inspect(instance, raiseerr=False)
         if isinstance(instance, WorkflowStateMixin) and state is not None:
             if state.key is not None:
-                instead = "flush them in a session, by add_all() or merge()"
-                raise UnversionedWrite(
-                    state.class_.__name__, "bulk_save_objects()", instead
+                entity, instead = (
+                    state.class_.__name__,
+                    "flush them, by add_all() or merge()",
                 )
+                raise UnversionedWrite(entity, "bulk_save_objects()", instead)
             if "provenance" not in state.dict:
                 instance.provenance = instance.default_provenance()
     method(session, objects, **options)
@@ -321,10 +322,10 @@ def _bulk_insert(
     mappings: Iterable[Any],
     **options: Any,
 ) -> None:
-    entity = _workflow(mapper)
-    if entity is not None:
+    workflow = workflow_mapper(mapper)
+    if workflow is not None:
         mappings = list(mappings)
-        _check_rows(entity, mappings)
+        _check_rows(workflow.class_.__name__, mappings)
     method(session, mapper, mappings, **options)
 
 
@@ -332,14 +333,17 @@ def _bulk_insert(
 def _bulk_update(
     method: Callable[..., None], session: Session, mapper: Any, mappings: Iterable[Any]
 ) -> None:
-    entity = _workflow(mapper)
-    if entity is not None:
-        raise UnversionedWrite(entity, "bulk_update_mappings()", _MANY)
+    workflow = workflow_mapper(mapper)
+    if workflow is not None:
+        name = workflow.class_.__name__
+        raise UnversionedWrite(name, "bulk_update_mappings()", _MANY)
     method(session, mapper, mappings)
 
 
-def _workflow(mapped: Any) -> str | None:
-    """Return the name of a workflow class, or of that of a mapper; else None."""
+def workflow_mapper(mapped: Any) -> Mapper[Any] | None:
+    """Return the mapper of what SQLAlchemy takes for one, if it is of a workflow."""
+    if mapped is None:
+        return None
     mapper = getattr(inspect(mapped, raiseerr=False), "mapper", None)
-    class_ = mapper.class_ if isinstance(mapper, Mapper) else object
-    return class_.__name__ if issubclass(class_, WorkflowStateMixin) else None
+    ours = isinstance(mapper, Mapper) and issubclass(mapper.class_, WorkflowStateMixin)
+    return mapper if ours else None

@@ -32,7 +32,15 @@ from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.orm.util import identity_key
 
 from .conflicts import conflict_of, conflict_of_all, read_again
-from .guards import NOTHING, OF_A_BASE, Seen, key_of, seen_of, take_over
+from .guards import (
+    NOTHING,
+    OF_A_BASE,
+    Seen,
+    key_of,
+    seen_of,
+    take_over,
+    workflow_mapper,
+)
 from .mixin import WorkflowStateMixin
 from .races import ConflictReason, StateConflict
 from .session_methods import around
@@ -72,8 +80,8 @@ def _get_locked(execute: ORMExecuteState) -> Any:
         execute.load_options, "_version_check", False
     ):
         return None
-    mapper = execute.bind_mapper
-    if mapper is None or not issubclass(mapper.class_, WorkflowStateMixin):
+    mapper = workflow_mapper(execute.bind_mapper)
+    if mapper is None:
         return None
     try:
         return execute.invoke_statement().unique().freeze()()
@@ -211,14 +219,13 @@ def _refresh(
     session: Session,
     instance: object,
     attribute_names: Iterable[str] | None = None,
-    *args: Any,
     **options: Any,
 ) -> None:
     state = inspect(instance, raiseerr=False)
     if isinstance(instance, WorkflowStateMixin) and attribute_names and state:
         attribute_names = [*attribute_names]
         attribute_names += _beside(state, attribute_names)
-    method(session, instance, attribute_names, *args, **options)
+    method(session, instance, attribute_names, **options)
 
 
 def _beside(state: InstanceState[Any], attributes: Iterable[str] | None) -> list[str]:

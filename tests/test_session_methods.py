@@ -6,8 +6,11 @@ import inspect
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text, update
+from sqlalchemy import inspect as inspect_mapped
+from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
+from sqlalchemy.orm.exc import UnmappedClassError
 
 from sa_wfstate import WorkflowStateMixin
 
@@ -31,7 +34,7 @@ class Unmapped:
 
 
 class Abstract(WorkflowStateMixin[dict[str, Any]]):
-    """A workflow class that nobody has mapped."""
+    """A workflow class that is not mapped."""
 
 
 WRAPPED = {
@@ -94,6 +97,7 @@ def test_few_methods_are_wrapped() -> None:
     reasons = {
         "merge": "compares versions, and copies over a row that exists",
         "merge_all": "the same",
+        "refresh": "loads a state without its version",
         "bulk_save_objects": "sends no mapper event, and stamps no provenance",
         "bulk_update_mappings": "checks no version",
         "bulk_insert_mappings": "sends no ORM statement whose keys could be checked",
@@ -139,3 +143,22 @@ def test_wrong_names_raise_what_sqlalchemy_raises(name: str) -> None:
             for original in (False, True)
         )
         assert found == expected
+
+
+def test_wrong_bind_arguments_raise_what_sqlalchemy_raises() -> None:
+    """What stands in place of a mapper is for SQLAlchemy to refuse; a class is one."""
+    with Session() as session:
+        for mapper, error in (
+            ("word", NoInspectionAvailable),
+            (7, NoInspectionAvailable),
+            (Unmapped, UnmappedClassError),
+        ):
+            for statement in (text("SELECT 1"), update(Order.__table__)):
+                with pytest.raises(error):
+                    session.execute(statement, bind_arguments={"mapper": mapper})
+    engine = create_engine("sqlite://")
+    with Session(engine) as session:
+        for mapper in (Plain, Order, inspect_mapped(Order)):
+            arguments = {"mapper": mapper}
+            assert session.scalar(text("SELECT 1"), bind_arguments=arguments) == 1
+    engine.dispose()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, ForeignKey, MetaData, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, LegacyAPIWarning
 from sqlalchemy.orm import (
     Mapped,
     Session,
@@ -381,7 +381,7 @@ def test_locked_load_of_a_stale_object(
             session.get(Order, "o-1", with_for_update=True)
         if isolation_level == "READ COMMITTED":
             assert_moved(caught.value)
-            with pytest.raises(StateConflict):
+            with pytest.raises(StateConflict), pytest.warns(LegacyAPIWarning):
                 session.query(Order).with_for_update().get("o-1")
             session.refresh(held)
             assert session.get(Order, {"workflow_key": "o-1"}, with_for_update=True)
