@@ -49,7 +49,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import (
     FromStatement,
     InstanceState,
-    Mapper,
     ORMExecuteState,
     Session,
 )
@@ -64,7 +63,7 @@ from .errors import (
 from .expectations import Expected
 from .mixin import WorkflowStateMixin, check_key
 from .provenance import Provenance
-from .session_methods import around
+from .session_methods import around, workflow_mapper
 from .types import Unread
 
 if TYPE_CHECKING:
@@ -338,12 +337,3 @@ def _bulk_update(
         name = workflow.class_.__name__
         raise UnversionedWrite(name, "bulk_update_mappings()", _MANY)
     method(session, mapper, mappings)
-
-
-def workflow_mapper(mapped: Any) -> Mapper[Any] | None:
-    """Return the mapper of what SQLAlchemy takes for one, if it is of a workflow."""
-    if mapped is None:
-        return None
-    mapper = getattr(inspect(mapped, raiseerr=False), "mapper", None)
-    ours = isinstance(mapper, Mapper) and issubclass(mapper.class_, WorkflowStateMixin)
-    return mapper if ours else None

@@ -11,7 +11,7 @@ from functools import wraps
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
+from sqlalchemy import event, inspect
 from sqlalchemy.orm import Mapper, Session
 
 from .mixin import WorkflowStateMixin
@@ -56,3 +56,12 @@ def _wrapped(method: Callable[..., Any], wrapper: Callable[..., Any]) -> Any:
         return wrapper(method, given.pop("self"), **given)
 
     return wrapped
+
+
+def workflow_mapper(mapped: Any) -> Mapper[Any] | None:
+    """Return the mapper of what SQLAlchemy takes for one, if it is of a workflow."""
+    if mapped is None:
+        return None
+    mapper = getattr(inspect(mapped, raiseerr=False), "mapper", None)
+    ours = isinstance(mapper, Mapper) and issubclass(mapper.class_, WorkflowStateMixin)
+    return mapper if ours else None

@@ -39,11 +39,10 @@ from .guards import (
     key_of,
     seen_of,
     take_over,
-    workflow_mapper,
 )
 from .mixin import WorkflowStateMixin
 from .races import ConflictReason, StateConflict
-from .session_methods import around
+from .session_methods import around, workflow_mapper
 from .sqlstates import SERIALIZATION_FAILURE, sqlstate
 from .statements import statements_of
 from .tracking import check_unchanged
