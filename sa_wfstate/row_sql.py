@@ -96,18 +96,16 @@ class RowSQL:
         """Insert a row that also holds *constants*, unless its key exists."""
         c = self._columns
         insert = (sqlite if dialect == "sqlite" else postgresql).insert(self._table)
+        values: dict[Any, Any] = {
+            c.workflow_key: bindparam(c.workflow_key.key),
+            c.version: bindparam(c.version.key),
+            c.state: bindparam(c.state.key, type_=JSONText()),
+            c.updated_at: func.now(),
+            c.schema_version: bindparam(c.schema_version.key),
+            c.provenance: bindparam(c.provenance.key, type_=JSONText()),
+        }
         return (
-            insert.values(
-                {
-                    c.workflow_key: bindparam(c.workflow_key.key),
-                    c.version: bindparam(c.version.key),
-                    c.state: bindparam(c.state.key, type_=JSONText()),
-                    c.updated_at: func.now(),
-                    c.schema_version: bindparam(c.schema_version.key),
-                    c.provenance: bindparam(c.provenance.key, type_=JSONText()),
-                    **constants,
-                }
-            )
+            insert.values(values | dict(constants))
             .on_conflict_do_nothing(index_elements=[c.workflow_key])
             .returning(c.updated_at, c.version, c.workflow_key)
         )
