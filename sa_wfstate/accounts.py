@@ -41,7 +41,10 @@ class Deed(Enum):
 
 
 class Entry:
-    """One row that a session writes, or has written; *account* is its transaction's."""
+    """One row that a session writes, or has written; *account* is its transaction's.
+
+    *likely*: a flush seems to write it. *sent*: it has sent the statement.
+    """
 
     __slots__ = (
         "__weakref__",
@@ -49,6 +52,8 @@ class Entry:
         "base",
         "deed",
         "effect_id",
+        "likely",
+        "sent",
         "state",
         "statements",
         "won",
@@ -72,6 +77,8 @@ class Entry:
         self.effect_id = effect_id
         self.account = account
         self.state = state
+        self.likely = True
+        self.sent = False
         self.won = False
 
     @property

@@ -30,13 +30,14 @@ from sqlalchemy.orm.attributes import (
 )
 from sqlalchemy.orm.instrumentation import manager_of_class
 
+from . import flush_events  # noqa: F401 - it writes what is tracked
 from .bases import is_changed, original, read, take_base, track, tracked
 from .columns import column_of
 from .errors import MappingError, PayloadError
 from .payloads import losses
 from .refusals import refusing
 from .tracking import hold, touch
-from .types import PydanticJSON, Unread, UnreadJSON
+from .types import Before, PydanticJSON, Unread, UnreadJSON
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,13 +104,20 @@ class _TrackedImpl:
         super().set(state, dict_, value, *args, **kwargs)  # type: ignore[misc]
         instance = state.obj()
         if instance is not None:
-            hold(state, instance, self.key)
+            hold(state, instance, self.key, assigned=True)
 
     def get_history(
         self, state: Any, dict_: Any, passive: PassiveFlag = PassiveFlag.PASSIVE_OFF
     ) -> History:
         history: History
-        if is_changed(state, self.key):
+        kept = state.committed_state.get(self.key)
+        if isinstance(kept, Before):
+            value = dict_.get(self.key)
+            if value is not None and kept.looks_like(value):
+                history = History((), [value], ())
+            else:
+                history = History([value], (), [kept] if kept.text else ())
+        elif is_changed(state, self.key):
             before = original(state, self.key)
             was = [] if before is None else [Unread(before)]
             history = History([dict_[self.key]], (), was)

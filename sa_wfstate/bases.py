@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ClauseElement
 from sqlalchemy.orm import InstanceState, LoaderCallableStatus, QueryableAttribute
-from sqlalchemy.orm.attributes import flag_modified, set_committed_value
 
 from .errors import PayloadError
-from .types import Encoded, PydanticJSON, Unread
+from .types import Before, PydanticJSON, Unread
 from .upcasters import MARK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sqlalchemy.orm.instrumentation import ClassManager
 
 BASES = "sa_wfstate.bases"
-_SQL = (ClauseElement, QueryableAttribute)
+SQL = (ClauseElement, QueryableAttribute)
 
 
 class Base:
@@ -68,13 +65,16 @@ def read(state: InstanceState[Any], key: str, unread: Unread) -> tuple[Any, str]
     column_type, text = tracked(state)[key], unread.text
     schema = column_type.payload_schema
     if schema is not None:
-        # A textual SELECT has not marked it.
-        text = schema.mark(text, state.dict.get("schema_version"), _key_of(state))
+        # A textual SELECT has not marked it. In a flush, the attribute is ahead.
+        version = state.committed_state.get("schema_version")
+        if not isinstance(version, int) or version < 1:
+            version = state.dict.get("schema_version")
+        text = schema.mark(text, version, _key_of(state))
     try:
         value = column_type.load(text)
     except PayloadError as error:
         note = "" if schema is None else f" (schema version {schema.version_of(text)})"
-        raise _located(error, state, key, note) from error.__cause__
+        raise located(error, state, key, note) from error.__cause__
     state.dict[key] = value
     return value, text
 
@@ -94,21 +94,22 @@ def take_base(
     if (
         state.key is None  # An INSERT writes whatever is there.
         or not column_type.changes_in_place()
-        or isinstance(value, _SQL)
+        or isinstance(value, SQL)
     ):
         return False
     if key not in state.committed_state:
         if source is None or source[0] == MARK or not column_type.codec.reads_alike:
-            bases[key] = Base(value, _dump(state, key, value))
+            bases[key] = Base(value, dump(state, key, value))
         else:
             bases[key] = Base(value, None, source)
     return True
 
 
-def _text_of(state: InstanceState[Any], key: str, base: Base) -> str:
+def text_of(state: InstanceState[Any], key: str, base: Base) -> str:
+    """Return the JSON of the row that *base* stands for, as its type dumps it."""
     if base.text is None:
         value = tracked(state)[key].load(base.source or "")
-        base.text, base.source = _dump(state, key, value), None
+        base.text, base.source = dump(state, key, value), None
     return base.text
 
 
@@ -119,7 +120,7 @@ def is_changed(state: InstanceState[Any], key: str) -> bool:
         return False
     column_type = tracked(state)[key]
     try:
-        before = _text_of(state, key, base)
+        before = text_of(state, key, base)
         return not column_type.codec.same(column_type.dump(value), before)
     except PayloadError:
         return True  # It was not broken when it was read.
@@ -130,7 +131,9 @@ def original(state: InstanceState[Any], key: str) -> str | None:
     was = state.committed_state.get(key, state.dict.get(key))
     base = bases_of(state).get(key)
     if base is not None and base.value is was:
-        return _text_of(state, key, base)
+        return text_of(state, key, base)
+    if isinstance(was, Before):
+        return was.text or None
     column_type = tracked(state)[key]
     try:
         if isinstance(was, Unread):
@@ -142,79 +145,23 @@ def original(state: InstanceState[Any], key: str) -> str | None:
     return None
 
 
-def prepare_insert(state: InstanceState[Any]) -> Iterator[tuple[str, Encoded]]:
-    """Encode what an INSERT is going to write."""
-    for key in tracked(state):
-        value = state.dict.get(key)
-        if value is None:
-            _refuse_none(state, key)
-        elif not isinstance(value, (Unread, *_SQL)):
-            yield key, _encode(state, key, value, _dump(state, key, value))
-
-
-def prepare_update(
-    state: InstanceState[Any], instance: object
-) -> Iterator[tuple[str, Encoded]]:
-    """Encode what has changed, and tell SQLAlchemy what has and what has not."""
-    bases = bases_of(state)
-    for key, column_type in tracked(state).items():
-        value = state.dict.get(key)
-        base = bases.get(key)
-        assigned = key in state.committed_state
-        if not assigned and (base is None or base.value is not value):
-            bases.pop(key, None)
-        elif value is None:
-            _refuse_none(state, key)
-        elif not isinstance(value, (Unread, *_SQL)):
-            text = _dump(state, key, value)
-            before = original(state, key)
-            if before is None or not column_type.codec.same(text, before):
-                yield key, _encode(state, key, value, text)
-                if before is not None:
-                    # The history shows what the row holds, not the mutated value.
-                    flag_modified(instance, key)
-                    state.committed_state[key] = Unread(before)
-            elif assigned:
-                _encode(state, key, value, text)  # The same text may be a loss.
-                set_committed_value(instance, key, value)
-                bases[key] = Base(value, text)
-
-
-def will_write(state: InstanceState[Any]) -> bool:
-    """Say whether a flush, which has looked at *state*, is going to UPDATE its row."""
-    # Where an attribute was unread, or marked by prepare_update, there is no doubt.
-    if any(isinstance(was, Unread) for was in state.committed_state.values()):
-        return True
-    session, instance = state.session, state.obj()
-    return session is not None and session.is_modified(
-        instance, include_collections=False
-    )
-
-
-def _dump(state: InstanceState[Any], key: str, value: Any) -> str:
+def dump(state: InstanceState[Any], key: str, value: Any) -> str:
+    """Return the JSON text of *value*; an error names the row."""
     try:
         return tracked(state)[key].dump(value)
     except PayloadError as error:
-        raise _located(error, state, key) from error.__cause__
+        raise located(error, state, key) from error.__cause__
 
 
-def _encode(state: InstanceState[Any], key: str, value: Any, text: str) -> Encoded:
-    column_type = tracked(state)[key]
-    try:
-        column_type.codec.check(value, text)
-    except PayloadError as error:
-        raise _located(error, state, key) from None
-    return Encoded(column_type, value, text)
-
-
-def _refuse_none(state: InstanceState[Any], key: str) -> None:
+def refuse_none(state: InstanceState[Any], key: str) -> None:
+    """Raise PayloadError if the attribute, which is None, must not be."""
     column = state.mapper.columns[key]
     if not (column.nullable or column.default or column.server_default):
         problem = "must not be None; assign a value or delete the row"
-        raise _located(PayloadError("", "", problem), state, key)
+        raise located(PayloadError("", "", problem), state, key)
 
 
-def _located(
+def located(
     error: PayloadError, state: InstanceState[Any], key: str, note: str = ""
 ) -> PayloadError:
     """Return *error* with the name of the row in it; the codec does not know that."""

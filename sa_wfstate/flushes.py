@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, event, inspect
 from sqlalchemy.orm import (
     InstanceState,
+    LoaderCallableStatus,
     Mapper,
     Session,
     SessionTransaction,
@@ -20,18 +21,21 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.exc import StaleDataError
 
 from .accounts import Deed, Entry, account_of
-from .bases import will_write
-from .errors import PayloadError
+from .collecting import Unstamped, will_write
+from .errors import PayloadError, VersionNotSeen
+from .flush_events import settle
 from .guards import (
     NOTHING,
     Seen,
     effect_id_in,
     key_of,
     require_row_counts,
+    seen_of,
 )
 from .ledger import Ledger, attend, existing_ledger, ledger_of
 from .mixin import WorkflowStateMixin, check_key
 from .statements import statements_of
+from .watches import flush_of
 
 
 def _session(state: InstanceState[Any]) -> Session:
@@ -42,7 +46,7 @@ def _session(state: InstanceState[Any]) -> Session:
 
 def _note(
     deed: Deed, connection: Connection, state: InstanceState[Any], base: Seen
-) -> None:
+) -> Entry:
     statements = statements_of(state.class_)
     require_row_counts(connection, statements.entity)
     effect_id = effect_id_in(state.dict.get("provenance"))
@@ -52,6 +56,17 @@ def _note(
     entry = Entry(deed, statements, key, base, effect_id, account, state)
     ledger.expect(state, entry)
     attend(connection)
+    return entry
+
+
+@event.listens_for(Session, "before_flush")
+def _before_flush(session: Session, *_: object) -> None:
+    for instance in session.deleted:
+        if isinstance(instance, WorkflowStateMixin):
+            state: InstanceState[Any] = inspect(instance)
+            if any(each.post_update for each in state.mapper.relationships):
+                # It is written before any event tells of it.
+                ledger_of(session).check(state)
 
 
 def _gets_key(state: InstanceState[Any]) -> bool:
@@ -83,10 +98,32 @@ def _before_insert(
 
 @event.listens_for(WorkflowStateMixin, "before_update", propagate=True, raw=True)
 def _before_update(
-    _: Mapper[Any], connection: Connection, state: InstanceState[Any]
+    mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
-    if will_write(state):
-        _note(Deed.UPDATE, connection, state, ledger_of(_session(state)).check(state))
+    likely = will_write(state)
+    if not likely and seen_of(state) is None:
+        return  # If another listener changes it, _returned() refuses to write it.
+    _stamp(mapper, state)
+    base = ledger_of(_session(state)).check(state)
+    entry = _note(Deed.UPDATE, connection, state, base)
+    entry.likely = likely
+
+
+def _stamp(mapper: Mapper[Any], state: InstanceState[Any]) -> None:
+    """Give *state* a provenance of its own, to be written if anything else is."""
+    flush = flush_of(_session(state))
+    context = None if flush is None else flush.context
+    if context is not None and any(
+        each.post_update for other in context.mappers for each in other.relationships
+    ):
+        # An UPDATE that post_update sends is to write the provenance as well.
+        _, columns = context.post_update_states[mapper.base_mapper]
+        columns.add(mapper.columns["provenance"])
+    if "provenance" not in state.committed_state:
+        instance: Any = state.obj()
+        instance.provenance = instance.default_provenance()
+        was, stamp = state.committed_state["provenance"], state.dict["provenance"]
+        state.committed_state["provenance"] = Unstamped(state, was, stamp)
 
 
 @event.listens_for(WorkflowStateMixin, "before_delete", propagate=True, raw=True)
@@ -95,20 +132,28 @@ def _before_delete(
 ) -> None:
     session = _session(state)
     ledger = ledger_of(session)
-    if state in ledger.pending:
+    if not _note_delete(ledger, connection, state):
         return  # It was looked at together with the first one of its table.
-    _note(Deed.DELETE, connection, state, ledger_of(_session(state)).check(state))
     table = ledger.pending[state].table
     if session.connection_callable is None:
         for instance in session.deleted:
             if isinstance(instance, WorkflowStateMixin):
                 other: InstanceState[Any] = inspect(instance)
-                if (
-                    other not in ledger.pending
-                    and statements_of(other.class_).table is table
-                ):
-                    _note(Deed.DELETE, connection, other, ledger.check(other))
+                if statements_of(other.class_).table is table:
+                    _note_delete(ledger, connection, other)
     _verify_deletes(ledger, mapper, connection, table)
+
+
+def _note_delete(
+    ledger: Ledger, connection: Connection, state: InstanceState[Any]
+) -> bool:
+    entry = ledger.pending.get(state)
+    if entry is not None and entry.deed is Deed.DELETE:
+        return False
+    # What post_update has written before the DELETE holds the version that it wrote.
+    base = ledger.check(state) if entry is None else ledger.passes(entry)
+    _note(Deed.DELETE, connection, state, base)
+    return True
 
 
 def _verify_deletes(
@@ -144,15 +189,51 @@ def _verify_deletes(
 
 @event.listens_for(WorkflowStateMixin, "refresh_flush", propagate=True, raw=True)
 def _returned(
-    state: InstanceState[Any], flush_context: UOWTransaction, attributes: Any
+    state: InstanceState[Any], flush_context: UOWTransaction | None, attributes: Any
 ) -> None:
-    # The server's updated_at comes back only with a row that was written. One that
-    # Python has made tells nothing.
-    entry = ledger_of(flush_context.session).pending.get(state)
-    if entry is not None and "updated_at" in attributes:
+    """Note that a statement was sent; each but a DELETE sets the version."""
+    if flush_context is None or "version" not in attributes:
+        return  # A bulk INSERT; or a row that was created by this very flush.
+    ledger, version = ledger_of(flush_context.session), state.dict["version"]
+    entry = ledger.pending.get(state)
+    if entry is None:
+        entry = _note_post_update(state, version)
+    elif version == entry.base.version + 2:  # By post_update, after its own UPDATE.
+        base, account = ledger.passes(entry), entry.account
+        entry = _note(Deed.UPDATE, account.connection, state, base)
+    entry.sent = True
+    if not flush_context.is_deleted(state):  # type: ignore[no-untyped-call]
+        entry.effect_id = effect_id_in(state.dict.get("provenance"))
+    settle(state)
+    instance = state.obj()
+    if flush_context.post_update_states and instance is not None:
+        # Written by now, it is no reason for another UPDATE.
+        set_committed_value(instance, "provenance", state.dict["provenance"])
+    # The server's updated_at comes back only with a row that was written.
+    if "updated_at" in attributes:
+        # One that Python has made tells nothing.
         column = entry.statements.columns.updated_at
         made: Any = column.default if entry.deed is Deed.INSERT else column.onupdate
         entry.won = made is None or made.is_clause_element
+
+
+def _note_post_update(state: InstanceState[Any], version: int) -> Entry:
+    """Note an UPDATE of which no event told: before a DELETE, by post_update."""
+    seen, session, mapper = seen_of(state), _session(state), state.mapper.base_mapper
+    if seen is None:
+        raise VersionNotSeen(state.class_.__name__, key_of(state))
+    instance = state.obj()
+    if session.connection_callable is not None and instance is not None:
+        connection = session.connection_callable(mapper, instance)
+    else:
+        connection = session.connection(bind_arguments={"mapper": mapper})
+    entry = _note(Deed.UPDATE, connection, state, seen)
+    entry.effect_id = seen.effect_id
+    if version != seen.version + 1:
+        raise StaleDataError(
+            f"UPDATE on table {entry.table.name!r} of a version that was not seen"
+        )
+    return entry
 
 
 @event.listens_for(WorkflowStateMixin, "after_insert", propagate=True, raw=True)
@@ -167,8 +248,12 @@ def _done(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> 
         check_key(entry.statements.entity, entry.workflow_key)
     if entry.won:
         return
-    if entry.deed is Deed.UPDATE and not connection.dialect.supports_sane_rowcount:
-        raise StaleDataError(f"UPDATE on table {entry.table.name!r} returned no row")
+    if entry.deed is Deed.UPDATE:
+        if not entry.sent:
+            return
+        if not connection.dialect.supports_sane_rowcount:
+            problem = f"UPDATE on table {entry.table.name!r} returned no row"
+            raise StaleDataError(problem)
     entry.won = True
 
 
@@ -176,7 +261,21 @@ def _done(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> 
 def _after_flush(session: Session, _: object) -> None:
     ledger = existing_ledger(session)
     if ledger is not None:
+        for state in ledger.pending:
+            _unmark(state)
         ledger.flushed()
+
+
+def _unmark(state: InstanceState[Any]) -> None:
+    """Take away from *state* what was there for the flush to compare."""
+    instance, was = state.obj(), state.committed_state.get("provenance")
+    if instance is None or not isinstance(was, Unstamped):
+        return
+    if was.looks_like(state.dict.get("provenance")):
+        if isinstance(was.was, LoaderCallableStatus):
+            _session(state).expire(instance, ["provenance"])
+        else:
+            set_committed_value(instance, "provenance", was.was)
 
 
 @event.listens_for(Session, "after_transaction_create")

@@ -30,10 +30,14 @@ _KEY = "sa_wfstate.ledger"
 
 
 class Ledger:
-    """What one session is writing (*pending*) and has *written* in its transaction."""
+    """What one session is writing (*pending*) and has *written* in its transaction.
+
+    A flush may write one row twice, with ``post_update``: *passed* are the first ones.
+    """
 
     def __init__(self) -> None:
         self.pending: dict[InstanceState[Any], Entry] = {}
+        self.passed: list[Entry] = []
         self._checked: list[InstanceState[Any]] = []
         self._pages: list[Page] = []
         self._marks: WeakKeyDictionary[SessionTransaction, int] = WeakKeyDictionary()
@@ -51,6 +55,7 @@ class Ledger:
                 set_committed_value(instance, "version", int(version))
         self._checked.clear()
         self.pending.clear()
+        self.passed.clear()
 
     def expect(self, state: InstanceState[Any], entry: Entry) -> None:
         """Note what a flush is about to do to the row of *state*."""
@@ -58,11 +63,19 @@ class Ledger:
 
     def flushed(self) -> None:
         """Move what is pending to what is written: the flush has succeeded."""
-        entries = self.pending.values()
+        pending = self.pending.values()
+        sent = [e for e in pending if e.sent or e.deed is not Deed.UPDATE]
+        entries = [*self.passed, *sent]
         for account in dict.fromkeys(entry.account for entry in entries):
             own = [entry for entry in entries if entry.account is account]
             self.wrote(account, Page(own))
         self._end_flush()
+
+    def passes(self, entry: Entry) -> Seen:
+        """Note that a flush is going to write a row again, and return what it holds."""
+        entry.won = True
+        self.passed.append(entry)
+        return Seen(entry.base.version + 1, entry.effect_id)
 
     @property
     def written(self) -> list[Entry]:
@@ -85,7 +98,7 @@ class Ledger:
         accounts = {entry.account for entry in self.pending.values()}
         standing = [entry for account in accounts for entry in account.entries]
         own = set[str | None]()
-        for entry in dict.fromkeys([*standing, *self.written]):
+        for entry in dict.fromkeys([*standing, *self.written, *self.passed]):
             # Another session in the same transaction may have written over it.
             own.discard(entry.base.effect_id)
             own.add(entry.effect_id)
@@ -93,6 +106,7 @@ class Ledger:
             entry
             for entry in self.pending.values()
             if not entry.won
+            and (entry.sent or entry.likely)
             and (entry.base.effect_id is None or entry.base.effect_id not in own)
         ]
         self._end_flush()
@@ -109,7 +123,7 @@ class Ledger:
         """Forget what was written since *transaction* began: it was rolled back."""
         start = self._marks.get(transaction, 0)
         for page in reversed(self._pages[start:]):
-            for entry in page.made:
+            for entry in reversed(page.made):
                 if entry.state is not None:
                     saw(entry.state, entry.base if entry.base.version else None)
         del self._pages[start:]

@@ -45,7 +45,6 @@ from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr, mapped_
 from sqlalchemy.orm.attributes import InstrumentedAttribute, instance_state
 
 from . import attributes  # noqa: F401 - it tracks the states
-from .bases import will_write
 from .columns import note_columns
 from .constraints import add_constraints, add_indexes, check_key_references
 from .errors import KeyNotAssignable, MappingError, PayloadError, VersionNotAssignable
@@ -305,10 +304,8 @@ def _stamp(
     if "workflow_key" in state.committed_state:
         # It was deleted, set past its attribute, or copied from a row it refers to.
         _keep_key(state, state.dict.get("workflow_key"))
-    if "provenance" in state.committed_state or (
-        not state.has_identity and state.dict.get("provenance") is not None
-    ):
-        return
+    if state.has_identity:
+        return  # Only an UPDATE that is sent gets a provenance; see flushes.py.
     instance: Any = state.obj()
-    if not state.has_identity or will_write(state):
+    if state.dict.get("provenance") is None:
         instance.provenance = instance.default_provenance()

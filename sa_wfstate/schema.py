@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, event, inspect, select
-from sqlalchemy.orm.attributes import flag_modified, set_committed_value
+from sqlalchemy import Connection, event, select
 from sqlalchemy.schema import ColumnDefault
 
+from .collecting import Follower, is_same
 from .columns import columns_of
 from .errors import (
     MappingError,
@@ -93,38 +93,60 @@ def _before_insert(
     target.schema_version = payload_schema(mapper).write_version
 
 
-# Before the listeners that ask whether anything has changed.
-@event.listens_for(WorkflowStateMixin, "before_update", propagate=True, insert=True)
+class _Stored(Follower, int):
+    """The schema version of a row, which is written if and only if its state is.
+
+    Also if it is the same: the row may have been upcast in bulk since it was loaded,
+    which its version does not tell. *ahead* is raised if the row is beyond this code.
+    """
+
+    state: InstanceState[Any]
+    known: bool
+    ahead: SchemaVersionAhead | None
+
+    def __eq__(self, other: object) -> bool:
+        """Compare as SQLAlchemy does when it collects what to write."""
+        if is_same(self.state, "state"):
+            return True
+        if self.ahead is not None:
+            raise self.ahead
+        return False
+
+    __hash__ = int.__hash__
+
+
+@event.listens_for(WorkflowStateMixin, "before_update", propagate=True, raw=True)
 def _before_update(
-    mapper: Mapper[Any], connection: Connection, target: WorkflowStateMixin[Any]
+    mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
-    state: InstanceState[Any] = inspect(target)
-    changed = {"state", "schema_version"} & state.committed_state.keys()
-    if not changed:
-        return
-    schema = payload_schema(mapper)
-    stored = state.committed_state.get("schema_version")
-    if not isinstance(stored, int):
-        stored = (
-            None if "schema_version" in changed else state.dict.get("schema_version")
-        )
-    if stored is None:
+    schema, committed = payload_schema(mapper), state.committed_state
+    found = committed.get("schema_version", state.dict.get("schema_version"))
+    if not isinstance(found, int) and {"state", "schema_version"} & committed.keys():
         # Not by the attribute: that would load the version of the row as well.
         columns: Any = columns_of(mapper.columns["schema_version"].table)
-        stored = connection.scalar(
+        found = connection.scalar(
             select(columns.schema_version).where(
                 columns.workflow_key == state.identity[0]  # type: ignore[index]
             )
         )
-    if "state" not in changed:
-        # Assigned, or merged from an instance that was loaded before an upcast.
-        set_committed_value(target, "schema_version", stored)
-        return
-    if stored is not None and stored > schema.version:
-        raise SchemaVersionAhead(
-            mapper.class_.__name__, target.workflow_key, stored, schema.version
-        )
-    target.schema_version = schema.write_version
-    # Also if it is the same: the row may have been upcast in bulk since it was loaded,
-    # which its version does not tell.
-    flag_modified(target, "schema_version")
+    stored = _Stored(found if isinstance(found, int) else 0)
+    stored.state, stored.known = state, isinstance(found, int)
+    stored.ahead = None
+    if stored > schema.version:
+        key: Any = state.identity[0]  # type: ignore[index]
+        name = mapper.class_.__name__
+        stored.ahead = SchemaVersionAhead(name, key, int(stored), schema.version)
+    # Also what was assigned, or merged from an instance that is older than an upcast.
+    state.dict["schema_version"] = schema.write_version
+    committed["schema_version"] = stored
+
+
+@event.listens_for(WorkflowStateMixin, "after_update", propagate=True, raw=True)
+def _after_update(_: object, __: object, state: InstanceState[Any]) -> None:
+    stored = state.committed_state.get("schema_version")
+    if isinstance(stored, _Stored) and is_same(state, "state"):
+        del state.committed_state["schema_version"]
+        if stored.known:
+            state.dict["schema_version"] = int(stored)
+        else:
+            del state.dict["schema_version"]

@@ -84,7 +84,7 @@ def write(
 
 
 class _Noted(NamedTuple):
-    """What a flush did to a row: the commit, or for a deletion the key."""
+    """A row that a flush may write: its version before, or for a deletion its key."""
 
     connection: Connection
     mapper: Mapper[Any]
@@ -92,13 +92,14 @@ class _Noted(NamedTuple):
 
 
 class _Flushed:
-    """What one flush has written: instances by version, and the keys it deleted."""
+    """What one flush is writing, by instance.
+
+    Where side writers are attached to a class and to a subclass of it, the events of an
+    instance come twice.
+    """
 
     def __init__(self) -> None:
-        self.before: dict[InstanceState[Any], int] = {}
-        # By instance: where side writers are attached to a class and to a subclass of
-        # it, the events of an instance come twice.
-        self.commits: dict[InstanceState[Any], _Noted] = {}
+        self.saved: dict[InstanceState[Any], _Noted] = {}
         self.deleted: dict[InstanceState[Any], _Noted] = {}
 
 
@@ -110,25 +111,21 @@ def _flushed(state: InstanceState[Any]) -> _Flushed | None:
     return flushed
 
 
-def _before_update(_: object, __: object, state: InstanceState[Any]) -> None:
+def _before_update(
+    mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+) -> None:
     flushed, instance = _flushed(state), state.obj()
     if flushed is not None and instance is not None:
-        flushed.before[state] = instance.version
+        flushed.saved[state] = _Noted(connection, mapper, int(instance.version))
 
 
 def _after_write(
     mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
     flushed = _flushed(state)
-    # An UPDATE has counted the version; without one there was nothing to write.
-    if flushed is None or state.dict.get("version") == flushed.before.get(state):
-        return
-    commit = StateCommitted(
-        state.dict["workflow_key"],
-        state.dict["version"],
-        lambda: _snapshot(mapper, state),
-    )
-    flushed.commits[state] = _Noted(connection, mapper, commit)
+    if flushed is not None and state not in flushed.saved:
+        before = state.dict["version"] - 1
+        flushed.saved[state] = _Noted(connection, mapper, before)
 
 
 def _after_delete(
@@ -148,7 +145,9 @@ _LISTENERS = {
 }
 
 
-def _snapshot(mapper: Mapper[Any], state: InstanceState[Any]) -> WorkflowSnapshot[Any]:
+def _snapshot(
+    mapper: Mapper[Any], state: InstanceState[Any], version: int
+) -> WorkflowSnapshot[Any]:
     """Read the row from its instance; the state is a copy, as from the database."""
     instance: Any = state.obj()
     column_type: Any = mapper.columns["state"].type
@@ -158,7 +157,7 @@ def _snapshot(mapper: Mapper[Any], state: InstanceState[Any]) -> WorkflowSnapsho
     text = value.text if isinstance(value, Unread) else column_type.dump(value)
     return WorkflowSnapshot(
         workflow_key=instance.workflow_key,
-        version=instance.version,
+        version=version,
         state=column_type.load(text),
         updated_at=instance.updated_at,
         schema_version=instance.schema_version,
@@ -177,8 +176,33 @@ def _after_flush(session: Session, *_: object) -> None:
     for (connection, mapper), keys in _grouped(flushed.deleted):
         for writer in writers_of(mapper):
             writer.deleted(connection, keys)
-    for (connection, mapper), commits in _grouped(flushed.commits):
-        write(connection, mapper, commits)
+    ahead = flushed.saved
+    while ahead:
+        # An UPDATE counts the version; with post_update there may be two of one row.
+        commits = {
+            state: _Noted(connection, mapper, _commit(mapper, state, before + 1))
+            for state, (connection, mapper, before) in ahead.items()
+            if before < _version_of(state)
+        }
+        ahead = {
+            state: _Noted(connection, mapper, commit.version)
+            for state, (connection, mapper, commit) in commits.items()
+        }
+        for (connection, mapper), made in _grouped(commits):
+            write(connection, mapper, made)
+
+
+def _version_of(state: InstanceState[Any]) -> int:
+    instance: Any = state.obj()
+    return int(instance.version)
+
+
+def _commit(
+    mapper: Mapper[Any], state: InstanceState[Any], version: int
+) -> StateCommitted[Any]:
+    return StateCommitted(
+        state.dict["workflow_key"], version, lambda: _snapshot(mapper, state, version)
+    )
 
 
 def _grouped(

@@ -14,11 +14,11 @@ watches those which somebody else still holds.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.orm import InstanceState, Session, SessionTransactionOrigin
 from sqlalchemy.orm.attributes import (
     flag_dirty,
     instance_state,
@@ -30,20 +30,22 @@ from .bases import (
     Base,
     bases_of,
     is_changed,
-    prepare_insert,
-    prepare_update,
+    original,
     take_base,
     tracked,
 )
+from .collecting import has_changes, prepare_again
 from .types import Unread
-from .watches import Watch, existing_watch, watch_of
+from .watches import end_flush, existing_watch, flush_of, watch_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
 
-    from sqlalchemy.orm import SessionTransaction, UOWTransaction
+    from sqlalchemy.orm import SessionTransaction
 
-_COMMITTING = "sa_wfstate.committing"
+    from .watches import Flush
+
+COMMITTING: Final = "sa_wfstate.committing"
 
 
 def touch(
@@ -57,34 +59,63 @@ def touch(
 
     *source* is the text that it was built from, if that was just now.
     """
-    if take_base(state, key, value, source):
+    if take_base(state, key, value, source) or state.key is None:
         hold(state, instance, key)
 
 
-def hold(state: InstanceState[Any], instance: object, key: str) -> None:
+def hold(
+    state: InstanceState[Any], instance: object, key: str, *, assigned: bool = False
+) -> None:
     """Make the session of *instance*, if it has one, look at it in its next flush.
 
-    *key* is the attribute that was handed out or set.
+    *key* is the attribute that was handed out or *assigned*.
     """
     session = state.session
-    if session is None or state.key is None:
+    if session is None:
         return
-    watch = watch_of(session)
-    if watch.flushing and session._flushing:  # noqa: SLF001 - no public way to ask
-        # Flagged now, it would only be reset. And what the flush is about to write
-        # may be changed by the listener that asked.
-        watch.held[state] = instance
-        watch.touched.append((state, key))
-        encoded = watch.written.get((state, key))
-        if encoded is not None:
-            encoded.stale = True
+    flush = flush_of(session)
+    if flush is not None and flush.executing:
+        _hold_for(flush, session, state, instance, key, assigned=assigned)
+    elif state.key is None:
+        return
     elif session.in_transaction():
+        watch = watch_of(session)
         watch.held[state] = instance
-        if not state.modified:
+        if not state.modified and not (
+            state in watch.idle and COMMITTING in session.info
+        ):
             flag_dirty(instance)
     else:
         # Flagging would begin a transaction, by merely reading.
-        watch.known.add(state)
+        watch_of(session).known.add(state)
+
+
+def _hold_for(
+    flush: Flush,
+    session: Session,
+    state: InstanceState[Any],
+    instance: object,
+    key: str,
+    *,
+    assigned: bool,
+) -> None:
+    """Write in *flush* what a listener changes, or in the next one if it is too late.
+
+    Flagged now, the instance would only be reset.
+    """
+    saved = flush.saves(state)
+    if saved:
+        prepare_again(state, key, flush.written, assigned=assigned)
+    flush.touched[state, key] = state.committed_state.get(key)
+    if state.key is None:
+        return
+    watch_of(session).held[state] = instance
+    before = original(state, key) if assigned and not saved else None
+    if before is not None:
+        bases_of(state)[key] = Base(state.dict[key], before)
+        set_committed_value(instance, key, state.dict[key])
+        if not has_changes(state):
+            state._commit_all(state.dict, session.identity_map)  # noqa: SLF001
 
 
 def rebase(instance: object, key: str, text: str) -> None:
@@ -116,11 +147,11 @@ def check_unchanged(states: Iterable[InstanceState[Any]]) -> None:
                 f"{state.class_.__name__}, and {state.identity} was changed in place; "
                 "flush the change first, or merge with load=True"
             )
-        if state.session is None and not _has_changes(state):
+        if state.session is None and not has_changes(state):
             state.modified = False
 
 
-def _altered(session: Session) -> MutableMapping[InstanceState[Any], object]:
+def altered_in(session: Session) -> MutableMapping[InstanceState[Any], object]:
     """Return what the savepoint has written, which its rollback will expire."""
     transaction = session.get_nested_transaction() or session.get_transaction()
     if transaction is None:
@@ -128,84 +159,9 @@ def _altered(session: Session) -> MutableMapping[InstanceState[Any], object]:
     return transaction._dirty  # noqa: SLF001
 
 
-@event.listens_for(Session, "before_flush")
-def _before_flush(session: Session, flush_context: UOWTransaction, _: object) -> None:
-    watch = existing_watch(session)
-    if watch is not None:
-        watch.end_flush()  # One that failed before it had a transaction to roll back.
-    for instance in session.new:
-        state: InstanceState[Any] = instance_state(instance)
-        if tracked(state):
-            watch = watch_of(session)
-            watch.write(state, prepare_insert(state))
-    if watch is not None:
-        _look_at_held(watch, session, flush_context)
-        for encoded in watch.written.values():
-            encoded.keep()
-        watch.flushing = True
-
-
-def _look_at_held(
-    watch: Watch, session: Session, flush_context: UOWTransaction
-) -> None:
-    if not watch.held:
-        return
-    deleted, altered = session.deleted, _altered(session)
-    for state, instance in list(watch.held.items()):
-        if state.session is not session:
-            del watch.held[state]
-        elif instance not in deleted:
-            watch.write(state, prepare_update(state, instance))
-            if not _has_changes(state):
-                # Listed, it is not saved: the mapper events of mere readers stay
-                # silent, and yet the flush completes, and flags it again.
-                flush_context.register_object(state, listonly=True)
-                if state not in altered:
-                    watch.unchanged.append(state)
-
-
-def _has_changes(state: InstanceState[Any]) -> bool:
-    return bool(state.committed_state or state.__dict__.get("_pending_mutations"))
-
-
-@event.listens_for(Session, "after_flush")
-def _after_flush(session: Session, _: object) -> None:
-    watch = existing_watch(session)
-    if watch is None:
-        return
-    for (state, key), encoded in watch.written.items():
-        instance = state.obj()
-        if instance is not None and (encoded.bound or not encoded.stale):
-            bases_of(state)[key] = Base(encoded.value, encoded.text)
-            watch.held[state] = instance
-
-
-@event.listens_for(Session, "after_flush_postexec")
-def _after_flush_postexec(session: Session, _: object) -> None:
-    watch = existing_watch(session)
-    if watch is None:
-        return
-    if watch.unchanged:
-        altered = _altered(session)
-        for state in watch.unchanged:
-            # The flush has counted it among the written.
-            altered.pop(state, None)
-    touched = list(watch.touched)
-    watch.end_flush()
-    if _COMMITTING not in session.info:
-        watch.flag()
-        return
-    # All of them flagged, a commit would flush without end: only what a listener of
-    # this flush has changed goes into another one.
-    for state, key in touched:
-        instance = state.obj()
-        if instance is not None and is_changed(state, key):
-            flag_dirty(instance)
-
-
 @event.listens_for(Session, "before_commit")
 def _before_commit(session: Session) -> None:
-    session.info[_COMMITTING] = True
+    session.info[COMMITTING] = True
 
 
 @event.listens_for(Session, "after_rollback")
@@ -214,23 +170,22 @@ def _after_rollback(session: Session) -> None:
     watch = existing_watch(session)
     if watch is None or not session.in_nested_transaction():
         return
-    altered = _altered(session)
+    altered = altered_in(session)
     for state, instance in watch.held.items():
         if (
             state.modified
             and state not in altered
-            and not _has_changes(state)
+            and not has_changes(state)
             and not changed_in_place(instance)
         ):
             state._commit_all(state.dict, session.identity_map)  # noqa: SLF001
 
 
 @event.listens_for(Session, "after_soft_rollback")
-def _after_soft_rollback(session: Session, _: object) -> None:
-    session.info.pop(_COMMITTING, None)
-    watch = existing_watch(session)
-    if watch is not None:
-        watch.end_flush()
+def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
+    session.info.pop(COMMITTING, None)
+    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
+        end_flush(session)
 
 
 @event.listens_for(Session, "after_transaction_create")
@@ -252,13 +207,15 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
     boundary = transaction.parent is None or transaction.nested
     watch = existing_watch(session)
     if boundary:
-        session.info.pop(_COMMITTING, None)
+        session.info.pop(COMMITTING, None)
+    if transaction.parent is None:
+        end_flush(session)
     if watch is None or not boundary:
         return
+    watch.idle.clear()
     if transaction.nested:
         watch.flag()
     else:
-        watch.end_flush()
         watch.known.update(state for state in watch.held if not state.expired)
         watch.held.clear()
 

@@ -18,6 +18,7 @@ from sqlalchemy.sql import ColumnElement, operators
 from sqlalchemy.types import String, TypeDecorator, TypeEngine
 
 from .codec import Codec
+from .encoded import encoded_of
 from .errors import PayloadError
 from .row_names import with_row
 from .texts import AsText, FromText, TextOf, json_of, state_text, text_getter
@@ -47,32 +48,25 @@ class Unread:
         return f"<Unread JSON of {len(self.text)} characters>"
 
 
-class Encoded:
-    """The text of a value that is about to be bound, so that it is dumped but once.
+class Before(Unread):
+    """What the row holds of an attribute that a flush may write.
 
-    *stale*: the value was handed out since, and may have changed. *bound*: the text
-    has gone to the driver.
+    SQLAlchemy is given it as the committed value, and compares the value with it when
+    it collects what to write: then no listener can change the value any more.
     """
 
-    __slots__ = ("_key", "bound", "stale", "text", "value")
+    __slots__ = ()
 
-    def __init__(self, column_type: PydanticJSON[Any], value: Any, text: str) -> None:
-        self.value = value
-        self.text = text
-        self.stale = False
-        self.bound = False
-        self._key = (id(column_type.type_), id(value))
+    def is_still(self, value: Any) -> bool:
+        """Return whether *value*, which SQLAlchemy is collecting, need not be written.
 
-    def keep(self) -> None:
-        """Bind this text when the value itself is bound."""
-        _encoded[self._key] = self
+        Nothing else may ask: the answer is kept.
+        """
+        raise NotImplementedError
 
-    def drop(self) -> None:
-        """Forget the text; the value would be encoded again."""
-        _encoded.pop(self._key, None)
-
-
-_encoded: dict[tuple[int, int], Encoded] = {}
+    def looks_like(self, value: Any) -> bool:
+        """Return whether *value* is the same by now."""
+        raise NotImplementedError
 
 
 class _Comparator(TypeDecorator.Comparator[Any], JSONB.Comparator[Any]):
@@ -185,16 +179,13 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
                 return None
             if isinstance(value, Unread):
                 return stored(text_of(value.text))
-            kept = _encoded.get((type_id, id(value)))
-            if kept is None or kept.value is not value:
-                try:
-                    return stored(encode(value))
-                except PayloadError as error:
-                    raise with_row(error, self.owner, value) from error.__cause__
-            if kept.stale:
-                kept.text, kept.stale = encode(value), False
-            kept.bound = True
-            return stored(kept.text)
+            kept = encoded_of(type_id, value)
+            if kept is not None:
+                return stored(kept.bind())
+            try:
+                return stored(encode(value))
+            except PayloadError as error:
+                raise with_row(error, self.owner, value) from error.__cause__
 
         return process
 
@@ -226,6 +217,8 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
 
         What is not loaded, or was never read, equals only itself.
         """
+        if isinstance(y, Before) and x is not None:
+            return y.is_still(x)
         if x is y:
             return True
         if x is None or y is None or isinstance(y, (LoaderCallableStatus, Unread)):
