@@ -116,7 +116,7 @@ class _TrackedImpl:
             if value is not None and kept.looks_like(value):
                 history = History((), [value], ())
             else:
-                history = History([value], (), [kept] if kept.text else ())
+                history = History([value], (), [kept] if kept.known else ())
         elif is_changed(state, self.key):
             before = original(state, self.key)
             was = [] if before is None else [Unread(before)]

@@ -133,7 +133,7 @@ def original(state: InstanceState[Any], key: str) -> str | None:
     if base is not None and base.value is was:
         return text_of(state, key, base)
     if isinstance(was, Before):
-        return was.text or None
+        return was.text if was.known else None
     column_type = tracked(state)[key]
     try:
         if isinstance(was, Unread):

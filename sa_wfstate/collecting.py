@@ -42,7 +42,7 @@ class Kept(Before):
     *changed* is what it looked like when the flush began. *written* is the flush's.
     """
 
-    __slots__ = ("_base", "_key", "_same", "_state", "_written", "changed")
+    __slots__ = ("_base", "_changed", "_key", "_same", "_state", "_written")
 
     def __init__(
         self,
@@ -56,12 +56,17 @@ class Kept(Before):
         self._state, self._key, self._base = state, key, base
         self._written = written
         self._same: bool | None = None
-        self.changed = changed
+        self._changed = changed
 
     @property
     def text(self) -> str:  # type: ignore[override]
         """The JSON of the row."""
         return text_of(self._state, self._key, self._base)
+
+    @property
+    def seems_changed(self) -> bool:
+        """Whether the value is, or is likely to be, written."""
+        return self._changed if self._same is None else not self._same
 
     def is_still(self, value: Any) -> bool:
         if self._same is None and not isinstance(value, Unread):
@@ -215,7 +220,7 @@ def will_write(state: InstanceState[Any], *, collecting: bool = False) -> bool:
             value = state.dict.get(key)
             written = value is None or not was.is_still(value)
         else:
-            written = was.changed
+            written = was.seems_changed
         if written:
             return True
     return False
@@ -252,13 +257,17 @@ class Unstamped(Follower, Before):
         self._state, self.was, self._stamp = state, was, stamp
 
     @property
+    def known(self) -> bool:
+        return self.was is not None and not isinstance(self.was, LoaderCallableStatus)
+
+    @property
     def text(self) -> str:  # type: ignore[override]
-        """The JSON of the row; empty if it is not known."""
+        """The JSON of the row; null if it is not known."""
         if isinstance(self.was, Unread):
             return self.was.text
-        if self.was is None or isinstance(self.was, LoaderCallableStatus):
-            return ""
-        return tracked(self._state)["provenance"].dump(self.was)
+        return (
+            tracked(self._state)["provenance"].dump(self.was) if self.known else "null"
+        )
 
     def is_still(self, value: Any) -> bool:
         return self._judge(value, collecting=True)
@@ -269,5 +278,5 @@ class Unstamped(Follower, Before):
     def _judge(self, value: Any, *, collecting: bool) -> bool:
         if value is not self._stamp:  # Another listener has assigned it.
             column_type = tracked(self._state)["provenance"]
-            return bool(self.text) and column_type.dump(value) == self.text
+            return self.known and column_type.dump(value) == self.text
         return not will_write(self._state, collecting=collecting)

@@ -63,7 +63,7 @@ def _look(session: Session, flush: Flush, context: UOWTransaction) -> None:
             prepare_insert(state, flush.written)
     if watch is None or not watch.held:
         return
-    deleted, altered = session.deleted, altered_in(session)
+    deleted, altered, readers = session.deleted, altered_in(session), set()
     for state, instance in list(watch.held.items()):
         listed = state in context.states
         if state.session is not session:
@@ -79,10 +79,10 @@ def _look(session: Session, flush: Flush, context: UOWTransaction) -> None:
                 context.remove_state_actions(state)  # type: ignore[no-untyped-call]
             else:
                 context.register_object(state, listonly=True)
+            readers.add(state)
             if state not in altered:
                 flush.readers.append(state)
-    idle = len(flush.readers) == len(context.states)
-    watch.idle = set(flush.readers) if idle else set()
+    watch.idle = readers if len(readers) == len(context.states) else set()
 
 
 def settle(state: InstanceState[Any]) -> None:

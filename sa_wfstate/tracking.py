@@ -161,7 +161,9 @@ def altered_in(session: Session) -> MutableMapping[InstanceState[Any], object]:
 
 @event.listens_for(Session, "before_commit")
 def _before_commit(session: Session) -> None:
-    session.info[COMMITTING] = True
+    # The outermost: a listener may commit a savepoint meanwhile.
+    committing = session.get_nested_transaction() or session.get_transaction()
+    session.info.setdefault(COMMITTING, committing)
 
 
 @event.listens_for(Session, "after_rollback")
@@ -181,9 +183,15 @@ def _after_rollback(session: Session) -> None:
             state._commit_all(state.dict, session.identity_map)  # noqa: SLF001
 
 
+def _committed(session: Session, transaction: SessionTransaction) -> None:
+    """Note that *transaction* has ended, if that is what commits."""
+    if transaction.parent is None or session.info.get(COMMITTING) is transaction:
+        session.info.pop(COMMITTING, None)
+
+
 @event.listens_for(Session, "after_soft_rollback")
 def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
-    session.info.pop(COMMITTING, None)
+    _committed(session, transaction)
     if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
         end_flush(session)
 
@@ -206,8 +214,7 @@ def _after_transaction_create(
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     boundary = transaction.parent is None or transaction.nested
     watch = existing_watch(session)
-    if boundary:
-        session.info.pop(COMMITTING, None)
+    _committed(session, transaction)
     if transaction.parent is None:
         end_flush(session)
     if watch is None or not boundary:

@@ -57,6 +57,11 @@ class Before(Unread):
 
     __slots__ = ()
 
+    @property
+    def known(self) -> bool:
+        """Whether the text is that of the row."""
+        return True
+
     def is_still(self, value: Any) -> bool:
         """Return whether *value*, which SQLAlchemy is collecting, need not be written.
 
