@@ -95,6 +95,8 @@ class _Writer:
             *(
                 type_coerce(columns[name], history.c[name].type.impl_instance)  # type: ignore[attr-defined]
                 if name in {"state", "provenance"}
+                else columns[name] - bindparam("behind", type_=BigInteger())
+                if name == "version"
                 else columns[name]
                 for name in names
             ),
@@ -105,12 +107,21 @@ class _Writer:
         self._singly = any(each is not None and each.is_callable for each in defaults)
 
     def written(
-        self, connection: Connection, commits: Sequence[StateCommitted[Any]]
+        self,
+        connection: Connection,
+        commits: Sequence[StateCommitted[Any]],
+        behind: int = 0,
     ) -> None:
         keys = [commit.workflow_key for commit in commits]
         # A default that Python makes would be made once for all rows.
         for some in [[key] for key in keys] if self._singly else chunks(keys):
-            connection.execute(self._copy, {"keys": some})
+            connection.execute(self._copy, {"keys": some, "behind": behind})
+
+    def passed(
+        self, connection: Connection, commits: Sequence[StateCommitted[Any]]
+    ) -> None:
+        """Keep what differs from the row in no column but the version."""
+        self.written(connection, commits, behind=1)
 
     def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
         """Keep what was."""

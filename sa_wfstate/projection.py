@@ -209,6 +209,11 @@ class Projection(Generic[StateT]):
         rows = [self.row(commit.snapshot) for commit in commits]
         self.write(connection, rows, over="any")
 
+    def passed(
+        self, connection: Connection, commits: Sequence[StateCommitted[Any]]
+    ) -> None:
+        """Only the last commit of a row counts."""
+
     def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
         """Follow a deletion, as a side writer."""
         self.remove(connection, workflow_keys)

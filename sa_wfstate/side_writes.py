@@ -40,6 +40,14 @@ class SideWriter(Protocol):
     ) -> None:
         """Follow *commits*; no key is in them twice, and all their rows are locked."""
 
+    def passed(
+        self, connection: Connection, commits: Sequence[StateCommitted[Any]]
+    ) -> None:
+        """Follow *commits* whose rows are one version further: the flush wrote twice.
+
+        It does with ``relationship(post_update=True)``. The second commits come next.
+        """
+
     def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
         """Follow the deletion of *workflow_keys* by a flush."""
 
@@ -176,20 +184,21 @@ def _after_flush(session: Session, *_: object) -> None:
     for (connection, mapper), keys in _grouped(flushed.deleted):
         for writer in writers_of(mapper):
             writer.deleted(connection, keys)
-    ahead = flushed.saved
-    while ahead:
-        # An UPDATE counts the version; with post_update there may be two of one row.
-        commits = {
-            state: _Noted(connection, mapper, _commit(mapper, state, before + 1))
-            for state, (connection, mapper, before) in ahead.items()
-            if before < _version_of(state)
-        }
-        ahead = {
-            state: _Noted(connection, mapper, commit.version)
-            for state, (connection, mapper, commit) in commits.items()
-        }
-        for (connection, mapper), made in _grouped(commits):
-            write(connection, mapper, made)
+    passed: dict[InstanceState[Any], _Noted] = {}
+    last: dict[InstanceState[Any], _Noted] = {}
+    for state, (connection, mapper, before) in flushed.saved.items():
+        version = _version_of(state)
+        # An UPDATE has counted the version; without one there was nothing to write.
+        if version > before:
+            last[state] = _Noted(connection, mapper, _commit(mapper, state, version))
+        if version > before + 1:
+            commit = _commit(mapper, state, version - 1)
+            passed[state] = _Noted(connection, mapper, commit)
+    for (connection, mapper), commits in _grouped(passed):
+        for writer in writers_of(mapper):
+            writer.passed(connection, commits)
+    for (connection, mapper), commits in _grouped(last):
+        write(connection, mapper, commits)
 
 
 def _version_of(state: InstanceState[Any]) -> int:
