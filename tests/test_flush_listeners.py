@@ -230,7 +230,7 @@ def test_before_flush_may_change_through_a_reference(
 def test_before_flush_may_change_a_new_object(engine: Engine, documents: Any) -> None:
     """Its INSERT writes the change."""
     with Session(engine) as session:
-        event.listen(session, "before_flush", lambda s, *_: [note(d) for d in s.new])
+        event.listen(session, "before_flush", lambda s, *_: list(map(note, s.new)))
         session.add(documents.Document(workflow_key="new", state=Notes()))
         session.commit()
     assert row(engine, "new") == (1, ["seen"])
@@ -702,14 +702,12 @@ def test_assigned_provenance_alone_is_a_write(engine: Engine, documents: Any) ->
     """Also if a listener behind ours assigns it."""
     with Session(engine, expire_on_commit=False) as session:
         document = session.get_one(documents.Document, KEY)
-        event.listen(
-            documents.Document,
-            "before_update",
-            lambda *args: (
-                args[2].state.log.clear(),
-                setattr(args[2], "provenance", Provenance.now("by hand")),
-            ),
-        )
+
+        def assign(_: object, __: object, target: Any) -> None:
+            target.state.log.clear()
+            target.provenance = Provenance.now("by hand")
+
+        event.listen(documents.Document, "before_update", assign)
         note(document)
         session.commit()
         assert document.version == 2
