@@ -234,7 +234,7 @@ def _send(
             for write in batch
             if write.workflow_key in written
         ]
-        side_writes.write(connection, statements.mapper, commits)
+        side_writes.follow(connection, statements.mapper, commits)
     return written
 
 

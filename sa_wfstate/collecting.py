@@ -97,7 +97,7 @@ def will_bind(
     encoded = written.get((state, key))
     if encoded is None or encoded.value is not value:
         locate = partial(located, state=state, key=key)
-        encoded = Encoded(tracked(state)[key], value, locate).keep()
+        encoded = Encoded(tracked(state)[key].codec, value, locate).keep()
         written[state, key] = encoded
     return encoded
 

@@ -13,7 +13,7 @@ from .errors import PayloadError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .types import PydanticJSON
+    from .codec import Codec
 
 
 class Encoded:
@@ -24,11 +24,11 @@ class Encoded:
     *locate* names the row in an error. *bound*: the text has gone to the driver.
     """
 
-    __slots__ = ("_locate", "_type", "bound", "fresh", "text", "value")
+    __slots__ = ("_codec", "_locate", "bound", "fresh", "text", "value")
 
     def __init__(
         self,
-        column_type: PydanticJSON[Any],
+        codec: Codec[Any],
         value: Any,
         locate: Callable[[PayloadError], PayloadError],
     ) -> None:
@@ -36,13 +36,13 @@ class Encoded:
         self.text: str | None = None
         self.fresh = False
         self.bound = False
-        self._type = column_type
+        self._codec = codec
         self._locate = locate
 
     def dump(self) -> str:
         """Return the JSON text of the value as it is now."""
         try:
-            return self._type.dump(self.value)
+            return self._codec.dump(self.value)
         except PayloadError as error:
             raise self._locate(error) from error.__cause__
 
@@ -50,7 +50,7 @@ class Encoded:
         """Raise PayloadError unless *text* can be written; then it is the text."""
         if text != self.text:
             try:
-                self._type.codec.check(self.value, text)
+                self._codec.check(self.value, text)
             except PayloadError as error:
                 raise self._locate(error) from None
             self.text = text
@@ -66,14 +66,14 @@ class Encoded:
 
     def keep(self) -> Encoded:
         """Let this bind the value; return what does if two rows share the value."""
-        kept = _encoded.setdefault((id(self._type.type_), id(self.value)), self)
+        kept = _encoded.setdefault((id(self._codec.type_), id(self.value)), self)
         if kept.value is not self.value:
-            kept = _encoded[id(self._type.type_), id(self.value)] = self
+            kept = _encoded[id(self._codec.type_), id(self.value)] = self
         return kept
 
     def drop(self) -> None:
         """Let the value be bound as any other."""
-        _encoded.pop((id(self._type.type_), id(self.value)), None)
+        _encoded.pop((id(self._codec.type_), id(self.value)), None)
 
 
 _encoded: dict[tuple[int, int], Encoded] = {}

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Connection, event, select, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.sql import functions, visitors
 from sqlalchemy.sql.elements import (
     ColumnClause,
@@ -30,9 +30,8 @@ from sqlalchemy.sql.expression import SelectBase, UpdateBase
 
 from .accounts import Deed, Entry, written_on
 from .connections import limit_lock_waits
-from .expectations import effect_id_of
 from .guards import Seen
-from .history_tables import find_history
+from .side_writes import KeepsEffects, writers_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,16 +188,13 @@ def _verdict(connection: Connection, row: _Row) -> Verdict:
 
 
 def _verdict_of_history(connection: Connection, row: _Row) -> Verdict:
-    history = find_history(row.statements.mapper)
-    if history is None or not row.effects:
-        return Verdict.UNKNOWN
-    written = select(history.c.version).where(
-        history.c.workflow_key == row.workflow_key,
-        effect_id_of(history).in_(row.effects),
-    )
+    for writer in writers_of(row.statements.mapper):
+        if isinstance(writer, KeepsEffects) and writer.keeps(
+            connection, row.workflow_key, row.effects
+        ):
+            return Verdict.COMMITTED
     # What is not there may have been trimmed.
-    kept = connection.execute(written).first() is not None
-    return Verdict.COMMITTED if kept else Verdict.UNKNOWN
+    return Verdict.UNKNOWN
 
 
 def _status(connection: Connection, transaction_id: str) -> Verdict:

@@ -33,6 +33,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from .chunks import chunks
 from .columns import columns_of
 from .errors import MappingError
+from .expectations import effect_id_of
 from .provenance import Provenance
 from .side_writes import attach, lineage_of
 from .statements import Statements, statements_of
@@ -102,6 +103,7 @@ class _Writer:
             ),
             _Clock(),
         ).where(columns["workflow_key"].in_(bindparam("keys", expanding=True)))
+        self._history = history
         self._copy = insert(history).from_select([*names, "committed_at"], rows)
         defaults = (column.default for column in history.c)
         self._singly = any(each is not None and each.is_callable for each in defaults)
@@ -125,6 +127,17 @@ class _Writer:
 
     def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
         """Keep what was."""
+
+    def keeps(
+        self, connection: Connection, workflow_key: str, effect_ids: Sequence[str]
+    ) -> bool:
+        """Return whether the history holds a version of one of *effect_ids*."""
+        history = self._history
+        written = select(history.c.version).where(
+            history.c.workflow_key == workflow_key,
+            effect_id_of(history).in_(effect_ids),
+        )
+        return connection.execute(written).first() is not None
 
 
 _histories: WeakKeyDictionary[Mapper[Any], Table] = WeakKeyDictionary()

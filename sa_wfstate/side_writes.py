@@ -12,7 +12,7 @@ A class without side writers is not listened to.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import event, inspect
@@ -52,6 +52,16 @@ class SideWriter(Protocol):
         """Follow the deletion of *workflow_keys* by a flush."""
 
 
+@runtime_checkable
+class KeepsEffects(Protocol):
+    """A side writer that can tell later which effects were committed."""
+
+    def keeps(
+        self, connection: Connection, workflow_key: str, effect_ids: Sequence[str]
+    ) -> bool:
+        """Return whether a version is kept that one of *effect_ids* wrote."""
+
+
 _writers: WeakKeyDictionary[Mapper[Any], tuple[SideWriter, ...]] = WeakKeyDictionary()
 
 
@@ -83,7 +93,7 @@ def lineage_of(mapper: Mapper[Any]) -> list[Mapper[Any]]:
     return lineage
 
 
-def write(
+def follow(
     connection: Connection, mapper: Mapper[Any], commits: Sequence[StateCommitted[Any]]
 ) -> None:
     """Let the side writers of *mapper* follow *commits*."""
@@ -198,7 +208,7 @@ def _after_flush(session: Session, *_: object) -> None:
         for writer in writers_of(mapper):
             writer.passed(connection, commits)
     for (connection, mapper), commits in _grouped(last):
-        write(connection, mapper, commits)
+        follow(connection, mapper, commits)
 
 
 def _version_of(state: InstanceState[Any]) -> int:

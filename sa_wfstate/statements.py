@@ -208,7 +208,7 @@ class Statements(Generic[StateT]):
         if side_writes.writers_of(self.mapper):
             # The copy is for the caller: a side writer may change what it is given.
             commit = self.committed(write._replace(copy=None), written)
-            side_writes.write(connection, self.mapper, [commit])
+            side_writes.follow(connection, self.mapper, [commit])
         return written
 
     def committed(
