@@ -30,14 +30,10 @@ are refused in any case. A bulk INSERT can only create.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic_core import from_json
 from sqlalchemy import (
-    BindParameter,
-    ClauseElement,
     Connection,
     Delete,
     Insert,
@@ -57,17 +53,17 @@ from sqlalchemy.orm.attributes import set_committed_value
 from .errors import (
     MappingError,
     UnversionedWrite,
-    VersionNotAssignable,
     VersionNotSeen,
 )
 from .expectations import Expected
-from .mixin import WorkflowStateMixin, check_key
+from .inserts import check_rows, values_of
+from .mixin import WorkflowStateMixin
 from .provenance import Provenance
 from .session_methods import around, workflow_mapper
 from .types import Unread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from sqlalchemy.orm import Mapper
 
@@ -221,9 +217,9 @@ def _refuse_unversioned(execute: ORMExecuteState) -> None:
         statement = statement.element
     if isinstance(statement, Insert):
         unversioned = execute.execution_options.get(UNVERSIONED, False)
-        _check_rows(entity, execute.parameters, any_version=unversioned)
-        rows = list(_values(mapper, statement))
-        _check_rows(entity, rows, any_version=unversioned)
+        check_rows(entity, execute.parameters, any_version=unversioned)
+        rows = list(values_of(mapper, statement))
+        check_rows(entity, rows, any_version=unversioned)
         _check_upsert(execute, mapper, statement)
     elif isinstance(statement, Update):
         if execute.is_executemany:
@@ -265,32 +261,6 @@ def _allow(execute: ORMExecuteState, entity: str, what: str) -> None:
         raise UnversionedWrite(entity, what, f"{_MANY}, {_BY_NAME}")
 
 
-def _check_rows(entity: str, rows: Any, *, any_version: bool = False) -> None:
-    for row in rows if isinstance(rows, (list, tuple)) else [rows or {}]:
-        if "workflow_key" in row:
-            check_key(entity, row["workflow_key"])
-        if not any_version and row.get("version", 1) != 1:
-            raise VersionNotAssignable(entity)
-
-
-def _values(mapper: Mapper[Any], statement: Any) -> Iterator[dict[str, Any]]:
-    """Return the keys and versions that an INSERT itself holds, by attribute.
-
-    What is SQL is not among them.
-    """
-    names = {mapper.columns[name].key: name for name in ("workflow_key", "version")}
-    several = chain.from_iterable(statement._multi_values)  # noqa: SLF001 - the same
-    for row in (statement._values or {}, *several):  # noqa: SLF001
-        if not isinstance(row, Mapping):  # It is in the order of the table.
-            row = dict(zip(mapper.local_table.c, row, strict=False))  # noqa: PLW2901
-        values = {
-            names[key]: value.value if isinstance(value, BindParameter) else value
-            for column, value in row.items()
-            if (key := getattr(column, "key", column)) in names
-        }
-        yield {k: v for k, v in values.items() if not isinstance(v, ClauseElement)}
-
-
 @around("bulk_save_objects")
 def _bulk_save(
     method: Callable[..., None],
@@ -324,7 +294,7 @@ def _bulk_insert(
     workflow = workflow_mapper(mapper)
     if workflow is not None:
         mappings = list(mappings)
-        _check_rows(workflow.class_.__name__, mappings)
+        check_rows(workflow.class_.__name__, mappings)
     method(session, mapper, mappings, **options)
 
 
