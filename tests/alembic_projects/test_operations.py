@@ -98,9 +98,7 @@ def test_offline_one_update_is_written(make_project: Callable[..., Any]) -> None
     command.upgrade(config, "head", sql=True)
     script = config.output_buffer.getvalue()
     (update,) = [line for line in script.splitlines() if "UPDATE orders" in line]
-    assert update.startswith(
-        "UPDATE orders AS wfs SET schema_version=3, state=CASE"
-    )
+    assert update.startswith("UPDATE orders AS wfs SET schema_version=3, state=CASE")
     upgrade(project, '{"state": "new"}')
     project.execute('UPDATE orders SET schema_version = 1, state = \'{"state": "x"}\'')
     project.execute(update)
