@@ -18,7 +18,7 @@ from sqlalchemy import BigInteger, Column, Integer, Text, TypeDecorator, bindpar
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BindParameter, literal_column
 
-from .columns import columns_of
+from .columns import column_of
 from .errors import MappingError
 
 if TYPE_CHECKING:
@@ -97,6 +97,6 @@ def compare_effects(entity: str, column: Column[Any]) -> None:
 
 def effect_id_of(table: Table) -> ColumnElement[str]:
     """Return the SQL expression for the effect that wrote a row of *table*."""
-    provenance = columns_of(table).provenance
+    provenance = column_of(table, "provenance")
     effect_id: ColumnElement[str] = provenance["effect_id"].as_string()
     return effect_id
