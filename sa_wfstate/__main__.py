@@ -1,7 +1,7 @@
-"""``python -m sa_wfstate``: see :mod:`sa_wfstate.cli`."""
+"""``python -m sa_wfstate``: see :mod:`sa_wfstate.cli.main`."""
 
 import sys
 
-from .cli import main
+from .cli.main import main
 
 sys.exit(main())

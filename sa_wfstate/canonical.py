@@ -15,11 +15,11 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase
 
 from .dedup import ActionDedupMixin
-from .history import HistoryMixin
-from .mixin import WorkflowStateMixin
-from .outbox import IntentMixin
-from .projection import ProjectionMixin
-from .watermarks import WatermarkMixin
+from .history.queries import HistoryMixin
+from .orm.mixin import WorkflowStateMixin
+from .outbox.table import IntentMixin
+from .projection.definition import ProjectionMixin
+from .projection.watermarks import WatermarkMixin
 
 StateDict = Annotated[dict[str, Any], Field(min_length=1)]
 """A plain-dict state; it must not be empty."""

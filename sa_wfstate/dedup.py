@@ -46,15 +46,16 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, Mapper, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.elements import conv
 
-from .actions import digest
-from .arguments import require_at_least
-from .chunks import chunks
-from .connections import Connections
+from ._concurrency import require_at_least
 from .errors import ActionIdReused
-from .mixin import check_key
+from .payload.actions import digest
+from .row.chunks import chunks
+from .row.keys import check_key
+from .store.connections import Connections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
 
 TTL = timedelta(hours=6)
 """How long an action is remembered at least, unless said otherwise."""

@@ -14,15 +14,10 @@ from pydantic import BaseModel, Field, RootModel
 from sqlalchemy import create_engine, func, select
 from sqlalchemy.orm import Session
 
-from sa_wfstate import (
-    Action,
-    ActionIdReused,
-    PayloadError,
-    cleanup_expired,
-    remember,
-    should_process,
-)
+from sa_wfstate import Action, PayloadError
 from sa_wfstate.canonical import ActionDedupLog, CanonicalBase
+from sa_wfstate.dedup import cleanup_expired, remember, should_process
+from sa_wfstate.errors import ActionIdReused
 
 if TYPE_CHECKING:
     from collections.abc import Callable

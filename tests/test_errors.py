@@ -13,28 +13,32 @@ import pytest
 from sqlalchemy.orm.exc import StaleDataError
 
 from sa_wfstate import (
-    ActionIdReused,
     ConflictReason,
+    PayloadError,
+    StateConflict,
+    WorkflowNotFound,
+    WorkflowSnapshot,
+    WorkflowStateError,
+    errors,
+)
+from sa_wfstate import errors as races
+from sa_wfstate.errors import (
+    ActionIdReused,
     KeyNotAssignable,
     MappingError,
     NestedHandle,
     OutcomeUnknown,
-    PayloadError,
+    ProjectionBehind,
     ReducerGaveUp,
     SchemaVersionAhead,
-    StateConflict,
+    UnflushedChanges,
     UnversionedWrite,
     VersionNotAssignable,
+    VersionNotInHistory,
     VersionNotKept,
     VersionNotSeen,
-    WorkflowNotFound,
-    WorkflowSnapshot,
-    WorkflowStateError,
     WriteSuppressed,
-    errors,
-    races,
 )
-from sa_wfstate.errors import ProjectionBehind, UnflushedChanges, VersionNotInHistory
 
 CURRENT = WorkflowSnapshot[dict](
     workflow_key="o-1",

@@ -18,12 +18,11 @@ from sqlalchemy.orm import (
 
 from sa_wfstate import (
     ConflictReason,
-    HistoryMixin,
     Provenance,
     StateConflict,
     WorkflowStateMixin,
-    keep_history,
 )
+from sa_wfstate.history import HistoryMixin, keep_history
 
 if TYPE_CHECKING:
     from collections.abc import Callable

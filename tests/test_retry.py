@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tenacity import RetryError, Retrying, retry_if_result
 
-from sa_wfstate.retry import RetryPolicy
+from sa_wfstate import RetryPolicy
 
 seconds = st.floats(0, 1000)
 

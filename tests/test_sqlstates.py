@@ -18,11 +18,10 @@ from sqlalchemy.orm.exc import StaleDataError
 from sa_wfstate import (
     ConflictReason,
     ErrorKind,
-    OutcomeUnknown,
     StateConflict,
-    WriteSuppressed,
     classify,
 )
+from sa_wfstate.errors import OutcomeUnknown, WriteSuppressed
 
 CONFLICT, TRANSIENT = ErrorKind.CONFLICT, ErrorKind.TRANSIENT
 UNKNOWN, FATAL = ErrorKind.UNKNOWN, ErrorKind.FATAL

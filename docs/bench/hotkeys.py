@@ -40,13 +40,13 @@ import sa_wfstate.asyncio
 from sa_wfstate import (
     Action,
     CanonicalStore,
-    Hooks,
     Provenance,
     ReducerService,
     RetryPolicy,
     StateConflict,
 )
 from sa_wfstate.canonical import CanonicalBase, WorkflowState
+from sa_wfstate.hooks import Hooks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

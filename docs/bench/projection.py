@@ -23,23 +23,23 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sa_wfstate import (
     Action,
     CanonicalStore,
-    HistoryMixin,
-    Hooks,
     Intent,
-    IntentDispatcher,
-    IntentMixin,
-    Projection,
-    ProjectionMixin,
-    ProjectionWorker,
     Provenance,
     ReducerService,
     Reduction,
-    WatermarkMixin,
     WorkflowStateMixin,
-    keep_history,
-    store_intents,
 )
-from sa_wfstate.projection_sweep import measure_lag, rebuild
+from sa_wfstate.history import HistoryMixin, keep_history
+from sa_wfstate.hooks import Hooks
+from sa_wfstate.outbox import IntentDispatcher, IntentMixin, store_intents
+from sa_wfstate.projection import (
+    Projection,
+    ProjectionMixin,
+    ProjectionWorker,
+    WatermarkMixin,
+    measure_lag,
+    rebuild,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

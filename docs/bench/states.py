@@ -52,7 +52,7 @@ from sa_wfstate import (
     StateCommitted,
     WorkflowStateMixin,
 )
-from sa_wfstate.tracking import changed_in_place
+from sa_wfstate.orm.tracking import changed_in_place
 
 try:
     from sqlalchemy_pydantic_json import EmbeddedPydanticModel

@@ -21,8 +21,7 @@ from sqlalchemy import create_engine, select, text, type_coerce
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_wfstate import PydanticJSON, WorkflowStateMixin
-from sa_wfstate.upcasters import Upcaster
-from sa_wfstate.upcasting import UpcastReport, upcast_all
+from sa_wfstate.upcasting import Upcaster, UpcastReport, upcast_all
 
 LINES = 20
 ORDERS = f"""

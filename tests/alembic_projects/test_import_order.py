@@ -154,7 +154,7 @@ def test_importing_the_package_does_not_import_alembic(project: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("first", ["alembic_operations", "alembic_plugin"])
+@pytest.mark.parametrize("first", ["alembic.operations", "alembic.plugin"])
 def test_our_own_modules_may_come_before_alembic(project: Any, first: str) -> None:
     """Whichever module imports Alembic, the operations are there afterwards."""
     run(
@@ -167,7 +167,7 @@ def test_our_own_modules_may_come_before_alembic(project: Any, first: str) -> No
 
 def test_importing_alembic_survives_a_failure_of_ours(project: Any) -> None:
     """Revisions are still right, and the log says what is missing."""
-    broken = "import sys; sys.modules['sa_wfstate.alembic_operations'] = None\n"
+    broken = "import sys; sys.modules['sa_wfstate.alembic.operations'] = None\n"
     check = "import alembic.op; assert not hasattr(alembic.op, 'upcast_workflow_state')"
     run(project, "-c", broken + check + GENERATE + MIGRATE)
     assert "sa_wfstate" not in revision_of(project)
@@ -202,7 +202,7 @@ def test_explicit_list_without_ours_needs_render_item(make_complete: Any) -> Non
         f"autogenerate_plugins={ALEMBICS_OWN}, render_item=render_item"
     )
     env = project.folder / "migrations" / "env.py"
-    line = "from sa_wfstate.alembic_plugin import render_item"
+    line = "from sa_wfstate.alembic.plugin import render_item"
     env.write_text(
         env.read_text().replace("import context\n", f"import context\n{line}\n")
     )
@@ -239,7 +239,7 @@ def test_rendering_without_an_environment_takes_render_item(project: Any) -> Non
     done = run(
         project,
         "-c",
-        f"from sa_wfstate.alembic_plugin import render_item{program}print(text)",
+        f"from sa_wfstate.alembic.plugin import render_item{program}print(text)",
     )
     assert "sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text())" in done
     assert "sa_wfstate" not in done

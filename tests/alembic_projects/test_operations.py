@@ -43,7 +43,7 @@ def write_migration(project: Any, call: str, undo: str = "pass") -> None:
     text = path.read_text()
     names = {f.partition("(")[0] for f in (call, undo) if f[:3] != "op." and "(" in f}
     if names:
-        line = f"from sa_wfstate.alembic_operations import {', '.join(sorted(names))}"
+        line = f"from sa_wfstate.alembic.operations import {', '.join(sorted(names))}"
         text = text.replace(
             "import sqlalchemy as sa", f"{line}\nimport sqlalchemy as sa"
         )

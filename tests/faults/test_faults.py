@@ -24,7 +24,6 @@ import sa_wfstate.asyncio
 from sa_wfstate import (
     CanonicalStore,
     ErrorKind,
-    OutcomeUnknown,
     Provenance,
     RetryPolicy,
     StateCommitted,
@@ -32,6 +31,7 @@ from sa_wfstate import (
     classify,
     run_transaction,
 )
+from sa_wfstate.errors import OutcomeUnknown
 from sa_wfstate.testing import temporary_database, temporary_server
 
 from .ledgers import Claims, Count, Tally, check, prepare

@@ -21,7 +21,7 @@ from sa_wfstate import (
     classify,
     run_transaction,
 )
-from sa_wfstate.sqlstates import READ_ONLY_TRANSACTION, sqlstate
+from sa_wfstate.retry import READ_ONLY_TRANSACTION, sqlstate
 from sa_wfstate.testing import temporary_server
 
 from .ledgers import Claims, Count, Tally, check, prepare

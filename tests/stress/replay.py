@@ -24,21 +24,24 @@ from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_wfstate import (
     Action,
-    DueIntent,
-    HistoryMixin,
     Intent,
+    ReducerService,
+    Reduction,
+    WorkflowSnapshot,
+    WorkflowStateMixin,
+)
+from sa_wfstate.history import HistoryMixin, keep_history
+from sa_wfstate.outbox import (
+    DueIntent,
     IntentDispatcher,
     IntentMixin,
+    store_intents,
+)
+from sa_wfstate.projection import (
     Projection,
     ProjectionMixin,
     ProjectionWorker,
-    ReducerService,
-    Reduction,
     WatermarkMixin,
-    WorkflowSnapshot,
-    WorkflowStateMixin,
-    keep_history,
-    store_intents,
 )
 
 DEMO = Path(__file__).parents[2] / "docs" / "examples" / "demo"

@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import create_engine, func, select
 from sqlalchemy.orm import Session
 
-from sa_wfstate.projection_sweep import measure_lag, rebuild
+from sa_wfstate.projection import measure_lag, rebuild
 from sa_wfstate.testing import temporary_database, temporary_server
 
 pytestmark = pytest.mark.stress

@@ -23,8 +23,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 import sa_wfstate.asyncio
-from sa_wfstate import Action, ReducerGaveUp, ReducerService, RetryPolicy
+from sa_wfstate import Action, ReducerService, RetryPolicy
 from sa_wfstate.canonical import ActionDedupLog, WorkflowState
+from sa_wfstate.errors import ReducerGaveUp
 
 ACTIONS = [
     Action(

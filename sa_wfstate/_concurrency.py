@@ -1,0 +1,187 @@
+"""How a caller waits: a thread blocks, a task awaits. All else is the same for both.
+
+The services of ``sa_wfstate.asyncio`` run the code of the synchronous ones in
+greenlets, as SQLAlchemy does; whatever has to wait there goes through Awaiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from contextvars import copy_context
+from inspect import isawaitable
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sqlalchemy.util import await_only, greenlet_spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Turn(Protocol):
+    """What one caller waits for: that its work is done, or that it may do it."""
+
+    def grant(self, serve: Callable[[], None]) -> None:
+        """Let the caller, or a task in its name, call *serve*; once, however often."""
+
+    def finish(self) -> None:
+        """End the wait."""
+
+    def wait(self) -> None:
+        """Wait for grant() or finish(); where it was granted, call *serve*."""
+
+    def forfeits(self) -> bool:
+        """Return whether what was granted ends with a caller that stops waiting."""
+
+
+class Stop(Protocol):
+    """What tells a worker to stop: an Event of threading or of asyncio, for example."""
+
+    def is_set(self) -> bool:
+        """Say whether to stop."""
+
+
+class Waiting(Protocol):
+    """How callers of one kind wait."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for *seconds*."""
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call *function*, which an awaiting caller may have made a coroutine."""
+
+    def detach(self, function: Callable[[], None]) -> None:
+        """Call *function* although the caller is being interrupted."""
+
+    def turn(self) -> Turn:
+        """Make a Turn for the caller."""
+
+
+class Blocking:
+    """A thread blocks."""
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    def detach(self, function: Callable[[], None]) -> None:
+        function()
+
+    def turn(self) -> Turn:
+        return _BlockingTurn()
+
+
+class _BlockingTurn:
+    """Waits for a lock: an Event that a signal interrupts may stay locked for ever."""
+
+    __slots__ = ("_gate", "_serve")
+
+    def __init__(self) -> None:
+        self._gate = Lock()
+        self._gate.acquire()
+        self._serve: Callable[[], None] | None = None
+
+    def grant(self, serve: Callable[[], None]) -> None:
+        self._serve = serve
+        self.finish()
+
+    def finish(self) -> None:
+        with suppress(RuntimeError):  # It is open already.
+            self._gate.release()
+
+    def wait(self) -> None:
+        self._gate.acquire()
+        if self._serve is not None:
+            self._serve()
+
+    def forfeits(self) -> bool:
+        return self._serve is not None
+
+
+class Awaiting:
+    """A task awaits."""
+
+    def __init__(self) -> None:
+        # The event loop itself holds tasks weakly.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def sleep(self, seconds: float) -> None:
+        await_only(asyncio.sleep(seconds))
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        result = function(*arguments)
+        return await_only(result) if isawaitable(result) else result
+
+    def detach(self, function: Callable[[], None]) -> None:
+        self.turn().grant(function)
+
+    def turn(self) -> Turn:
+        return _AwaitingTurn(self._tasks)
+
+
+class _AwaitingTurn:
+    """Served by a task of its own: cancelling the caller must not harm others."""
+
+    __slots__ = ("_context", "_future", "_granted", "_loop", "_tasks")
+
+    def __init__(self, tasks: set[asyncio.Task[None]]) -> None:
+        self._tasks = tasks
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] = self._loop.create_future()
+        self._context = copy_context()
+        self._granted = False
+
+    def grant(self, serve: Callable[[], None]) -> None:
+        if self._granted:
+            return
+        self._granted = True
+        task = self._loop.create_task(greenlet_spawn(serve), context=self._context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def finish(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    def wait(self) -> None:
+        await_only(self._future)
+
+    def forfeits(self) -> bool:
+        return False
+
+
+def _comes_from(given: object, *packages: str) -> bool:
+    return any(base.__module__.startswith(packages) for base in type(given).__mro__)
+
+
+def refuse_async(given: Any) -> None:
+    """Raise TypeError if *given* needs awaiting: a sync function has got it."""
+    if _comes_from(given, "sqlalchemy.ext.asyncio"):
+        raise TypeError(
+            f"got an asynchronous {type(given).__name__}; await what has the same name "
+            "in sa_wfstate.asyncio, or call this one by run_sync()"
+        )
+
+
+def refuse_sync(given: Any) -> None:
+    """Raise TypeError if *given* cannot be awaited: an async function has got it."""
+    asynchronous = _comes_from(given, "sqlalchemy.ext.asyncio")
+    if not asynchronous and _comes_from(given, "sqlalchemy.orm", "sqlalchemy.engine"):
+        raise TypeError(
+            f"got a synchronous {type(given).__name__}; give it an asynchronous one, "
+            "or call what has the same name in sa_wfstate"
+        )
+
+
+def require_at_least(least: int, **arguments: float) -> None:
+    """Raise ValueError unless each of *arguments* is a number from *least* on.
+
+    A batch of no rows would be made again for ever.
+    """
+    for name, value in arguments.items():
+        if not least <= value < float("inf"):
+            raise ValueError(f"{name} must be {least} or more, got {value}")

@@ -1,0 +1,22 @@
+"""Alembic: the plugin of generated migrations, and operations for migrations.
+
+The operations are imported when they are first asked for: Alembic itself imports the
+plugin of this package while it is half imported.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__all__ = [
+    "create_version_trigger",
+    "drop_version_trigger",
+    "upcast_workflow_state",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".operations", __name__), name)

@@ -1,0 +1,109 @@
+"""The plugin of Alembic: generated migrations that know nothing of sa_wfstate.
+
+Alembic loads it by its entry point and calls :func:`setup` when it is imported. The
+plugin's name, ``alembic.autogenerate.sa_wfstate``, is among those that an environment
+uses by default (``autogenerate_plugins=["alembic.autogenerate.*"]``). From then on
+
+* ``revision --autogenerate`` writes a column of :class:`~sa_wfstate.PydanticJSON` as
+  ``postgresql.JSONB(…)``; a ``render_item`` of the application's own is asked first;
+* ``check`` sees when the CHECK constraints, the counters' defaults or the primary key
+  of a workflow table have drifted from what is mapped (:mod:`.autogenerate`);
+* ``op.upcast_workflow_state`` exists (:mod:`.operations`).
+
+:func:`setup` is called while Alembic is half imported, and an error in it would break
+``import alembic``. So it logs errors, and nothing of Alembic is imported before.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from sqlalchemy.dialects.postgresql.base import PGDialect
+
+from ..row.types import PydanticJSON
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from alembic.autogenerate.api import AutogenContext
+    from alembic.runtime.plugins import Plugin
+
+
+_JSONB = "postgresql.JSONB(astext_type={sa}Text())"
+
+
+def render_item(
+    kind: str, item: object, autogen_context: AutogenContext
+) -> str | Literal[False]:
+    """Render a :class:`~sa_wfstate.PydanticJSON` column as what the database stores.
+
+    What is generated on another database than PostgreSQL runs on PostgreSQL, too.
+    """
+    if kind != "type" or not isinstance(item, PydanticJSON):
+        return False
+    autogen_context.imports.add("from sqlalchemy.dialects import postgresql")
+    sa = autogen_context.opts.get("sqlalchemy_module_prefix") or "sa."
+    jsonb = _JSONB.format(sa=sa)
+    if isinstance(autogen_context.dialect, PGDialect):
+        return jsonb
+    return f'{sa}JSON().with_variant({jsonb}, "postgresql")'
+
+
+def setup(plugin: Plugin) -> None:
+    """Register the comparisons and the operations; called when Alembic is imported."""
+    try:
+        from alembic.util import DispatchPriority
+
+        plugin.add_autogenerate_comparator(
+            _chain_render_item, "autogenerate", "sa_wfstate"
+        )
+        # Last: what Alembic has found by then is not repeated.
+        plugin.add_autogenerate_comparator(
+            _compare_table, "table", "sa_wfstate", priority=DispatchPriority.LAST
+        )
+        from . import operations  # noqa: F401 - it registers them itself
+    except Exception:
+        logging.getLogger("alembic.sa_wfstate").exception(
+            "sa_wfstate could not register all of its Alembic operations"
+        )
+
+
+def _chain_render_item(autogen_context: AutogenContext, *_: object) -> Any:
+    """Have :func:`render_item` asked where env.py's own returns False."""
+    theirs = autogen_context.opts.get("render_item")
+    if not (isinstance(theirs, partial) and theirs.func is _render_after):
+        autogen_context.opts["render_item"] = partial(_render_after, theirs)
+
+
+def _render_after(
+    theirs: Any, kind: str, item: object, autogen_context: AutogenContext
+) -> Any:
+    rendered = theirs(kind, item, autogen_context) if theirs else False
+    if rendered is False:
+        return render_item(kind, item, autogen_context)
+    return rendered
+
+
+def _compare_table(*arguments: Any) -> Any:
+    from .autogenerate import compare_table
+
+    compare_table(*arguments)
+
+
+class _EntryPoint(ModuleType):
+    """The plugin as every version of Alembic loads it: a module, and iterable.
+
+    Alembic 1.18.0 to 1.20.0 iterate over what the entry point gives (alembic#1873),
+    and a plain module would break ``import alembic`` there.
+    """
+
+    setup = staticmethod(setup)
+
+    def __iter__(self) -> Iterator[ModuleType]:
+        yield self
+
+
+entry_point = _EntryPoint(__name__)

@@ -1,0 +1,224 @@
+"""Awaitable twins of the functions and classes of ``sa_wfstate``.
+
+Each has the name and the parameters of its original, takes an AsyncSession, AsyncEngine
+or async_sessionmaker, and runs the same code.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from sqlalchemy.util import greenlet_spawn
+
+from .._concurrency import Awaiting, refuse_sync
+from ..dedup import TTL, ActionDedupMixin
+from ..reducer import service as _reducer
+from ..retry import RetryPolicy
+from ..store import api as _store
+from ..store import bulk as _bulk
+from ..store import transactions as _transactions
+from ..store.connections import sync_bind
+from .workers import IntentDispatcher, ProjectionStore, ProjectionWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from datetime import timedelta
+
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+    from ..errors import StateConflict
+    from ..hooks.base import Hooks
+    from ..payload.actions import Action, Intent, Reduction
+    from ..reducer.attempt import Writer
+    from ..store.api import Entity
+    from ..store.bulk import Commit
+    from ..values.provenance import Provenance
+    from ..values.snapshot import StateCommitted, WorkflowSnapshot
+
+
+__all__ = [
+    "CanonicalStore",
+    "IntentDispatcher",
+    "ProjectionStore",
+    "ProjectionWorker",
+    "ReducerService",
+    "get_state",
+    "run_transaction",
+    "try_commit",
+    "try_commit_many",
+]
+
+StateT = TypeVar("StateT")
+T = TypeVar("T")
+
+
+async def get_state(
+    session: AsyncSession, entity: Entity[StateT], workflow_key: str
+) -> WorkflowSnapshot[StateT]:
+    """Async version of :func:`sa_wfstate.get_state`."""
+    refuse_sync(session)
+    return await session.run_sync(_store.get_state, entity, workflow_key)
+
+
+async def try_commit(
+    session: AsyncSession,
+    entity: Entity[StateT],
+    workflow_key: str,
+    *,
+    expected_version: int,
+    state: StateT,
+    provenance: Provenance | Mapping[str, Any],
+    expected_effect_id: str | None = None,
+    base: WorkflowSnapshot[StateT] | None = None,
+) -> StateCommitted[StateT] | StateConflict:
+    """Async version of :func:`sa_wfstate.try_commit`."""
+    refuse_sync(session)
+    return await session.run_sync(
+        _store.try_commit,
+        entity,
+        workflow_key,
+        expected_version=expected_version,
+        state=state,
+        provenance=provenance,
+        expected_effect_id=expected_effect_id,
+        base=base,
+    )
+
+
+async def try_commit_many(
+    session: AsyncSession, entity: Entity[StateT], commits: Iterable[Commit[StateT]]
+) -> list[StateCommitted[StateT] | StateConflict]:
+    """Async version of :func:`sa_wfstate.try_commit_many`."""
+    refuse_sync(session)
+    return await session.run_sync(_bulk.try_commit_many, entity, commits)
+
+
+class CanonicalStore(Generic[StateT]):
+    """Async version of :class:`sa_wfstate.CanonicalStore`."""
+
+    def __init__(
+        self,
+        bind: AsyncEngine | async_sessionmaker[Any],
+        entity: Entity[StateT],
+        *,
+        resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
+    ) -> None:
+        self._store = _AwaitingStore(sync_bind(bind), entity, resolve=resolve)
+
+    async def get_state(self, workflow_key: str) -> WorkflowSnapshot[StateT]:
+        """Async version of :meth:`sa_wfstate.CanonicalStore.get_state`."""
+        return await greenlet_spawn(self._store.get_state, workflow_key)
+
+    async def try_commit(
+        self,
+        *,
+        workflow_key: str,
+        expected_version: int,
+        state_prime: StateT,
+        provenance: Provenance | Mapping[str, Any],
+        expected_effect_id: str | None = None,
+        base: WorkflowSnapshot[StateT] | None = None,
+    ) -> StateCommitted[StateT] | StateConflict:
+        """Async version of :meth:`sa_wfstate.CanonicalStore.try_commit`."""
+        return await greenlet_spawn(
+            self._store.try_commit,
+            workflow_key=workflow_key,
+            expected_version=expected_version,
+            state_prime=state_prime,
+            provenance=provenance,
+            expected_effect_id=expected_effect_id,
+            base=base,
+        )
+
+
+class _AwaitingStore(_store.CanonicalStore[StateT]):
+    _waiting = Awaiting
+
+
+async def run_transaction(
+    sessions: async_sessionmaker[Any],
+    fn: Callable[[AsyncSession], Awaitable[T]],
+    *,
+    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
+    resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
+) -> T:
+    """Async version of :func:`sa_wfstate.run_transaction`."""
+    attempt: Any = None
+
+    def begin() -> Any:
+        nonlocal attempt
+        attempt = sessions()
+        refuse_sync(attempt)
+        return attempt.sync_session
+
+    def call(_: object) -> Any:
+        return fn(attempt)
+
+    return await greenlet_spawn(
+        _transactions.run, begin, call, retry, resolve, Awaiting()
+    )
+
+
+class ReducerService(Generic[StateT]):
+    """Async version of :class:`sa_wfstate.ReducerService`.
+
+    *reducer* and *on_intents* may be coroutine functions. *writers* are not: they are
+    called with a synchronous Connection, as by ``AsyncSession.run_sync()``. A service
+    belongs to one event loop, as its engine does. Cancelling handle() leaves the line
+    of its key; what has begun to be committed is finished, its intents included.
+    """
+
+    def __init__(
+        self,
+        bind: AsyncEngine | async_sessionmaker[Any],
+        entity: Entity[StateT],
+        reducer: Callable[
+            [StateT, Action[Any]],
+            StateT | Reduction[StateT] | Awaitable[StateT | Reduction[StateT]],
+        ],
+        *,
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
+        resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
+        initial: Callable[[], StateT] | None = None,
+        dedup: type[ActionDedupMixin] | None = None,
+        dedup_ttl: timedelta = TTL,
+        on_intents: Callable[[StateCommitted[StateT], Sequence[Intent]], Any]
+        | None = None,
+        writers: Iterable[Writer] = (),
+        fold: int = 1,
+        escalate: bool = True,
+        lock_limit: float = 10.0,
+        keep: int = 1024,
+        hooks: Hooks | None = None,
+    ) -> None:
+        self._service: _reducer.ReducerService[StateT] = _AwaitingService(
+            sync_bind(bind),
+            entity,
+            reducer,  # type: ignore[arg-type]
+            retry=retry,
+            resolve=resolve,
+            initial=initial,
+            dedup=dedup,
+            dedup_ttl=dedup_ttl,
+            on_intents=on_intents,
+            writers=writers,
+            fold=fold,
+            escalate=escalate,
+            lock_limit=lock_limit,
+            keep=keep,
+            hooks=hooks,
+        )
+
+    async def handle(self, action: Action[Any]) -> StateCommitted[StateT]:
+        """Async version of :meth:`sa_wfstate.ReducerService.handle`."""
+        return await greenlet_spawn(self._service.handle, action)
+
+    async def handle_many(
+        self, actions: Iterable[Action[Any]]
+    ) -> list[StateCommitted[StateT] | Exception]:
+        """Async version of :meth:`sa_wfstate.ReducerService.handle_many`."""
+        return await greenlet_spawn(self._service.handle_many, actions)
+
+
+class _AwaitingService(_reducer.ReducerService[StateT]):
+    _waiting = Awaiting

@@ -1,0 +1,1 @@
+"""Internal: the commands of python -m sa_wfstate."""

@@ -1,0 +1,22 @@
+"""History: an audit trail, written in the transaction of each commit."""
+
+from .queries import (
+    diff_versions,
+    get_state_as_of,
+    get_version,
+    list_versions,
+    restore_version,
+    trim_history,
+)
+from .table import HistoryMixin, keep_history
+
+__all__ = [
+    "HistoryMixin",
+    "diff_versions",
+    "get_state_as_of",
+    "get_version",
+    "keep_history",
+    "list_versions",
+    "restore_version",
+    "trim_history",
+]

@@ -1,0 +1,238 @@
+"""History: every version of a workflow, kept beside it and written with it.
+
+::
+
+    class OrderHistory(HistoryMixin, Base):
+        __tablename__ = "order_history"
+
+
+    keep_history(Order, OrderHistory)
+
+From then on each commit of an Order, by a flush or by ``try_commit``, adds a row to
+``order_history`` in its own transaction (``history_tables.py``); here it is read.
+
+Rows are only ever added, and taken away by :func:`trim_history`. A workflow that is
+deleted keeps its history; created again under the same key it starts at version 1, and
+by a version number the functions here mean the latest one. What goes around the library
+is not seen: SQL by hand, and the bulk inserts of the ORM.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import delete, func, select, tuple_, type_coerce
+
+from .._concurrency import require_at_least
+from ..errors import VersionNotInHistory
+from ..orm.entity import statements_of
+from ..row.columns import columns_of
+from ..row.keys import check_key
+from ..row.sql import CANONICAL_COLUMNS
+from ..row.statements import snapshot_of
+from ..store.api import Entity, connection_of, try_commit
+from ..store.connections import Connections
+from .diff import diff_json
+from .table import HistoryMixin, history_of, keep_history
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy import Engine, Select
+    from sqlalchemy.orm import Session, sessionmaker
+
+    from ..errors import StateConflict
+    from ..values.provenance import Provenance
+    from ..values.snapshot import StateCommitted, WorkflowSnapshot
+
+
+StateT = TypeVar("StateT")
+
+__all__ = [
+    "HistoryMixin",
+    "diff_versions",
+    "get_state_as_of",
+    "get_version",
+    "keep_history",
+    "list_versions",
+    "restore_version",
+    "trim_history",
+]
+
+
+def get_version(
+    session: Session, entity: Entity[StateT], workflow_key: str, version: int
+) -> WorkflowSnapshot[StateT]:
+    """Read *version* of a workflow as it was committed.
+
+    The snapshot's ``updated_at`` is the time at which it was written. Raises
+    VersionNotInHistory if it is not kept, or never was there.
+    """
+    query = _Query(entity, workflow_key)
+    wanted = query.rows.where(query.table.c.version == version)
+    found = query.read(session, wanted.limit(1))
+    if not found:
+        raise VersionNotInHistory(query.entity, workflow_key, version)
+    return found[0]
+
+
+def get_state_as_of(
+    session: Session, entity: Entity[StateT], workflow_key: str, time: datetime
+) -> WorkflowSnapshot[StateT]:
+    """Read the version of a workflow that was the newest one at *time*.
+
+    *time* must have a time zone. Versions are timed when they are written, a moment
+    before their COMMIT. Raises VersionNotInHistory if there was none, or none is kept.
+    """
+    if time.tzinfo is None:
+        raise ValueError("time must have a time zone")
+    query = _Query(entity, workflow_key)
+    wanted = query.rows.where(query.table.c.committed_at <= time)
+    found = query.read(session, wanted.limit(1))
+    if not found:
+        raise VersionNotInHistory(query.entity, workflow_key, None)
+    return found[0]
+
+
+def list_versions(
+    session: Session,
+    entity: Entity[StateT],
+    workflow_key: str,
+    *,
+    limit: int | None = None,
+) -> list[WorkflowSnapshot[StateT]]:
+    """Read the versions that are kept of a workflow, the newest first."""
+    query = _Query(entity, workflow_key)
+    if limit is not None:
+        require_at_least(0, limit=limit)
+    return query.read(session, query.rows.limit(limit))
+
+
+def diff_versions(
+    session: Session,
+    entity: Entity[Any],
+    workflow_key: str,
+    from_version: int,
+    to_version: int,
+) -> list[dict[str, Any]]:
+    """Return the JSON Patch (RFC 6902) that leads from one version to another.
+
+    Their states are compared in the current shape, whatever the schema version they
+    were written with. Needs the extra ``history``.
+    """
+    before, after = (
+        get_version(session, entity, workflow_key, version).state
+        for version in (from_version, to_version)
+    )
+    dump = statements_of(entity).state_type.dump
+    return diff_json(dump(before), dump(after))
+
+
+def restore_version(
+    session: Session,
+    entity: Entity[StateT],
+    workflow_key: str,
+    version: int,
+    *,
+    expected_version: int,
+    provenance: Provenance | Mapping[str, Any],
+) -> StateCommitted[StateT] | StateConflict:
+    """Commit the state of *version* again, as a new version.
+
+    It is a :func:`~sa_wfstate.try_commit` like any other: checked against
+    *expected_version*, counted, and part of the history. With *expected_version* 0 a
+    deleted workflow comes back.
+    """
+    return try_commit(
+        session,
+        entity,
+        workflow_key,
+        expected_version=expected_version,
+        state=get_version(session, entity, workflow_key, version).state,
+        provenance=provenance,
+    )
+
+
+def trim_history(
+    bind: Engine | sessionmaker[Any],
+    entity: Entity[Any],
+    *,
+    before: datetime | timedelta,
+    batch_size: int = 1000,
+    progress: Callable[[int], object] | None = None,
+) -> int:
+    """Delete the versions committed before *before*, and return how many there were.
+
+    A timedelta is the age of the youngest of them, by the server's clock, which is what
+    versions are dated by.
+
+    The newest version of each workflow stays, so that its state at any later time is
+    known. The table is gone through in batches of *batch_size* rows, each a transaction
+    of its own, which pass over rows that another one has locked; *progress* is called
+    with the number of rows deleted so far.
+    """
+    require_at_least(1, batch_size=batch_size)
+    if isinstance(before, datetime) and before.tzinfo is None:
+        raise ValueError("before must have a time zone")
+    statements = statements_of(entity)
+    table = history_of(statements)
+    newer = table.alias()
+    superseded = (
+        select(newer.c.version)
+        .where(
+            newer.c.workflow_key == table.c.workflow_key,
+            newer.c.committed_at > table.c.committed_at,
+        )
+        .exists()
+    )
+    connections = Connections(bind, statements.mapper)
+    if isinstance(before, timedelta):
+        with connections.transaction() as connection:
+            before = connection.scalars(select(func.now())).one() - before
+    identity = tuple_(*table.primary_key)
+    page = (
+        select(*table.primary_key, (table.c.committed_at < before) & superseded)
+        .order_by(*table.primary_key)
+        .limit(batch_size)
+        .with_for_update(skip_locked=True, of=table)
+    )
+    deleted, rows = 0, None
+    while rows is None or len(rows) == batch_size:
+        with connections.transaction("READ COMMITTED") as connection:
+            after = page if rows is None else page.where(identity > tuple(rows[-1][:3]))
+            rows = connection.execute(after).all()
+            old = [tuple(row[:3]) for row in rows if row[3]]
+            connection.execute(delete(table).where(identity.in_(old)))
+        deleted += len(old)
+        if progress is not None:
+            progress(deleted)
+    return deleted
+
+
+class _Query:
+    """The history of one workflow, newest first, read as snapshots."""
+
+    def __init__(self, entity: Entity[Any], workflow_key: str) -> None:
+        self._statements = statements_of(entity)
+        self.entity = self._statements.entity
+        check_key(self.entity, workflow_key)
+        self.table = table = history_of(self._statements)
+        columns = [
+            type_coerce(
+                table.c.committed_at if name == "updated_at" else table.c[name],
+                getattr(columns_of(self._statements.table), name).type,
+            ).label(name)
+            for name in CANONICAL_COLUMNS
+        ]
+        self.rows: Select[Any] = (
+            select(*columns)
+            .where(table.c.workflow_key == workflow_key)
+            .order_by(table.c.committed_at.desc(), table.c.version.desc())
+        )
+
+    def read(self, session: Session, rows: Select[Any]) -> list[WorkflowSnapshot[Any]]:
+        connection = connection_of(session, self._statements)
+        if session.autoflush:
+            session.flush()
+        return [snapshot_of(row) for row in connection.execute(rows)]

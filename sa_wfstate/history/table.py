@@ -1,0 +1,176 @@
+"""The table of a history, and what adds a row to it with each commit.
+
+The state is copied inside the database, so it goes over the wire once::
+
+    INSERT INTO order_history (workflow_key, version, committed_at, …)
+    SELECT workflow_key, version, clock_timestamp(), … FROM orders
+    WHERE workflow_key IN ('order-42')
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    DateTime,
+    Integer,
+    Table,
+    Text,
+    bindparam,
+    insert,
+    inspect,
+    select,
+    type_coerce,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Mapped, Mapper, mapped_column
+from sqlalchemy.sql.functions import FunctionElement
+
+from ..commit_listeners import lineage_of
+from ..errors import MappingError
+from ..orm.entity import statements_of
+from ..orm.flush import attach
+from ..row.chunks import chunks
+from ..row.columns import columns_of
+from ..row.sql import effect_id_of
+from ..row.types import PydanticJSON
+from ..values.provenance import Provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..orm.mixin import WorkflowStateMixin
+    from ..row.statements import Statements
+    from ..values.snapshot import StateCommitted
+
+
+class HistoryMixin:
+    """The columns of a history table, for a mapped class of the application's own."""
+
+    workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-60)
+    version: Mapped[int] = mapped_column(
+        BigInteger, primary_key=True, autoincrement=False, sort_order=-50
+    )
+    committed_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), primary_key=True, sort_order=-40
+    )
+    """When the version was written, by the server's clock; later for later versions."""
+
+    state: Mapped[Any] = mapped_column(
+        PydanticJSON(Any), nullable=False, sort_order=-30
+    )
+    schema_version: Mapped[int] = mapped_column(Integer, sort_order=-20)
+    provenance: Mapped[Provenance] = mapped_column(
+        PydanticJSON(Provenance), sort_order=-10
+    )
+
+
+class _Clock(FunctionElement[datetime]):
+    """The time of this moment, where now() is that of the transaction's beginning.
+
+    Two versions of a workflow are in order by it, since the row was locked in between.
+    """
+
+    inherit_cache = True
+    type = DateTime(timezone=True)
+
+
+@compiles(_Clock)
+def _current_timestamp(*_: object, **__: object) -> str:
+    return "CURRENT_TIMESTAMP"
+
+
+@compiles(_Clock, "postgresql")
+def _clock_timestamp(*_: object, **__: object) -> str:
+    return "clock_timestamp()"
+
+
+class _Writer:
+    def __init__(self, statements: Statements[Any], history: Table) -> None:
+        source = statements.table
+        names = ["workflow_key", "version", "state", "schema_version", "provenance"]
+        columns = columns_of(source)._asdict()
+        rows = select(
+            *(
+                type_coerce(columns[name], history.c[name].type.impl_instance)  # type: ignore[attr-defined]
+                if name in {"state", "provenance"}
+                else columns[name] - bindparam("behind", type_=BigInteger())
+                if name == "version"
+                else columns[name]
+                for name in names
+            ),
+            _Clock(),
+        ).where(columns["workflow_key"].in_(bindparam("keys", expanding=True)))
+        self._history = history
+        self._copy = insert(history).from_select([*names, "committed_at"], rows)
+        defaults = (column.default for column in history.c)
+        self._singly = any(each is not None and each.is_callable for each in defaults)
+
+    def written(
+        self,
+        connection: Connection,
+        commits: Sequence[StateCommitted[Any]],
+        behind: int = 0,
+    ) -> None:
+        keys = [commit.workflow_key for commit in commits]
+        # A default that Python makes would be made once for all rows.
+        for some in [[key] for key in keys] if self._singly else chunks(keys):
+            connection.execute(self._copy, {"keys": some, "behind": behind})
+
+    def passed(
+        self, connection: Connection, commits: Sequence[StateCommitted[Any]]
+    ) -> None:
+        """Keep what differs from the row in no column but the version."""
+        self.written(connection, commits, behind=1)
+
+    def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
+        """Keep what was."""
+
+    def keeps(
+        self, connection: Connection, workflow_key: str, effect_ids: Sequence[str]
+    ) -> bool:
+        """Return whether the history holds a version of one of *effect_ids*."""
+        history = self._history
+        written = select(history.c.version).where(
+            history.c.workflow_key == workflow_key,
+            effect_id_of(history).in_(effect_ids),
+        )
+        return connection.execute(written).first() is not None
+
+
+_histories: WeakKeyDictionary[Mapper[Any], Table] = WeakKeyDictionary()
+
+
+def keep_history(
+    entity: type[WorkflowStateMixin[Any]], history: type[HistoryMixin]
+) -> None:
+    """Keep every version of *entity*, and of its subclasses, in the table of *history*.
+
+    Call it once, where the classes are defined. Raises MappingError if *entity* has a
+    history already.
+    """
+    statements = statements_of(entity)
+    if find_history(statements.mapper) is not None:
+        raise MappingError(statements.entity, "has a history already")
+    table = inspect(history).local_table
+    assert isinstance(table, Table)  # noqa: S101
+    _histories[statements.mapper] = table
+    attach(entity, _Writer(statements, table))
+
+
+def find_history(mapper: Mapper[Any]) -> Table | None:
+    """Return the history table of the class of *mapper*, None if it has none."""
+    found = (_histories.get(each) for each in lineage_of(mapper))
+    return next((table for table in found if table is not None), None)
+
+
+def history_of(statements: Statements[Any]) -> Table:
+    """Return the history table of an entity; raise MappingError if it has none."""
+    table = find_history(statements.mapper)
+    if table is None:
+        raise MappingError(statements.entity, "has no history; see keep_history()")
+    return table

@@ -1,0 +1,1 @@
+"""Internal: the mapped class, and its rows in the unit of work."""

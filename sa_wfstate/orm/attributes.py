@@ -1,0 +1,284 @@
+"""The ORM attribute of a PydanticJSON column: built when read, watched when changed.
+
+A loaded instance holds the JSON text of its row. The value is built from it when the
+attribute is first read, so that a row whose state nobody looks at costs no more than
+its text. From then on ``tracking.py`` watches it, unless it is deeply frozen.
+
+Every mapped PydanticJSON column gets such an attribute, also outside of
+WorkflowStateMixin: it is put in place when SQLAlchemy instruments the attribute.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PydanticUserError
+from sqlalchemy import Column, event, type_coerce
+from sqlalchemy.orm import (
+    ColumnProperty,
+    InstanceState,
+    Mapper,
+    PassiveFlag,
+    strategies,
+)
+from sqlalchemy.orm.attributes import History, InstrumentedAttribute, instance_state
+from sqlalchemy.orm.instrumentation import manager_of_class
+
+from ..errors import MappingError, PayloadError
+from ..payload.traits import losses
+from ..row.columns import column_of
+from ..row.types import Before, PydanticJSON, Unread, UnreadJSON
+from . import unit_of_work as flush_events  # noqa: F401 - it writes what is tracked
+from .baseline import is_changed, original, read, take_base, track, tracked
+from .refusals import refusing
+from .tracking import hold, touch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..payload.schema_versions import PayloadSchema
+
+
+_PLAIN = (("deferred", False), ("instrument", True))
+_BESIDE = ("schema_version", "workflow_key")
+# SQLAlchemy 2.1 has put an underscore in front of it.
+_ColumnLoader: Any = getattr(
+    strategies, "_ColumnLoader", getattr(strategies, "ColumnLoader", None)
+)
+
+
+class TrackedAttribute(InstrumentedAttribute[Any]):
+    """Hands out a value, and takes note of it."""
+
+    __slots__ = ()
+    inherit_cache = True
+
+    def __get__(self, instance: object | None, owner: Any) -> Any:
+        value = super().__get__(instance, owner)
+        if instance is None or value is None:
+            return value
+        state: InstanceState[Any] = instance_state(instance)
+        source = None
+        if isinstance(value, Unread):
+            value, source = read(state, self.key, value)
+        touch(state, instance, self.key, value, source)
+        return value
+
+
+class _TrackedImpl:
+    """What SQLAlchemy itself calls, for its history, for merge() and the like."""
+
+    __slots__ = ()
+    key: str
+    dispatch: Any
+
+    def get(
+        self, state: Any, dict_: Any, passive: PassiveFlag = PassiveFlag.PASSIVE_OFF
+    ) -> Any:
+        value = super().get(state, dict_, passive)  # type: ignore[misc]
+        return self._read(state, value) if isinstance(value, Unread) else value
+
+    def _read(self, state: InstanceState[Any], unread: Unread) -> Any:
+        """Build the value, and note what it was: a listener may change it in place."""
+        value, source = read(state, self.key, unread)
+        take_base(state, self.key, value, source)
+        return value
+
+    def set(
+        self, state: Any, dict_: Any, value: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        if isinstance(value, Unread):  # merge() copies what the other instance holds.
+            old = dict_.get(self.key)
+            if isinstance(old, Unread) and old.text == value.text:
+                return
+            value = tracked(state)[self.key].load(value.text)
+        if self.dispatch.set and isinstance(dict_.get(self.key), Unread):
+            # A listener is told what was there; of a row that is broken, its text.
+            with suppress(PayloadError):
+                self._read(state, dict_[self.key])
+        super().set(state, dict_, value, *args, **kwargs)  # type: ignore[misc]
+        instance = state.obj()
+        if instance is not None:
+            hold(state, instance, self.key, assigned=True)
+
+    def get_history(
+        self, state: Any, dict_: Any, passive: PassiveFlag = PassiveFlag.PASSIVE_OFF
+    ) -> History:
+        history: History
+        kept = state.committed_state.get(self.key)
+        if isinstance(kept, Before):
+            value = dict_.get(self.key)
+            if value is not None and kept.looks_like(value):
+                history = History((), [value], ())
+            else:
+                history = History([value], (), [kept] if kept.known else ())
+        elif is_changed(state, self.key):
+            before = original(state, self.key)
+            was = [] if before is None else [Unread(before)]
+            history = History([dict_[self.key]], (), was)
+        else:
+            history = super().get_history(state, dict_, passive)  # type: ignore[misc]
+        if passive is PassiveFlag.NO_CHANGE:
+            return history  # Only whether there is any change is asked for.
+        return History(*(self._build(state, part) for part in history))
+
+    def _build(self, state: InstanceState[Any], part: Any) -> list[Any]:
+        load = tracked(state)[self.key].load
+        return [load(v.text) if isinstance(v, Unread) else v for v in part or ()]
+
+
+@cache
+def _tracked_impl(impl: Any) -> type[Any]:
+    return type(f"Tracked{impl.__name__}", (_TrackedImpl, impl), {"__slots__": ()})
+
+
+@ColumnProperty.strategy_for(deferred=False, instrument=True, sa_wfstate=True)
+class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
+    """Loads the text only; where that does not work, the value as any column.
+
+    A state is read together with its schema version and its key. So it need not be
+    marked by the server, to which the expression for that is a sixth of its work; but
+    an alias, which may be a subquery without them, or an eager load has it marked.
+    """
+
+    __slots__ = ("_plain", "_row", "_schema")
+    columns: Any
+
+    def __init__(self, parent: Any, strategy_key: Any) -> None:
+        super().__init__(parent, strategy_key)
+        self._plain = parent._get_strategy(_PLAIN)  # noqa: SLF001
+        (column,) = self.columns
+        unread = column.type.unread()
+        self.columns = [type_coerce(column, unread).label(column.key)]
+        self._schema, self._row = unread.payload_schema, ()
+        beside = [column_of(column.table, name) for name in _BESIDE]
+        if self._schema is not None and all(each is not None for each in beside):
+            text = type_coerce(column, UnreadJSON(unread.type_))
+            self._row = (text.label(column.key), *beside)
+
+    def setup_query(
+        self,
+        compile_state: Any,
+        query_entity: Any,
+        path: Any,
+        loadopt: Any,
+        adapter: Any,
+        column_collection: Any,
+        memoized_populators: Any,
+        **kwargs: Any,
+    ) -> None:
+        # With RETURNING, only the columns of the table itself can be adapted.
+        returning = kwargs.get("check_for_adapt")
+        if self._row and not adapter and not returning:
+            for column in self._row:
+                compile_state._append_dedupe_col_collection(column, column_collection)  # noqa: SLF001
+            return
+        setup: Any = self._plain.setup_query if returning else super().setup_query
+        setup(
+            compile_state,
+            query_entity,
+            path,
+            loadopt,
+            adapter,
+            column_collection,
+            memoized_populators,
+            **kwargs,
+        )
+
+    def create_row_processor(
+        self,
+        context: Any,
+        query_entity: Any,
+        path: Any,
+        loadopt: Any,
+        mapper: Any,
+        result: Any,
+        adapter: Any,
+        populators: Any,
+    ) -> None:
+        if self._row and not adapter:
+            getters = [result._getter(column, raiseerr=False) for column in self._row]  # noqa: SLF001
+            if all(getters):
+                populators["quick"].append((self.key, _marked(self._schema, *getters)))
+                return
+        before = len(populators["quick"])
+        super().create_row_processor(
+            context, query_entity, path, loadopt, mapper, result, adapter, populators
+        )
+        if len(populators["quick"]) == before:
+            populators["expire"].pop()
+            self._plain.create_row_processor(
+                context,
+                query_entity,
+                path,
+                loadopt,
+                mapper,
+                result,
+                adapter,
+                populators,
+            )
+
+
+def _marked(
+    schema: PayloadSchema,
+    text_of: Callable[[Any], Unread | None],
+    version_of: Callable[[Any], int],
+    key_of: Callable[[Any], str],
+) -> Callable[[Any], Unread | None]:
+    """Return what gets the text of a row, marked if it is at another version."""
+    current = schema.version
+
+    def get(row: Any) -> Unread | None:
+        unread, version = text_of(row), version_of(row)
+        if unread is None or version == current:
+            return unread
+        return Unread(schema.mark(unread.text, version, key_of(row)))
+
+    return get
+
+
+@event.listens_for(object, "attribute_instrument", propagate=True)
+def _instrument(
+    cls: type[Any], key: str, attribute: InstrumentedAttribute[Any]
+) -> None:
+    prop = getattr(attribute.comparator, "prop", None)
+    if not isinstance(prop, ColumnProperty):
+        return
+    column = prop.columns[0]
+    if not isinstance(column, Column) or not isinstance(column.type, PydanticJSON):
+        return
+    _check(cls.__name__, key, column.type)
+    manager = manager_of_class(cls)
+    track(manager, key, column.type)
+    column.type.owner = column.type.owner or (cls.__name__, column)
+    attribute.__class__ = TrackedAttribute
+    impl: Any = attribute.impl
+    impl_class: Any = type(impl)
+    impl.__class__ = _tracked_impl(impl_class)
+    if prop.strategy_key == _PLAIN and len(prop.columns) == 1:
+        prop.strategy_key = (*_PLAIN, ("sa_wfstate", True))
+        prop.strategy = prop._get_strategy(prop.strategy_key)  # noqa: SLF001
+
+
+@event.listens_for(Mapper, "after_mapper_constructed")
+@refusing
+def _check_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
+    for key, column in mapper.columns.items():
+        if isinstance(column.type, PydanticJSON):
+            # A class that it refers to may not be defined yet: then when it is used.
+            with suppress(PydanticUserError):
+                _check(cls.__name__, key, column.type)
+
+
+def _check(entity: str, key: str, column_type: PydanticJSON[Any]) -> None:
+    """Raise MappingError if its type loses anything that was not accepted by name."""
+    found = losses(column_type.codec.schema)
+    for name, problem in found.items():
+        if name not in column_type.accept:
+            raise MappingError(
+                entity,
+                f"the type of {key} cannot be kept as JSON: {name} {problem}; or "
+                f"accept the loss by name: accept={{{name!r}}}",
+            )

@@ -1,0 +1,178 @@
+"""Bases: the JSON that the row of an instance held when its value was handed out.
+
+A base is kept in the instance's ``InstanceState.info``, so that it goes along when the
+instance is detached, pickled, or added to another session. It belongs to one value:
+when the attribute holds another one without having been set, it was refreshed, and the
+base is void.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import ClauseElement
+from sqlalchemy.orm import InstanceState, LoaderCallableStatus, QueryableAttribute
+
+from ..errors import PayloadError
+from ..payload.schema_versions import MARK
+from ..row.types import Before, PydanticJSON, Unread
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm.instrumentation import ClassManager
+
+
+BASES = "sa_wfstate.bases"
+SQL = (ClauseElement, QueryableAttribute)
+
+
+class Base:
+    """The JSON *text*, as its type dumps it, of *value* as it was read.
+
+    Until it is asked for, it may be only the *source* that the value was read from.
+    """
+
+    __slots__ = ("source", "text", "value")
+
+    def __init__(self, value: Any, text: str | None, source: str | None = None) -> None:
+        self.value = value
+        self.text = text
+        self.source = source
+
+
+def track(manager: ClassManager[Any], key: str, column_type: PydanticJSON[Any]) -> None:
+    """Note that the class of *manager* has a PydanticJSON attribute."""
+    manager.info.setdefault(BASES, {})[key] = column_type
+
+
+def tracked(state: InstanceState[Any]) -> dict[str, PydanticJSON[Any]]:
+    """Return the types of the PydanticJSON attributes of an instance, by key."""
+    types: dict[str, PydanticJSON[Any]] = state.manager.info.get(BASES, {})
+    return types
+
+
+def bases_of(state: InstanceState[Any]) -> dict[str, Base]:
+    """Return the bases of an instance, by key."""
+    bases: dict[str, Base] | None = state.info.get(BASES)
+    if bases is None:
+        bases = state.info[BASES] = {}
+    return bases
+
+
+def read(state: InstanceState[Any], key: str, unread: Unread) -> tuple[Any, str]:
+    """Build the value of an attribute that nobody has asked for yet.
+
+    Returns it with the text that it was built from.
+    """
+    column_type, text = tracked(state)[key], unread.text
+    schema = column_type.payload_schema
+    if schema is not None:
+        # A textual SELECT has not marked it. In a flush, the attribute is ahead.
+        version = state.committed_state.get("schema_version")
+        if not isinstance(version, int) or version < 1:
+            version = state.dict.get("schema_version")
+        text = schema.mark(text, version, _key_of(state))
+    try:
+        value = column_type.load(text)
+    except PayloadError as error:
+        note = "" if schema is None else f" (schema version {schema.version_of(text)})"
+        raise located(error, state, key, note) from error.__cause__
+    state.dict[key] = value
+    return value, text
+
+
+def take_base(
+    state: InstanceState[Any], key: str, value: Any, source: str | None = None
+) -> bool:
+    """Take the base of *value*, which is handed out; return False if it needs none.
+
+    *source* is the text that :func:`read` has just built it from.
+    """
+    bases = bases_of(state)
+    base = bases.get(key)
+    if base is not None and base.value is value:
+        return True
+    column_type = tracked(state)[key]
+    if (
+        state.key is None  # An INSERT writes whatever is there.
+        or not column_type.changes_in_place()
+        or isinstance(value, SQL)
+    ):
+        return False
+    if key not in state.committed_state:
+        if source is None or source[0] == MARK or not column_type.codec.reads_alike:
+            bases[key] = Base(value, dump(state, key, value))
+        else:
+            bases[key] = Base(value, None, source)
+    return True
+
+
+def text_of(state: InstanceState[Any], key: str, base: Base) -> str:
+    """Return the JSON of the row that *base* stands for, as its type dumps it."""
+    if base.text is None:
+        value = tracked(state)[key].load(base.source or "")
+        base.text, base.source = dump(state, key, value), None
+    return base.text
+
+
+def is_changed(state: InstanceState[Any], key: str) -> bool:
+    """Say whether a value that was handed out, and not assigned, differs by now."""
+    base, value = bases_of(state).get(key), state.dict.get(key)
+    if base is None or base.value is not value or key in state.committed_state:
+        return False
+    column_type = tracked(state)[key]
+    try:
+        before = text_of(state, key, base)
+        return not column_type.codec.same(column_type.dump(value), before)
+    except PayloadError:
+        return True  # It was not broken when it was read.
+
+
+def original(state: InstanceState[Any], key: str) -> str | None:
+    """Return what the row holds, as its type dumps it; None if that is not known."""
+    was = state.committed_state.get(key, state.dict.get(key))
+    base = bases_of(state).get(key)
+    if base is not None and base.value is was:
+        return text_of(state, key, base)
+    if isinstance(was, Before):
+        return was.text if was.known else None
+    column_type = tracked(state)[key]
+    try:
+        if isinstance(was, Unread):
+            was = column_type.load(was.text)
+        if was is not None and not isinstance(was, LoaderCallableStatus):
+            return column_type.dump(was)
+    except PayloadError:
+        pass  # A broken row is repaired by assigning to it.
+    return None
+
+
+def dump(state: InstanceState[Any], key: str, value: Any) -> str:
+    """Return the JSON text of *value*; an error names the row."""
+    try:
+        return tracked(state)[key].dump(value)
+    except PayloadError as error:
+        raise located(error, state, key) from error.__cause__
+
+
+def refuse_none(state: InstanceState[Any], key: str) -> None:
+    """Raise PayloadError if the attribute, which is None, must not be."""
+    column = state.mapper.columns[key]
+    if not (column.nullable or column.default or column.server_default):
+        problem = "must not be None; assign a value or delete the row"
+        raise located(PayloadError("", "", problem), state, key)
+
+
+def located(
+    error: PayloadError, state: InstanceState[Any], key: str, note: str = ""
+) -> PayloadError:
+    """Return *error* with the name of the row in it; the codec does not know that."""
+    where = f"{state.class_.__name__} {_key_of(state)!r} {key}{note}"
+    return PayloadError(where, error.path, error.problem)
+
+
+def _key_of(state: InstanceState[Any]) -> Any:
+    if state.key is not None:
+        identity = state.key[1]
+    else:
+        identity = tuple(state.mapper.primary_key_from_instance(state.obj()))
+    return identity[0] if len(identity) == 1 else identity

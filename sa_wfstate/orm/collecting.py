@@ -1,0 +1,282 @@
+"""What a flush writes is decided when SQLAlchemy collects the columns of an UPDATE.
+
+Only then has every listener had its turn. So what the row holds is put in place of the
+committed value, as an object that SQLAlchemy compares the value with: :class:`Kept` for
+a value that may have changed in place, :class:`Follower` for a column that is written
+only if another one is.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from sqlalchemy import Column
+from sqlalchemy.orm import ColumnProperty, InstanceState, LoaderCallableStatus
+from sqlalchemy.orm.attributes import flag_dirty, set_committed_value
+
+from ..errors import PayloadError
+from ..row.encoded import Encoded
+from ..row.types import Before, Unread
+from .baseline import (
+    SQL,
+    Base,
+    bases_of,
+    dump,
+    located,
+    original,
+    refuse_none,
+    text_of,
+    tracked,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    Written: TypeAlias = MutableMapping[tuple[InstanceState[Any], str], Encoded]
+
+
+class Kept(Before):
+    """The base of a value that a flush is about to write, unless it is the same.
+
+    *changed* is what it looked like when the flush began. *written* is the flush's.
+    """
+
+    __slots__ = ("_base", "_changed", "_key", "_same", "_state", "_written")
+
+    def __init__(
+        self,
+        state: InstanceState[Any],
+        key: str,
+        base: Base,
+        written: Written,
+        *,
+        changed: bool = True,
+    ) -> None:
+        self._state, self._key, self._base = state, key, base
+        self._written = written
+        self._same: bool | None = None
+        self._changed = changed
+
+    @property
+    def text(self) -> str:  # type: ignore[override]
+        """The JSON of the row."""
+        return text_of(self._state, self._key, self._base)
+
+    @property
+    def seems_changed(self) -> bool:
+        """Whether the value is, or is likely to be, written."""
+        return self._changed if self._same is None else not self._same
+
+    def is_still(self, value: Any) -> bool:
+        if self._same is None and not isinstance(value, Unread):
+            encoded = will_bind(self._written, self._state, self._key, value)
+            text = encoded.dump()
+            self._same = self._holds(text)
+            if not self._same:
+                encoded.check(text)
+                encoded.fresh = True
+        return self._same is not False
+
+    def looks_like(self, value: Any) -> bool:
+        if self._same is not None or isinstance(value, Unread):
+            return self._same is not False
+        try:
+            return self._holds(tracked(self._state)[self._key].dump(value))
+        except PayloadError:
+            return False
+
+    def _holds(self, text: str) -> bool:
+        return tracked(self._state)[self._key].codec.same(text, self.text)
+
+
+def will_bind(
+    written: Written, state: InstanceState[Any], key: str, value: Any
+) -> Encoded:
+    """Return what encodes *value* when the flush binds it."""
+    encoded = written.get((state, key))
+    if encoded is None or encoded.value is not value:
+        locate = partial(located, state=state, key=key)
+        encoded = Encoded(tracked(state)[key].codec, value, locate).keep()
+        written[state, key] = encoded
+    return encoded
+
+
+def prepare_insert(state: InstanceState[Any], written: Written) -> None:
+    """Check what an INSERT is going to write."""
+    for key in tracked(state):
+        value = state.dict.get(key)
+        if value is None:
+            refuse_none(state, key)
+        elif not isinstance(value, (Unread, *SQL)):
+            encoded = will_bind(written, state, key, value)
+            encoded.check(encoded.dump())
+
+
+class _Found(NamedTuple):
+    """A value that is there when a flush begins; *before* is the JSON of its row."""
+
+    key: str
+    value: Any
+    text: str
+    before: str | None
+
+
+def prepare_update(
+    state: InstanceState[Any], instance: object, written: Written
+) -> bool:
+    """Check what has changed, and let SQLAlchemy compare what may change until then.
+
+    Returns whether there is anything that a flush may write.
+    """
+    bases, committed = bases_of(state), state.committed_state
+    # Looked at first, so that a refused value leaves nothing behind.
+    changed, unchanged = _find(state, written)
+    for key, _, _, before in changed:
+        if before is not None:
+            # The history shows what the row holds, not the mutated value.
+            base = Base(committed.get(key), before)
+            committed[key] = Kept(state, key, base, written)
+    for key, value, text, _ in unchanged:
+        if key in committed:
+            set_committed_value(instance, key, value)
+            bases[key] = Base(value, text)
+    if changed and not state.modified:
+        flag_dirty(instance)
+    if not has_changes(state):
+        return False
+    for key, *_ in unchanged:
+        if key in bases:  # Or it cannot change in place.
+            committed[key] = Kept(state, key, bases[key], written, changed=False)
+    return True
+
+
+def _find(
+    state: InstanceState[Any], written: Written
+) -> tuple[list[_Found], list[_Found]]:
+    """Return what differs from the row of *state*, and what does not."""
+    bases = bases_of(state)
+    changed, unchanged = list[_Found](), list[_Found]()
+    for key, column_type in tracked(state).items():
+        value, base = state.dict.get(key), bases.get(key)
+        assigned = key in state.committed_state
+        if not assigned and (base is None or base.value is not value):
+            bases.pop(key, None)
+        elif value is None:
+            refuse_none(state, key)
+        elif not isinstance(value, (Unread, *SQL)):
+            text, before = dump(state, key, value), original(state, key)
+            same = before is not None and column_type.codec.same(text, before)
+            if assigned or not same:
+                # The same text may be a loss.
+                will_bind(written, state, key, value).check(text)
+            (unchanged if same else changed).append(_Found(key, value, text, before))
+    return changed, unchanged
+
+
+def prepare_again(
+    state: InstanceState[Any], key: str, written: Written, *, assigned: bool
+) -> None:
+    """Let SQLAlchemy compare a value that a listener has come by during the flush."""
+    value, committed = state.dict.get(key), state.committed_state
+    if value is None or isinstance(value, (Unread, *SQL)):
+        return
+    encoded, base = written.get((state, key)), bases_of(state).get(key)
+    if encoded is not None:
+        encoded.fresh = False
+    if assigned:
+        will_bind(written, state, key, value)
+        if isinstance(committed.get(key), Before) or state.key is None:
+            return
+        mutable = tracked(state)[key].changes_in_place()
+        before = original(state, key) if mutable else None
+        if before is not None:
+            committed[key] = Kept(state, key, Base(committed.get(key), before), written)
+    elif key not in committed and base is not None and base.value is value:
+        committed[key] = Kept(state, key, base, written)
+
+
+def has_changes(state: InstanceState[Any]) -> bool:
+    """Return whether an attribute was set, or marked by prepare_update."""
+    return bool(state.committed_state or state.__dict__.get("_pending_mutations"))
+
+
+def will_write(state: InstanceState[Any], *, collecting: bool = False) -> bool:
+    """Return whether there are columns for an UPDATE of the row of *state* to set.
+
+    Before SQLAlchemy is *collecting* them, a listener may yet change the answer.
+    """
+    attributes = state.mapper.attrs
+    for key, was in state.committed_state.items():
+        prop = attributes.get(key)
+        is_column = isinstance(prop, ColumnProperty) and isinstance(
+            prop.columns[0], Column
+        )
+        if not is_column or isinstance(was, Follower):
+            continue
+        if not isinstance(was, Kept):
+            written = not is_same(state, key)
+        elif collecting:
+            value = state.dict.get(key)
+            written = value is None or not was.is_still(value)
+        else:
+            written = was.seems_changed
+        if written:
+            return True
+    return False
+
+
+def is_same(state: InstanceState[Any], key: str) -> bool:
+    """Return whether the attribute *key* of *state* need not be written by now."""
+    if key not in state.committed_state:
+        return True
+    value, was = state.dict.get(key), state.committed_state[key]
+    if isinstance(value, SQL) or hasattr(value, "__clause_element__"):
+        return False
+    if isinstance(was, Before):
+        return value is not None and was.looks_like(value)
+    impl: Any = state.manager[key].impl
+    return impl.is_equal(value, was) is True
+
+
+class Follower:
+    """What the row holds of a column that is written only if others are."""
+
+    __slots__ = ()
+
+
+class Unstamped(Follower, Before):
+    """The provenance of the row, which an UPDATE replaces by *stamp*, if there is one.
+
+    *was* is what the instance held as the provenance of its row.
+    """
+
+    __slots__ = ("_stamp", "_state", "was")
+
+    def __init__(self, state: InstanceState[Any], was: Any, stamp: Any) -> None:
+        self._state, self.was, self._stamp = state, was, stamp
+
+    @property
+    def known(self) -> bool:
+        return self.was is not None and not isinstance(self.was, LoaderCallableStatus)
+
+    @property
+    def text(self) -> str:  # type: ignore[override]
+        """The JSON of the row; null if it is not known."""
+        if isinstance(self.was, Unread):
+            return self.was.text
+        return (
+            tracked(self._state)["provenance"].dump(self.was) if self.known else "null"
+        )
+
+    def is_still(self, value: Any) -> bool:
+        return self._judge(value, collecting=True)
+
+    def looks_like(self, value: Any) -> bool:
+        return self._judge(value, collecting=False)
+
+    def _judge(self, value: Any, *, collecting: bool) -> bool:
+        if value is not self._stamp:  # Another listener has assigned it.
+            column_type = tracked(self._state)["provenance"]
+            return self.known and column_type.dump(value) == self.text
+        return not will_write(self._state, collecting=collecting)

@@ -1,0 +1,246 @@
+"""Every way to lose a race becomes a StateConflict.
+
+When a flush fails, SQLAlchemy has rolled back by the time ``after_soft_rollback`` is
+dispatched, the original error is still being handled, and the session's own connection
+is still there. The session's ledger knows which rows the failed statement was about. On
+that connection they are read again: those that are no longer what the write was based
+on have lost. A COMMIT that is refused is heard of in ``handle_error``. What concerns no
+workflow row passes through untouched.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from sqlalchemy import Connection, Dialect, ExceptionContext, TwoPhaseTransaction, event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
+from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
+
+from ..errors import ConflictReason, StateConflict, WriteSuppressed
+from ..retry import SERIALIZATION_FAILURE, UNIQUE_VIOLATION, sqlstate
+from ..values.row_version import NOTHING, RowVersion
+from ..values.snapshot import WorkflowSnapshot
+from .criteria import HIDDEN, filtering
+from .write_log import Deed, Entry, existing_ledger, on_first_write, written_on
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..row.statements import Statements
+
+
+def conflict_of(
+    statements: Statements[Any],
+    workflow_key: str,
+    expected_version: int,
+    found: WorkflowSnapshot[Any] | RowVersion | None,
+    base_effect_id: str | None = None,
+) -> StateConflict | None:
+    """Judge a lost write by what was *found* in its row after the loss.
+
+    None means that the row is at the expected version, written by *base_effect_id* if
+    that is given: nobody else wrote.
+    """
+    base = RowVersion(expected_version, base_effect_id)
+    current = None
+    if isinstance(found, WorkflowSnapshot):
+        current, found = found, RowVersion(found.version, found.provenance.effect_id)
+    actual = found or NOTHING
+    if actual.matches(base):
+        return None
+    if base.version == 0:
+        reason = ConflictReason.EXISTS
+    elif actual.version == 0:
+        reason = ConflictReason.MISSING
+    elif actual.version == base.version:
+        reason = ConflictReason.RECREATED
+    else:
+        reason = ConflictReason.MOVED
+    return StateConflict(
+        statements.entity,
+        workflow_key,
+        base.version,
+        actual.version if actual.version > 0 else None,
+        reason,
+        current,
+    )
+
+
+def conflict_of_all(conflicts: Sequence[StateConflict]) -> StateConflict | None:
+    """Make one conflict of several: the first, which knows the others."""
+    first, *others = conflicts or (None,)
+    return first if first is None else first.together_with(tuple(others))
+
+
+@event.listens_for(Session, "after_soft_rollback")
+def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
+    ledger = existing_ledger(session)
+    if ledger is None:
+        return
+    doubtful = ledger.fail(transaction)
+    error = sys.exc_info()[1]
+    in_flush = transaction.origin is SessionTransactionOrigin.SUBTRANSACTION
+    if doubtful and in_flush and isinstance(error, SQLAlchemyError):
+        _translate(error, doubtful, hides=filtering(session) is not None)
+
+
+def _translate(error: SQLAlchemyError, doubtful: list[Entry], *, hides: bool) -> None:
+    """Raise what *error* means for the rows of *doubtful*; return if it means nothing.
+
+    A serialization failure that no row explains is the loss of the rows in the failing
+    statement: the database has seen a conflict that the rows alone do not show. *hides*
+    says that the session may not be shown the row that a creation has met.
+    """
+    refused = sqlstate(error)
+    # The key that an INSERT makes is empty before it, and nobody else's.
+    doubtful = [entry for entry in doubtful if entry.workflow_key]
+    if refused == UNIQUE_VIOLATION:
+        doubtful = [e for e in _of_statement(error, doubtful) if e.deed is Deed.INSERT]
+    elif refused != SERIALIZATION_FAILURE and not isinstance(
+        error, (StaleDataError, ObjectDeletedError)
+    ):
+        return
+    try:
+        lost, unmoved = _judge(doubtful, hides=hides)
+    except SQLAlchemyError:
+        return  # The original error says more than a failed look at the rows.
+    if refused == SERIALIZATION_FAILURE and not lost:
+        lost = [_refused(entry) for entry in _of_statement(error, unmoved)]
+    conflict = conflict_of_all(lost)
+    if conflict is not None:
+        raise conflict from error
+    if unmoved and isinstance(error, StaleDataError):
+        entry = unmoved[0]
+        raise WriteSuppressed(
+            entry.statements.entity, entry.workflow_key, entry.base.version
+        ) from error
+
+
+def _of_statement(error: SQLAlchemyError, entries: list[Entry]) -> list[Entry]:
+    """Return those of *entries* whose key is among the parameters of *error*."""
+    parameters = getattr(error, "params", None)
+    rows = parameters if isinstance(parameters, list) else [parameters]
+    values = set[Any]()
+    for row in rows:
+        for value in row.values() if isinstance(row, dict) else row or ():
+            if isinstance(value, str):
+                values.add(value)
+    return [entry for entry in entries if entry.workflow_key in values]
+
+
+def _refused(entry: Entry) -> StateConflict:
+    return StateConflict(
+        entry.statements.entity,
+        entry.workflow_key,
+        entry.base.version,
+        None,
+        ConflictReason.SERIALIZATION,
+    )
+
+
+def _judge(
+    entries: list[Entry], *, hides: bool = False
+) -> tuple[list[StateConflict], list[Entry]]:
+    """Read the rows of *entries* again; return who lost, and who has not moved."""
+    grouped = defaultdict(list)
+    for entry in entries:
+        grouped[entry.connection, entry.statements].append(entry)
+    lost, unmoved = [], []
+    for (connection, statements), group in grouped.items():
+        expected = {entry.workflow_key: entry.base.version for entry in group}
+        current = read_again(connection, statements, expected)
+        for entry in group:
+            key = entry.workflow_key
+            found = current.get(key)
+            if hides and found is not None and entry.base == NOTHING:
+                found = HIDDEN
+            conflict = conflict_of(
+                statements,
+                key,
+                entry.base.version,
+                found,
+                entry.base.effect_id,
+            )
+            if conflict is None:
+                unmoved.append(entry)
+            else:
+                lost.append(conflict)
+    return lost, unmoved
+
+
+def read_again(
+    connection: Connection, statements: Statements[Any], expected: Mapping[str, int]
+) -> Mapping[str, WorkflowSnapshot[Any] | RowVersion]:
+    """Read what is there in place of what was *expected*, versions by key.
+
+    Read on the session's own connection, and leave it as it was found.
+
+    A fresh connection could wait for ever for a pool of one, and would not see the
+    outer transaction that a test has put around everything.
+    """
+    joined = connection.in_transaction()
+    reader = connection if joined else _beside(connection)
+    try:
+        return statements.found(reader, expected)
+    finally:
+        if not joined:
+            reader.rollback()
+
+
+def _beside(connection: Connection) -> Connection:
+    """Return another face of *connection*.
+
+    One whose ``with connection.begin()`` the session has rolled back refuses to go on
+    before the end of that block.
+    """
+    beside = Connection(connection.engine, connection.connection)
+    schemas = connection.get_execution_options().get("schema_translate_map")
+    return beside.execution_options(schema_translate_map=schemas)
+
+
+_attended: WeakSet[Dialect] = WeakSet()
+
+
+def _listen(connection: Connection) -> None:
+    if connection.dialect not in _attended:
+        _attended.add(connection.dialect)
+        event.listen(connection.engine, "handle_error", _commit_refused)
+
+
+on_first_write.append(_listen)
+
+
+def _commit_refused(context: ExceptionContext) -> None:
+    """Translate the serialization failure of a COMMIT that holds workflow rows.
+
+    The server's transaction is over by then, so the rows are read in the next one. That
+    is ended here: for SQLAlchemy there is none that a rollback would have to end.
+    """
+    error, connection = context.sqlalchemy_exception, context.connection
+    if (
+        error is None
+        or connection is None
+        or context.statement is not None
+        or sqlstate(error) != SERIALIZATION_FAILURE
+        # What it has prepared, or not, allows no reading; nor would the error last.
+        or isinstance(connection.get_transaction(), TwoPhaseTransaction)
+    ):
+        return
+    first: dict[tuple[Statements[Any], str], Entry] = {}
+    for entry in written_on(connection):
+        first.setdefault((entry.statements, entry.workflow_key), entry)
+    try:
+        lost, unmoved = _judge(list(first.values()))
+    except SQLAlchemyError:
+        lost, unmoved = [], list(first.values())
+    finally:
+        with suppress(SQLAlchemyError, context.dialect.loaded_dbapi.Error):
+            connection.connection.rollback()
+    conflict = conflict_of_all(lost or [_refused(entry) for entry in unmoved])
+    if conflict is not None:
+        raise conflict from error

@@ -1,0 +1,117 @@
+"""What the criteria of a session hide is neither read nor written.
+
+An application may filter what its sessions load: a listener of ``do_orm_execute`` adds
+``with_loader_criteria()`` to each SELECT, for the rows of one tenant, say, or against
+rows that are marked as deleted. Such a session reads workflows by a SELECT of the
+entity through ``session.execute()``, and locks by one what it is about to write. A
+session without such a listener uses the prebuilt statements alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sqlalchemy import select
+
+from ..row.chunks import chunks
+from ..row.json_text import AsText
+from ..row.sql import CANONICAL_COLUMNS
+from ..values.row_version import RowVersion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+    from ..row.statements import Statements
+    from ..values.snapshot import WorkflowSnapshot
+
+
+StateT = TypeVar("StateT")
+
+HIDDEN: Final = RowVersion(-1, None)
+"""What a creation finds where the criteria hide the row of its key."""
+
+
+def filtering(session: Session) -> Session | None:
+    """Return *session* if its loads may be filtered, else None."""
+    package = __name__.partition(".")[0]
+    for listener in session.dispatch.do_orm_execute:
+        if getattr(listener, "__module__", "").partition(".")[0] != package:
+            return session
+    return None
+
+
+def read_visible(
+    connection: Connection,
+    statements: Statements[StateT],
+    workflow_keys: Sequence[str],
+    session: Session | None,
+    *,
+    lock: bool = False,
+) -> dict[str, WorkflowSnapshot[StateT]]:
+    """Read those rows of *workflow_keys* that *session* may see, by key.
+
+    Without one all of them. *lock* keeps other writers away from them.
+    """
+    if session is not None:
+        rows = _select(session, statements, CANONICAL_COLUMNS, workflow_keys, lock=lock)
+        return {row[0]: statements.snapshot_of(row) for row in rows}
+    if len(workflow_keys) == 1:
+        row = statements.read(connection, workflow_keys[0], lock=lock)
+        return {} if row is None else {workflow_keys[0]: row}
+    return statements.read_many(connection, workflow_keys)
+
+
+def visible(
+    session: Session,
+    statements: Statements[Any],
+    workflow_keys: Iterable[str],
+    *,
+    lock: bool = False,
+) -> set[str]:
+    """Return those of *workflow_keys* whose rows *session* may see.
+
+    *lock* keeps their rows as they are until the transaction ends.
+    """
+    names = ("workflow_key",)
+    rows = _select(session, statements, names, workflow_keys, lock=lock)
+    return {key for (key,) in rows}
+
+
+def hide(
+    session: Session | None,
+    statements: Statements[Any],
+    found: Mapping[str, Any],
+    expected: Mapping[str, int],
+) -> Mapping[str, Any]:
+    """Return of *found* what *session* may see; *expected* are versions, by key."""
+    if session is None or not found:
+        return found
+    seen = visible(session, statements, found)
+    return {
+        key: row if key in seen else HIDDEN
+        for key, row in found.items()
+        if key in seen or not expected[key]
+    }
+
+
+def _select(
+    session: Session,
+    statements: Statements[Any],
+    names: Iterable[str],
+    workflow_keys: Iterable[str],
+    *,
+    lock: bool,
+) -> Iterator[Any]:
+    entity = statements.mapper.class_
+    columns = {name: getattr(entity, name) for name in names}
+    for name in columns.keys() & {"state", "provenance"}:
+        columns[name] = AsText(columns[name])
+    query = select(*columns.values()).order_by(entity.workflow_key)
+    if lock:
+        query = query.with_for_update(key_share=True, of=statements.table)
+    for keys in chunks(sorted(workflow_keys)):
+        with session.no_autoflush:
+            yield from session.execute(query.where(entity.workflow_key.in_(keys)))

@@ -1,0 +1,286 @@
+"""WorkflowStateMixin: the columns of a workflow row, and the guards of its mapping.
+
+::
+
+    class OrderState(BaseModel):
+        status: str = "new"
+
+
+    class Order(WorkflowStateMixin[OrderState], Base):
+        __tablename__ = "orders"
+
+That is all. The class gets the six columns of the canonical row, its ``version`` column
+is SQLAlchemy's ``version_id_col``, and the table gets the CHECK constraints. This is
+done when the mapper has been constructed, whatever ``__mapper_args__`` and
+``__table_args__`` the class has of its own, so neither can drop the version check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping  # noqa: TC003 (SQLAlchemy reads the annotations)
+from datetime import datetime  # noqa: TC003
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    overload,
+)
+
+from sqlalchemy import BigInteger, DateTime, Integer, Table, Text, event, func, text
+from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr, mapped_column
+from sqlalchemy.orm.attributes import InstrumentedAttribute, instance_state
+
+from ..errors import KeyNotAssignable, MappingError, VersionNotAssignable
+from ..payload.schema_versions import Step, schema_of
+from ..row.columns import note_columns
+from ..row.ddl import add_constraints, add_indexes, check_key_references
+from ..row.keys import check_key
+from ..row.types import PydanticJSON
+from ..values.provenance import Provenance
+from . import attributes  # noqa: F401 - it tracks the states
+from .refusals import refusing
+from .version_comparator import compare_effects
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Connection
+
+
+StateT = TypeVar("StateT")
+_REFUSED = "sa_wfstate.refused"
+
+if TYPE_CHECKING:
+
+    class _declared_state(Generic[StateT]):  # noqa: N801
+        """``declared_attr`` with a setter that knows the type of the state."""
+
+        def __init__(self, function: Callable[[Any], Mapped[StateT]]) -> None: ...
+        @overload
+        def __get__(
+            self, instance: None, owner: Any
+        ) -> InstrumentedAttribute[StateT]: ...
+        @overload
+        def __get__(self, instance: object, owner: Any) -> StateT: ...
+        def __get__(self, instance: object | None, owner: Any) -> Any: ...
+        def __set__(self, instance: object, value: StateT) -> None: ...
+
+else:
+    _declared_state = declared_attr
+
+
+class WorkflowStateMixin(Generic[StateT]):
+    """Make a mapped class a workflow with a state of type *StateT*.
+
+    *StateT* is whatever Pydantic's TypeAdapter takes, most often a model. It is given
+    as ``WorkflowStateMixin[OrderState]`` when the class, or an abstract base of it, is
+    defined.
+
+    A row that is written without a new :attr:`provenance` gets that of
+    :meth:`default_provenance`.
+    """
+
+    __workflow_indexes__: ClassVar[tuple[str, ...]] = ()
+    """Optional indexes: any of "version", "updated", "state" and "provenance".
+
+    The first two are B-trees and cost the HOT update; the others are GIN.
+    """
+
+    __state_options__: ClassVar[Mapping[str, Any]] = {}
+    """Options of the state's PydanticJSON: accept, round_trip, mutable."""
+
+    __schema_version__: ClassVar[int] = 1
+    """The version of the state's shape that this code knows."""
+
+    __upcasters__: ClassVar[Mapping[int, Step]] = {}
+    """How JSON data of each older schema version becomes that of the next."""
+
+    __write_schema_version__: ClassVar[int | None] = None
+    """The schema version to store, if older code still has to read what is written."""
+
+    __downcasters__: ClassVar[Mapping[int, Step]] = {}
+    """How JSON data becomes that of the version before, down to the one to store."""
+
+    workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-60)
+    """The primary key of the workflow, 1 to 255 characters."""
+
+    version: Mapped[int] = mapped_column(
+        BigInteger, nullable=False, server_default=text("1"), sort_order=-50
+    )
+    """Counts the commits, from 1; never assigned by the application."""
+
+    @_declared_state
+    def state(cls: Any) -> Mapped[StateT]:  # noqa: N805
+        """Hold the state; changes in place are seen."""
+        if "__table__" in cls.__dict__:
+            return cast("Mapped[StateT]", cls.__table__.c.state)
+        try:
+            schema = schema_of(cls)
+            type_: PydanticJSON[Any] = PydanticJSON(
+                _state_type(cls), payload_schema=schema, **cls.__state_options__
+            )
+        except MappingError as error:
+            # To be raised when there is a mapper, which can be taken back.
+            refused = {_REFUSED: error}
+            return mapped_column(PydanticJSON(Any), nullable=False, info=refused)
+        return mapped_column(type_, nullable=False, sort_order=-40)
+
+    updated_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=func.now(),
+        onupdate=func.now(),
+        sort_order=-30,
+    )
+    """When the row was last written, by the server's clock."""
+
+    schema_version: Mapped[int] = mapped_column(
+        Integer, nullable=False, server_default=text("1"), default=1, sort_order=-20
+    )
+    """The version of the payload's shape."""
+
+    provenance: Mapped[Provenance] = mapped_column(
+        PydanticJSON(Provenance, mutable=False),
+        nullable=False,
+        # For bulk INSERTs, of which the ORM tells nobody; see default_provenance().
+        default=Provenance.now,
+        sort_order=-10,
+    )
+    """Which effect wrote this version."""
+
+    def default_provenance(self) -> Provenance:
+        """Return the provenance of a flush that was given none; override at will."""
+        return Provenance.now()
+
+
+class _VersionAttribute(InstrumentedAttribute[Any]):
+    """The version: SQLAlchemy counts it, nobody sets it."""
+
+    __slots__ = ()
+    inherit_cache = True
+
+    def __set__(self, instance: object, value: Any) -> None:
+        raise VersionNotAssignable(type(instance).__name__)
+
+
+class _KeyAttribute(InstrumentedAttribute[Any]):
+    """The workflow key, checked when it is set; that of a stored row is not changed."""
+
+    __slots__ = ()
+    inherit_cache = True
+
+    def __set__(self, instance: object, value: Any) -> None:
+        check_key(type(instance).__name__, value)
+        _keep_key(instance_state(instance), value)
+        super().__set__(instance, value)
+
+
+def _keep_key(state: InstanceState[Any], workflow_key: str | None) -> None:
+    if state.identity is not None and workflow_key != state.identity[0]:
+        raise KeyNotAssignable(state.class_.__name__, state.identity[0])
+
+
+def _state_type(cls: type[Any]) -> Any:
+    """Return what *cls* put in the brackets of WorkflowStateMixin[…]."""
+    bound = _argument(cls, {})
+    if bound is None or isinstance(bound, TypeVar):
+        raise MappingError(
+            cls.__name__,
+            "its state has no type; derive it from WorkflowStateMixin[YourState]",
+        )
+    return bound
+
+
+def _argument(cls: type[Any], known: dict[Any, Any]) -> Any:
+    """Follow the generic bases of *cls* down to the mixin, substituting *known*."""
+    bases = cls.__dict__.get("__orig_bases__", cls.__bases__)
+    for base in bases:
+        origin = get_origin(base) or base
+        if not (isinstance(origin, type) and issubclass(origin, WorkflowStateMixin)):
+            continue
+        arguments = [known.get(argument, argument) for argument in get_args(base)]
+        if origin is WorkflowStateMixin:
+            return arguments[0] if arguments else None
+        parameters = getattr(origin, "__parameters__", ())
+        bound = _argument(origin, dict(zip(parameters, arguments, strict=False)))
+        if bound is not None:
+            return bound
+    return None
+
+
+@event.listens_for(WorkflowStateMixin, "after_mapper_constructed", propagate=True)
+@refusing
+def _complete_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
+    table = mapper.local_table
+    refused = mapper.columns["state"].info.get(_REFUSED)
+    if refused is not None:
+        raise refused
+    if mapper.inherits is None or mapper.concrete:
+        if not isinstance(table, Table):
+            raise MappingError(cls.__name__, "a workflow must be mapped to a table")
+        _guard_version(mapper, table)
+        check_key_references(cls.__name__, table)
+        add_constraints(table)
+        add_indexes(cls.__name__, table, cls.__workflow_indexes__)
+        if mapper.eager_defaults == "auto":
+            # updated_at comes back with each write: reading it later would be a query,
+            # which an AsyncSession cannot send from an attribute.
+            mapper.eager_defaults = True
+    if mapper.version_id_col is None:
+        raise MappingError(cls.__name__, "its version_id_col is lost")
+    cls.version.__class__ = _VersionAttribute
+    cls.workflow_key.__class__ = _KeyAttribute
+
+
+def _guard_version(mapper: Mapper[Any], table: Table) -> None:
+    columns = note_columns(mapper, table)
+    state_type: Any = columns.state.type
+    if isinstance(state_type, PydanticJSON) and state_type.payload_schema is None:
+        columns.state.type = state_type.with_schema(schema_of(mapper.class_))
+    if list(table.primary_key) != [columns.workflow_key]:
+        raise MappingError(
+            mapper.class_.__name__, "workflow_key alone must be the primary key"
+        )
+    for name in ("state", "provenance"):
+        type_ = getattr(columns, name).type
+        if not isinstance(type_, PydanticJSON):
+            raise MappingError(
+                mapper.class_.__name__,
+                f"column {name!r} of table {table.name!r} must be a PydanticJSON, not "
+                f"{type_!r}",
+            )
+    if mapper.version_id_col is None:
+        mapper.version_id_col = columns.version
+    elif mapper.version_id_col is not columns.version:
+        raise MappingError(
+            mapper.class_.__name__,
+            "__mapper_args__ names another version_id_col; leave it out, the column "
+            "version is the one that is checked",
+        )
+    compare_effects(mapper.class_.__name__, columns.version)
+    if mapper.version_id_generator is False:
+        raise MappingError(
+            mapper.class_.__name__,
+            "version_id_generator=False would leave the version to the application; "
+            "leave it out of __mapper_args__",
+        )
+
+
+@event.listens_for(WorkflowStateMixin, "before_insert", propagate=True, raw=True)
+@event.listens_for(WorkflowStateMixin, "before_update", propagate=True, raw=True)
+def _stamp(
+    _mapper: Mapper[Any], _connection: Connection, state: InstanceState[Any]
+) -> None:
+    if "workflow_key" in state.committed_state:
+        # It was deleted, set past its attribute, or copied from a row it refers to.
+        _keep_key(state, state.dict.get("workflow_key"))
+    if state.has_identity:
+        return  # Only an UPDATE that is sent gets a provenance; see flushes.py.
+    instance: Any = state.obj()
+    if state.dict.get("provenance") is None:
+        instance.provenance = instance.default_provenance()

@@ -1,0 +1,68 @@
+"""The methods of Session that SQLAlchemy has no event for, and what is put around them.
+
+They are wrapped when the first workflow class is mapped, once. A program that has none
+keeps its Session as it is. A call that concerns no workflow, right or wrong, ends as it
+would without the wrapper.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event, inspect
+from sqlalchemy.orm import Mapper, Session
+
+from .mixin import WorkflowStateMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+_wrappers: dict[str, Callable[..., Any]] = {}
+
+
+def around(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Put the decorated function around the method *name* of Session.
+
+    It is called with that method, the session, and the arguments by their names.
+    """
+
+    def register(wrapper: Callable[..., Any]) -> Callable[..., Any]:
+        _wrappers[name] = wrapper
+        return wrapper
+
+    return register
+
+
+@event.listens_for(WorkflowStateMixin, "after_mapper_constructed", propagate=True)
+def _wrap(_: Mapper[Any], __: type[Any]) -> None:
+    while _wrappers:
+        name, wrapper = _wrappers.popitem()
+        method = Session.__dict__.get(name)  # merge_all() is new in SQLAlchemy 2.1.
+        if method is not None:
+            setattr(Session, name, _wrapped(method, wrapper))
+
+
+def _wrapped(method: Callable[..., Any], wrapper: Callable[..., Any]) -> Any:
+    bind = signature(method).bind
+
+    @wraps(method)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        try:
+            given = bind(*args, **options).arguments
+        except TypeError:
+            return method(*args, **options)  # It raises the error of its signature.
+        return wrapper(method, given.pop("self"), **given)
+
+    return wrapped
+
+
+def workflow_mapper(mapped: Any) -> Mapper[Any] | None:
+    """Return the mapper of what SQLAlchemy takes for one, if it is of a workflow."""
+    if mapped is None:
+        return None
+    mapper = getattr(inspect(mapped, raiseerr=False), "mapper", None)
+    ours = isinstance(mapper, Mapper) and issubclass(mapper.class_, WorkflowStateMixin)
+    return mapper if ours else None

@@ -1,0 +1,268 @@
+"""Stale objects outside a flush: ``merge()``, locked loads, refreshes by name.
+
+``Session.merge()`` of a detached object, and ``Session.get(…, with_for_update=…)`` of
+one that the session holds, compare versions and raise StaleDataError. An error that
+comes out of them is looked at closer. The SELECT of a get passes ``do_orm_execute``; a
+merge passes no event, so it is wrapped when the first workflow class is mapped.
+
+SQLAlchemy compares the version attributes alone, and inserts what it does not find. So
+a merge is refused before it copies anything
+
+- if the detached object and the session's own have different bases, which shows a row
+  that was deleted and created again, or a version attribute that is expired;
+- if the row of a detached object is gone: it was deleted, not to be created again;
+- if a new, transient object, the creation of a workflow, meets a row that exists.
+
+``load=False`` reads no row: the object of the session gets the base of the merged one,
+and its next flush is checked against that. So does one that is merged from an object
+without a base, and cannot be written before it is loaded.
+
+``refresh()`` and ``expire()`` of some attributes take the version and the provenance
+together, so that the base is always of one row.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event, inspect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import InstanceState, ORMExecuteState, Session
+from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.orm.util import identity_key
+
+from ..errors import ConflictReason, StateConflict
+from ..retry import SERIALIZATION_FAILURE, sqlstate
+from ..values.row_version import NOTHING, RowVersion
+from .conflicts import conflict_of, conflict_of_all, read_again
+from .entity import statements_of
+from .mixin import WorkflowStateMixin
+from .session_patch import around, workflow_mapper
+from .tracking import check_unchanged
+from .version_guard import OF_A_BASE, key_of, seen_of, take_over
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+
+@around("merge")
+def _merge(
+    method: Callable[..., Any], session: Session, instance: Any, **options: Any
+) -> Any:
+    with _Merging(session, [instance], options):
+        return method(session, instance, **options)
+
+
+@around("merge_all")
+def _merge_all(
+    method: Callable[..., Any],
+    session: Session,
+    instances: Iterable[Any],
+    **options: Any,
+) -> Any:
+    instances = list(instances)
+    with _Merging(session, instances, options):
+        return method(session, instances, **options)
+
+
+@event.listens_for(Session, "do_orm_execute")
+def _get_locked(execute: ORMExecuteState) -> Any:
+    """Execute the SELECT of a ``get(…, with_for_update=…)``, and fetch its row."""
+    # SQLAlchemy tells by a private option alone that it is going to compare versions.
+    if not execute.is_select or not getattr(
+        execute.load_options, "_version_check", False
+    ):
+        return None
+    mapper = workflow_mapper(execute.bind_mapper)
+    if mapper is None:
+        return None
+    try:
+        return execute.invoke_statement().unique().freeze()()
+    except (StaleDataError, DBAPIError) as error:
+        # An error of the autoflush before it has made the session inactive.
+        if execute.session.is_active:
+            _translate_get(execute, mapper.class_, error)
+        raise
+
+
+class _Merging:
+    """What is looked at around a merge."""
+
+    def __init__(
+        self, session: Session, instances: list[Any], options: Mapping[str, Any]
+    ) -> None:
+        self._session = session
+        self._instances = instances
+        self._load = options.get("load", True)
+        self._options = options.get("options")
+        self._kept: list[object] = []  # The identity map would let go of them.
+
+    def __enter__(self) -> None:
+        if not self._load:  # It compares, and sends no SQL.
+            check_unchanged(self.workflows())
+            return
+        for state in self.workflows():
+            if state.key is not None:
+                self._refuse_stale(state)
+            elif "workflow_key" in state.dict:
+                self._refuse_to_replace(state)
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None:
+            for state in self.workflows():
+                self._hand_over(state)
+        if (
+            type(error) is not StaleDataError
+            or not self._session.is_active
+            or not self._load
+        ):
+            return
+        with self._session.no_autoflush:
+            conflict = conflict_of_all(
+                [each for state in self.workflows() for each in self._lost(state)]
+            )
+        if conflict is not None:
+            raise conflict from error
+
+    def workflows(self) -> Iterator[InstanceState[Any]]:
+        """Return the workflow instances that the merge cascades to."""
+        for instance in self._instances:
+            state: Any = inspect(instance, raiseerr=False)
+            if not isinstance(state, InstanceState):
+                continue  # SQLAlchemy says what is wrong.
+            reached = state.mapper.cascade_iterator("merge", state)
+            for each in (state, *(found[2] for found in reached)):
+                if issubclass(each.class_, WorkflowStateMixin):
+                    yield each
+
+    def _refuse_stale(self, state: InstanceState[Any]) -> None:
+        """Refuse to merge a detached object that is not based on its row."""
+        held = self._session.get(
+            state.class_,
+            state.key[1],  # type: ignore[index]
+            identity_token=state.identity_token,
+            options=self._options,
+        )
+        if held is state.obj():
+            return
+        conflicts: list[StateConflict] = []
+        if held is None:
+            base = seen_of(state) or RowVersion(state.dict.get("version", 1), None)
+            conflicts = _conflicts(self._session, state.class_, key_of(state), [base])
+        elif _carries(state) and state.dict.get("version") in {None, held.version}:
+            conflicts = self._lost(state)  # The merge compares the versions only.
+        if conflicts:
+            raise conflicts[0]
+        self._kept.append(held)
+
+    def _hand_over(self, state: InstanceState[Any]) -> None:
+        """Give the session's own object the base of *state*, whose values it has now.
+
+        What was loaded for the merge has the same one, but if *state* has none.
+        """
+        held = None if state.key is None else self._held(state)
+        if held is None or held is state.obj() or not _carries(state):
+            return
+        if not self._load or seen_of(state) is None:
+            take_over(inspect(held), state)
+
+    def _refuse_to_replace(self, state: InstanceState[Any]) -> None:
+        key = key_of(state)
+        there = self._session.get(state.class_, key)
+        if there is not None and inspect(there) is not state:
+            conflicts = _conflicts(self._session, state.class_, key, [NOTHING])
+            if conflicts:
+                raise conflicts[0]
+
+    def _lost(self, state: InstanceState[Any]) -> list[StateConflict]:
+        """Either the detached or the session's own object may be the stale one."""
+        held = self._held(state)
+        if held is None or inspect(held) is state:
+            return []
+        bases = [seen_of(state), seen_of(inspect(held))]
+        if bases[0] == bases[1]:
+            return []
+        return _conflicts(self._session, state.class_, key_of(state), bases)[:1]
+
+    def _held(self, state: InstanceState[Any]) -> Any:
+        """Return the session's own object of the row."""
+        identity = state.key or identity_key(state.class_, key_of(state))
+        return self._session.identity_map.get(identity)
+
+
+def _carries(state: InstanceState[Any]) -> bool:
+    """Return whether a merge of *state* copies the value of any column but its key."""
+    return any(
+        name in state.dict and name != "workflow_key"
+        for name in state.mapper.column_attrs.keys()  # noqa: SIM118 - no dict
+    )
+
+
+@event.listens_for(WorkflowStateMixin, "expire", propagate=True, raw=True)
+def _expired(state: InstanceState[Any], attributes: Iterable[str] | None) -> None:
+    more = _beside(state, attributes)
+    if attributes is not None and more and state.persistent:
+        session: Any = state.session
+        session.expire(state.obj(), [*attributes, *more])
+
+
+@around("refresh")
+def _refresh(
+    method: Callable[..., None],
+    session: Session,
+    instance: object,
+    attribute_names: Iterable[str] | None = None,
+    **options: Any,
+) -> None:
+    state = inspect(instance, raiseerr=False)
+    if isinstance(instance, WorkflowStateMixin) and attribute_names and state:
+        attribute_names = [*attribute_names]
+        attribute_names += _beside(state, attribute_names)
+    method(session, instance, attribute_names, **options)
+
+
+def _beside(state: InstanceState[Any], attributes: Iterable[str] | None) -> list[str]:
+    """Return what must be read in one row with *attributes*, and is not among them."""
+    if attributes is None or OF_A_BASE.isdisjoint(attributes):
+        return []
+    return [
+        name
+        for name in ("version", "provenance")
+        if name not in attributes and name in state.unmodified
+    ]
+
+
+def _translate_get(
+    execute: ORMExecuteState, entity: type[Any], error: StaleDataError | DBAPIError
+) -> None:
+    session, (key,) = execute.session, dict(execute.parameters).values()  # type: ignore[arg-type]
+    held = session.identity_map.get(identity_key(entity, key))
+    seen = None if held is None else seen_of(inspect(held))
+    if seen is None:
+        return
+    if isinstance(error, StaleDataError):
+        for conflict in _conflicts(session, entity, key, [seen]):
+            raise conflict from error
+    elif sqlstate(error) == SERIALIZATION_FAILURE:
+        raise StateConflict(
+            entity.__name__, key, seen.version, None, ConflictReason.SERIALIZATION
+        ) from error
+
+
+def _conflicts(
+    session: Session,
+    entity: type[Any],
+    workflow_key: str,
+    bases: list[RowVersion | None],
+) -> list[StateConflict]:
+    """Read the row again; return the conflict of each of *bases* that it is not."""
+    statements = statements_of(entity)
+    connection = session.connection(bind_arguments={"mapper": statements.mapper})
+    seen = [base for base in bases if base is not None]
+    expected = {workflow_key: max((base.version for base in seen), default=0)}
+    found = read_again(connection, statements, expected).get(workflow_key)
+    judged = [
+        conflict_of(statements, workflow_key, base.version, found, base.effect_id)
+        for base in seen
+    ]
+    return [conflict for conflict in judged if conflict is not None]

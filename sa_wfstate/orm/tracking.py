@@ -1,0 +1,223 @@
+"""Change detection: what was handed out is compared with what was read, as JSON.
+
+A state is a plain Pydantic model, so nothing tells that it was changed in place. When a
+state is handed out, its instance is *touched*: the JSON of the value is kept as its
+base (``bases.py``), and the session holds the instance and looks at it in each flush.
+What differs from its base then is written; what does not is not, and does not travel
+through the flush either. Rows that nobody touched cost nothing.
+
+The session holds touched instances strongly until its transaction ends, because its
+identity map would let go of an instance of which only the state is kept. After that it
+watches those which somebody else still holds.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import event
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.orm import InstanceState, Session, SessionTransactionOrigin
+from sqlalchemy.orm.attributes import flag_dirty, instance_state, set_committed_value
+
+from ..row.types import Unread
+from .baseline import BASES, Base, bases_of, is_changed, original, take_base, tracked
+from .collecting import has_changes, prepare_again
+from .session_state import end_flush, existing_watch, flush_of, watch_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, MutableMapping
+
+    from sqlalchemy.orm import SessionTransaction
+
+    from .session_state import Flush
+
+
+COMMITTING: Final = "sa_wfstate.committing"
+
+
+def touch(
+    state: InstanceState[Any],
+    instance: object,
+    key: str,
+    value: Any,
+    source: str | None = None,
+) -> None:
+    """Take note that *value*, which *instance* holds, is handed out.
+
+    *source* is the text that it was built from, if that was just now.
+    """
+    if take_base(state, key, value, source) or state.key is None:
+        hold(state, instance, key)
+
+
+def hold(
+    state: InstanceState[Any], instance: object, key: str, *, assigned: bool = False
+) -> None:
+    """Make the session of *instance*, if it has one, look at it in its next flush.
+
+    *key* is the attribute that was handed out or *assigned*.
+    """
+    session = state.session
+    if session is None:
+        return
+    flush = flush_of(session)
+    if flush is not None and flush.executing:
+        _hold_for(flush, session, state, instance, key, assigned=assigned)
+    elif state.key is None:
+        return
+    elif session.in_transaction():
+        watch = watch_of(session)
+        watch.held[state] = instance
+        if not state.modified and not (
+            state in watch.idle and COMMITTING in session.info
+        ):
+            flag_dirty(instance)
+    else:
+        # Flagging would begin a transaction, by merely reading.
+        watch_of(session).known.add(state)
+
+
+def _hold_for(
+    flush: Flush,
+    session: Session,
+    state: InstanceState[Any],
+    instance: object,
+    key: str,
+    *,
+    assigned: bool,
+) -> None:
+    """Write in *flush* what a listener changes, or in the next one if it is too late.
+
+    Flagged now, the instance would only be reset.
+    """
+    saved = flush.saves(state)
+    if saved:
+        prepare_again(state, key, flush.written, assigned=assigned)
+    flush.touched[state, key] = state.committed_state.get(key)
+    if state.key is None:
+        return
+    watch_of(session).held[state] = instance
+    before = original(state, key) if assigned and not saved else None
+    if before is not None:
+        bases_of(state)[key] = Base(state.dict[key], before)
+        set_committed_value(instance, key, state.dict[key])
+        if not has_changes(state):
+            state._commit_all(state.dict, session.identity_map)  # noqa: SLF001
+
+
+def rebase(instance: object, key: str, text: str) -> None:
+    """Give *instance* the JSON *text* that was written to its row, not by a flush."""
+    state: InstanceState[Any] = instance_state(instance)
+    set_committed_value(instance, key, Unread(text))
+    bases_of(state).pop(key, None)
+    if state.session is not None:
+        # As after a flush, the rollback of a savepoint must expire it.
+        state.session._register_altered([state])  # noqa: SLF001
+
+
+def changed_in_place(instance: object) -> bool:
+    """Say whether what was handed out of *instance* was changed and not yet flushed."""
+    state: InstanceState[Any] = instance_state(instance)
+    return any(is_changed(state, key) for key in tracked(state))
+
+
+def check_unchanged(states: Iterable[InstanceState[Any]]) -> None:
+    """See that *states* can be merged without loading, which takes them for their rows.
+
+    Raises InvalidRequestError, as SQLAlchemy does for an assigned change, if one was
+    changed in place. One that was only looked at is not dirty once it is detached.
+    """
+    for state in states:
+        if any(is_changed(state, key) for key in tracked(state)):
+            raise InvalidRequestError(
+                "merge() with load=False does not support a changed "
+                f"{state.class_.__name__}, and {state.identity} was changed in place; "
+                "flush the change first, or merge with load=True"
+            )
+        if state.session is None and not has_changes(state):
+            state.modified = False
+
+
+def altered_in(session: Session) -> MutableMapping[InstanceState[Any], object]:
+    """Return what the savepoint has written, which its rollback will expire."""
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    if transaction is None:
+        return weakref.WeakKeyDictionary()
+    return transaction._dirty  # noqa: SLF001
+
+
+@event.listens_for(Session, "before_commit")
+def _before_commit(session: Session) -> None:
+    # The outermost: a listener may commit a savepoint meanwhile.
+    committing = session.get_nested_transaction() or session.get_transaction()
+    session.info.setdefault(COMMITTING, committing)
+
+
+@event.listens_for(Session, "after_rollback")
+def _after_rollback(session: Session) -> None:
+    """Keep the rollback of a savepoint from expiring what was only looked at."""
+    watch = existing_watch(session)
+    if watch is None or not session.in_nested_transaction():
+        return
+    altered = altered_in(session)
+    for state, instance in watch.held.items():
+        if (
+            state.modified
+            and state not in altered
+            and not has_changes(state)
+            and not changed_in_place(instance)
+        ):
+            state._commit_all(state.dict, session.identity_map)  # noqa: SLF001
+
+
+def _committed(session: Session, transaction: SessionTransaction) -> None:
+    """Note that *transaction* has ended, if that is what commits."""
+    if transaction.parent is None or session.info.get(COMMITTING) is transaction:
+        session.info.pop(COMMITTING, None)
+
+
+@event.listens_for(Session, "after_soft_rollback")
+def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
+    _committed(session, transaction)
+    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
+        end_flush(session)
+
+
+@event.listens_for(Session, "after_transaction_create")
+def _after_transaction_create(
+    session: Session, transaction: SessionTransaction
+) -> None:
+    watch = existing_watch(session)
+    if watch is not None and transaction.parent is None:
+        for state in watch.known:
+            instance = state.obj()
+            if instance is not None and state.session is session:
+                watch.held[state] = instance
+        watch.known.clear()
+        watch.flag()
+
+
+@event.listens_for(Session, "after_transaction_end")
+def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    boundary = transaction.parent is None or transaction.nested
+    watch = existing_watch(session)
+    _committed(session, transaction)
+    if transaction.parent is None:
+        end_flush(session)
+    if watch is None or not boundary:
+        return
+    watch.idle.clear()
+    if transaction.nested:
+        watch.flag()
+    else:
+        watch.known.update(state for state in watch.held if not state.expired)
+        watch.held.clear()
+
+
+@event.listens_for(Session, "detached_to_persistent")
+def _attached(_: Session, instance: object) -> None:
+    state: InstanceState[Any] = instance_state(instance)
+    for key in state.info.get(BASES, ()):
+        hold(state, instance, key)

@@ -1,0 +1,146 @@
+"""What a flush looks at, and what its rows hold when it is over.
+
+It looks when its own transaction begins: behind every listener of before_flush, and
+before any event of a mapper. Nothing has been sent by then, so what cannot be stored is
+refused without an end to the transaction.
+"""
+
+from __future__ import annotations
+
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.orm import InstanceState, Session, SessionTransactionOrigin
+from sqlalchemy.orm.attributes import flag_dirty
+
+from ..row.types import Unread
+from .baseline import Base, bases_of, is_changed, tracked
+from .collecting import Kept, prepare_insert, prepare_update
+from .session_state import begin_flush, end_flush, existing_watch, flush_of, watch_of
+from .tracking import COMMITTING, altered_in
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import SessionTransaction, UOWTransaction
+
+    from .session_state import Flush
+
+
+@event.listens_for(Session, "before_flush")
+def _before_flush(
+    session: Session, flush_context: UOWTransaction, objects: object
+) -> None:
+    end_flush(session)  # One that failed before it had a transaction to roll back.
+    begin_flush(session, flush_context, partial=bool(objects))
+
+
+@event.listens_for(Session, "after_transaction_create")
+def _begun(session: Session, transaction: SessionTransaction) -> None:
+    flush = flush_of(session)
+    if (
+        flush is None
+        or flush.executing
+        or transaction.origin is not SessionTransactionOrigin.SUBTRANSACTION
+    ):
+        return
+    context = flush.context
+    if context is not None and context.has_work:  # Or the listener of a flush has it.
+        flush.executing = True
+        try:
+            _look(session, flush, context)
+        except BaseException:
+            transaction.close()  # As if it had not begun: nothing was sent.
+            end_flush(session)
+            raise
+
+
+def _look(session: Session, flush: Flush, context: UOWTransaction) -> None:
+    """Find out what is going to be written: behind every listener of before_flush."""
+    watch = existing_watch(session)
+    for state, (is_deleted, _) in list(context.states.items()):
+        if state.key is None and not is_deleted and tracked(state):
+            watch = watch_of(session)
+            prepare_insert(state, flush.written)
+    if watch is None or not watch.held:
+        return
+    deleted, altered, readers = session.deleted, altered_in(session), set()
+    for state, instance in list(watch.held.items()):
+        listed = state in context.states
+        if state.session is not session:
+            del watch.held[state]
+        elif instance in deleted or (flush.partial and not listed):
+            continue
+        elif prepare_update(state, instance, flush.written):
+            context.register_object(state)
+        else:
+            # Listed, it is not saved: the mapper events of mere readers stay
+            # silent, and yet the flush completes, and flags it again.
+            if listed:
+                context.remove_state_actions(state)  # type: ignore[no-untyped-call]
+            else:
+                context.register_object(state, listonly=True)
+            readers.add(state)
+            if state not in altered:
+                flush.readers.append(state)
+    watch.idle = readers if len(readers) == len(context.states) else set()
+
+
+def settle(state: InstanceState[Any]) -> None:
+    """Note what the row of *state* holds, now that it was written.
+
+    A listener may change the value from now on, and bind it to a statement of its own.
+    """
+    session = state.session
+    flush = None if session is None else flush_of(session)
+    if flush is not None:
+        for key in tracked(state):
+            encoded = flush.written.get((state, key))
+            if encoded is not None and encoded.bound and encoded.text is not None:
+                settled = encoded.value, encoded.text
+                flush.settled.setdefault((state, key), settled)
+
+
+@event.listens_for(Session, "after_flush")
+def _after_flush(session: Session, _: object) -> None:
+    watch, flush = existing_watch(session), flush_of(session)
+    if watch is None or flush is None:
+        return
+    for (state, key), encoded in flush.written.items():
+        instance, text = state.obj(), encoded.text
+        if (encoded.bound or state.key is None) and text is not None:
+            flush.settled.setdefault((state, key), (encoded.value, text))
+        if instance is not None and (state, key) in flush.settled:
+            bases_of(state).pop(key, None)
+            if tracked(state)[key].changes_in_place():
+                bases_of(state)[key] = Base(*flush.settled[state, key])
+            watch.held[state] = instance
+
+
+@event.listens_for(Session, "after_flush_postexec")
+def _after_flush_postexec(session: Session, _: object) -> None:
+    watch, flush = existing_watch(session), flush_of(session)
+    end_flush(session)
+    if watch is None or flush is None:
+        return
+    if flush.readers:
+        altered = altered_in(session)
+        for state in flush.readers:
+            # The flush has counted it among the written.
+            altered.pop(state, None)
+    for (state, key), was in flush.touched.items():
+        value, base = state.dict.get(key), bases_of(state).get(key)
+        before = was.text if isinstance(was, Kept) else None
+        settled, text = flush.settled.get((state, key), (base and base.value, before))
+        if value is settled or text is None or isinstance(value, (Unread, NoneType)):
+            continue
+        # Assigned after its row was written, it has that row to differ from.
+        bases_of(state)[key] = Base(value, text)
+    if COMMITTING not in session.info:
+        watch.flag()
+        return
+    # All of them flagged, a commit would flush without end: only what a listener of
+    # this flush has changed goes into another one.
+    for state, key in flush.touched:
+        instance = state.obj()
+        if instance is not None and is_changed(state, key):
+            flag_dirty(instance)

@@ -1,0 +1,95 @@
+"""A flush compares the effect that it is based on together with the version.
+
+A workflow that was deleted and created again starts at version 1 again; its provenance
+tells the two apart. The UPDATE and DELETE statements of the unit of work compare
+``version = :v``. The comparator of the version column makes this ``:v IN (version,
+version:effect_id)``, and a flush gives ``:v`` as :class:`Expected`. Where the effect is
+not known, ``:v`` is a plain number, and the version alone is compared.
+
+Nothing fails if SQLAlchemy ever builds that criterion in another way: the effect is not
+compared then. So there is a test of the statements for each kind of mapping.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy import BigInteger, Column, Integer, Text, TypeDecorator, bindparam, cast
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BindParameter, literal_column
+
+from ..errors import MappingError
+from ..row.sql import effect_id_of
+
+if TYPE_CHECKING:
+    from sqlalchemy import Dialect
+
+
+class Expected(int):
+    """A version, and the effect that wrote it.
+
+    An instance holds one during a flush only; copied or pickled, it is a plain number.
+    """
+
+    effect_id: str
+
+    def __new__(cls, version: int, effect_id: str) -> Self:
+        self = super().__new__(cls, version)
+        self.effect_id = effect_id
+        return self
+
+    def __reduce__(self) -> Any:
+        return int, (int(self),)
+
+
+class _Token(TypeDecorator[int]):
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str:
+        token = str(int(value))
+        return f"{token}:{value.effect_id}" if isinstance(value, Expected) else token
+
+
+class VersionComparator(BigInteger.Comparator[int]):
+    """Compare as an integer does, and in the criterion of a flush the effect too."""
+
+    __slots__ = ()
+
+    def operate(self, op: Any, *other: Any, **kw: Any) -> Any:
+        column: Any = self.expr
+        if op is not operators.eq or not _of_a_flush(column, *other):
+            return super().operate(op, *other, **kw)
+        version, colon = cast(column, Text), literal_column("':'", Text)
+        known = version.concat(colon).concat(effect_id_of(column.table))
+        return bindparam(other[0].key, type_=_Token()).in_([version, known])
+
+
+def _of_a_flush(column: Any, value: Any) -> bool:
+    """Return whether *column* is compared with the parameter of the unit of work."""
+    return (
+        type(column) is Column  # That of an ORM expression is annotated.
+        and isinstance(value, BindParameter)
+        and not value.unique
+        and value.type is column.type  # An application rarely gives this very type.
+    )
+
+
+def compare_effects(entity: str, column: Column[Any]) -> None:
+    """Let the flushes' ``column = :version`` compare the effect too.
+
+    Raises MappingError if the type of *column* has operators of its own.
+    """
+    if (
+        not isinstance(column.type, Integer)
+        or type(column.type).comparator_factory is not Integer.comparator_factory
+    ):
+        raise MappingError(
+            entity,
+            f"column 'version' of table {column.table.name!r} must be a BigInteger or "
+            f"an Integer as SQLAlchemy has it, not {column.type!r}; declare the column "
+            "without the type of your own",
+        )
+    column.type = column.type.copy()
+    column.type.comparator_factory = VersionComparator
+    column.__dict__.pop("comparator", None)  # An earlier comparison has cached one.

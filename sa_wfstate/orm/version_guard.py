@@ -1,0 +1,133 @@
+"""The version that the code has seen is the one that its write is checked against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic_core import from_json
+from sqlalchemy import Connection, event
+from sqlalchemy.orm.attributes import set_committed_value
+
+from ..errors import MappingError, VersionNotSeen
+from ..row.types import Unread
+from ..values.provenance import Provenance
+from ..values.row_version import RowVersion
+from .mixin import WorkflowStateMixin
+from .version_comparator import Expected
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from sqlalchemy.orm import InstanceState
+
+
+OF_A_BASE: Final = frozenset({"state", "version", "provenance"})
+"""The attributes that tell which version of a row an instance holds."""
+
+_KEY = "sa_wfstate.seen"
+
+
+def seen_of(state: InstanceState[Any]) -> RowVersion | None:
+    """Return the version that the code has seen, None if it has seen none."""
+    noted = state.info.get(_KEY)
+    if noted is None or isinstance(noted, RowVersion):
+        return noted
+    version, provenance = noted
+    return RowVersion(version, effect_id_in(provenance))
+
+
+def effect_id_in(provenance: Any) -> str | None:
+    """Return the effect id of what an instance holds as its provenance."""
+    if isinstance(provenance, Unread):
+        # Whoever wrote a row by hand may have left it out; that is no error here.
+        stored = from_json(provenance.text)
+        effect_id = stored.get("effect_id") if isinstance(stored, dict) else None
+        return effect_id if isinstance(effect_id, str) else None
+    return provenance.effect_id if isinstance(provenance, Provenance) else None
+
+
+def saw(state: InstanceState[Any], seen: RowVersion | None) -> None:
+    """Note that the code sees *seen*: it has read it, or has just written it."""
+    if seen is None:
+        state.info.pop(_KEY, None)
+    else:
+        state.info[_KEY] = seen
+
+
+def take_over(state: InstanceState[Any], other: InstanceState[Any]) -> None:
+    """Give *state* the base of *other*, whose values it holds."""
+    state.info[_KEY] = other.info.get(_KEY)
+
+
+@event.listens_for(WorkflowStateMixin, "load", propagate=True, raw=True)
+def _loaded(state: InstanceState[Any], _: object) -> None:
+    values = state.dict
+    if "version" in values or "state" in values:
+        _see(state, values)
+
+
+@event.listens_for(WorkflowStateMixin, "refresh", propagate=True, raw=True)
+def _refreshed(state: InstanceState[Any], _: object, attributes: Any | None) -> None:
+    values = state.dict
+    # A load in part leaves behind what it defers, as it was, and how to load it.
+    deferred = OF_A_BASE & values.keys() & state.callables.keys()
+    for name in deferred:
+        del state.callables[name]  # The next load is going to tell for itself.
+    if attributes is not None:
+        deferred = OF_A_BASE.difference(attributes)
+    arrived = OF_A_BASE & values.keys() - deferred
+    if "state" in arrived or ("version" in arrived and _KEY not in state.info):
+        _see(state, values, stale=deferred if attributes is None else ())
+
+
+def _see(
+    state: InstanceState[Any], values: Mapping[str, Any], stale: Collection[str] = ()
+) -> None:
+    """Make what *state* holds its base; None if a state came without its version."""
+    if "version" not in values:
+        state.info.setdefault(_KEY, None)
+        return
+    version, provenance = values["version"], None
+    if "provenance" not in stale:
+        provenance = state.committed_state.get("provenance", values.get("provenance"))
+    known = seen_of(state) if provenance is None else None
+    if known is None or known.version != version:
+        state.info[_KEY] = (version, provenance)
+
+
+def expect_seen(state: InstanceState[Any]) -> RowVersion:
+    """Make the flush check *state* against the version that the code has seen."""
+    seen = seen_of(state)
+    workflow_key = key_of(state)
+    if seen is None:
+        raise VersionNotSeen(state.class_.__name__, workflow_key)
+    instance = state.obj()
+    if instance is not None:
+        # Loaded in the middle of the flush, they would be those of another version.
+        if seen.effect_id is not None:
+            set_committed_value(
+                instance, "version", Expected(seen.version, seen.effect_id)
+            )
+        elif state.dict.get("version") != seen.version:
+            set_committed_value(instance, "version", seen.version)
+        if "workflow_key" not in state.dict:
+            set_committed_value(instance, "workflow_key", workflow_key)
+    return seen
+
+
+def key_of(state: InstanceState[Any]) -> str:
+    """Return the key of the row, even if the attribute is expired or was changed."""
+    identity = state.identity
+    key: str = state.dict["workflow_key"] if identity is None else identity[0]
+    return key
+
+
+def require_row_counts(connection: Connection, entity: str) -> None:
+    """Refuse a dialect on which a lost update could not be seen."""
+    dialect = connection.dialect
+    if not dialect.supports_sane_rowcount and not dialect.update_returning:
+        raise MappingError(
+            entity,
+            f"the dialect {dialect.name!r} reports neither row counts nor UPDATE … "
+            "RETURNING, so a lost update could not be noticed",
+        )

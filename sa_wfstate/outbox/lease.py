@@ -1,0 +1,181 @@
+"""Leases: an intent of an outbox belongs to one dispatcher, for a time.
+
+All times are the server's. A lease ends by itself, and then the intent is due again;
+*attempts* says whose lease it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import (
+    Connection,
+    Table,
+    bindparam,
+    delete,
+    func,
+    select,
+    tuple_,
+    type_coerce,
+    update,
+)
+
+from ..row.types import PydanticJSON, Unread
+from ..values.reports import DueIntent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+
+class Leased(NamedTuple):
+    """An intent without its payload, which is *stored*; *age* in seconds."""
+
+    intent: DueIntent
+    stored: Any
+    age: float
+
+
+class Claim(NamedTuple):
+    """What identifies an intent, and with *attempts* the lease of it."""
+
+    workflow_key: str
+    version: int
+    position: int
+    intent_id: UUID
+    attempts: int
+
+
+def claim_of(intent: DueIntent) -> Claim:
+    """Return what identifies the lease of *intent*."""
+    return Claim(
+        intent.workflow_key,
+        intent.version,
+        intent.position,
+        intent.intent_id,
+        intent.attempt,
+    )
+
+
+class Leases:
+    """The statements of an outbox, each built once."""
+
+    def __init__(self, table: Table, batch_size: int) -> None:
+        columns: dict[str, Any] = dict(table.c)
+        self._payload_type: Any = table.c.payload.type
+        if isinstance(self._payload_type, PydanticJSON):
+            # It is read when its turn comes. One that cannot be read must not keep the
+            # others of its batch waiting.
+            unread = self._payload_type.unread()
+            columns["payload"] = type_coerce(table.c.payload, unread)
+        earlier = table.alias("earlier")
+        first = ~(
+            select(earlier.c.position)
+            .where(
+                earlier.c.workflow_key == table.c.workflow_key,
+                earlier.c.dead_at.is_(None),
+                tuple_(earlier.c.version, earlier.c.position)
+                < tuple_(table.c.version, table.c.position),
+            )
+            .exists()
+        )
+        # A row that another dispatcher has just leased is locked, or not due any more.
+        due = (
+            select(*table.primary_key)
+            .where(table.c.dead_at.is_(None), table.c.due_at <= func.now(), first)
+            .order_by(table.c.due_at)
+            .limit(batch_size)
+            .with_for_update(skip_locked=True, of=table)
+            .cte("due")
+        )
+        self._claim = (
+            update(table)
+            .where(*(column == due.c[column.name] for column in table.primary_key))
+            .values(
+                attempts=table.c.attempts + 1,
+                due_at=func.statement_timestamp() + bindparam("wfs_lease"),
+            )
+            .returning(
+                *(columns[name] for name in _GIVEN),
+                func.extract("epoch", func.now() - table.c.created_at),
+            )
+        )
+        leased = tuple_(*table.primary_key, table.c.attempts)
+        mine = leased.in_(bindparam("wfs_claims", expanding=True))
+        self._delete = delete(table).where(mine)
+        self._release = (
+            update(table)
+            .where(mine)
+            .values(attempts=table.c.attempts - 1, due_at=func.statement_timestamp())
+        )
+        self._set_back = (
+            update(table)
+            .where(mine)
+            .values(
+                last_error=bindparam("wfs_error"),
+                due_at=func.statement_timestamp() + bindparam("wfs_pause"),
+            )
+        )
+        self._give_up = (
+            update(table)
+            .where(mine)
+            .values(
+                last_error=bindparam("wfs_error"), dead_at=func.statement_timestamp()
+            )
+        )
+
+    def claim(self, connection: Connection, lease: timedelta) -> list[Leased]:
+        """Lease what is due."""
+        leased = []
+        for *given, age in connection.execute(self._claim, {"wfs_lease": lease}):
+            intent = DueIntent(*given)
+            payload, unread = intent.payload, replace(intent, payload=None)
+            leased.append(Leased(unread, payload, float(age)))
+        return leased
+
+    def read(self, leased: Leased) -> DueIntent:
+        """Return the intent with its payload; PayloadError if it cannot be read."""
+        payload = leased.stored
+        if isinstance(payload, Unread):
+            payload = self._payload_type.load(payload.text)
+        return replace(leased.intent, payload=payload)
+
+    def delete(self, connection: Connection, claims: Sequence[Claim]) -> None:
+        """Delete what was delivered, unless another dispatcher has the lease now."""
+        if claims:
+            connection.execute(self._delete, {"wfs_claims": claims})
+
+    def release(self, connection: Connection, claims: Sequence[Claim]) -> None:
+        """Give back what was leased and not tried."""
+        if claims:
+            connection.execute(self._release, {"wfs_claims": claims})
+
+    def set_back(
+        self,
+        connection: Connection,
+        claim: Claim,
+        error: str | None,
+        delay: float | None,
+    ) -> None:
+        """Make an intent due again in *delay* seconds; None gives it up."""
+        parameters: dict[str, Any] = {"wfs_claims": [claim], "wfs_error": error}
+        if delay is None:
+            connection.execute(self._give_up, parameters)
+        else:
+            parameters["wfs_pause"] = timedelta(seconds=delay)
+            connection.execute(self._set_back, parameters)
+
+
+_GIVEN = (
+    "intent_id",
+    "workflow_key",
+    "version",
+    "position",
+    "intent_type",
+    "target",
+    "payload",
+    "attempts",
+    "created_at",
+)

@@ -1,0 +1,175 @@
+"""Outbox: intents stored with the commit that asks for them.
+
+::
+
+    class OrderIntents(IntentMixin, Base):
+        __tablename__ = "order_intents"
+
+
+    service = ReducerService(
+        engine, Order, reducer, writers=[store_intents(OrderIntents)]
+    )
+
+An intent is written in the transaction of its commit, so there is one if, and only if,
+the commit is final. :class:`~sa_wfstate.outbox.IntentDispatcher` delivers it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003 (SQLAlchemy reads the annotation)
+from typing import TYPE_CHECKING, Any
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    DateTime,
+    Engine,
+    Index,
+    Integer,
+    Table,
+    Text,
+    Uuid,
+    event,
+    func,
+    insert,
+    inspect,
+    null,
+    text,
+    update,
+)
+from sqlalchemy.orm import Mapped, Mapper, Session, mapped_column, sessionmaker
+from sqlalchemy.sql.elements import conv
+
+from ..row.names import check_texts
+from ..row.types import PydanticJSON
+from ..store.connections import Connections
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..payload.actions import Intent
+    from ..values.snapshot import StateCommitted, WorkflowSnapshot
+
+
+class IntentMixin:
+    """The columns of an outbox, for a mapped class of the application's own.
+
+    The index on ``due_at`` that the dispatcher needs comes along.
+    """
+
+    workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-130)
+    version: Mapped[int] = mapped_column(
+        BigInteger, primary_key=True, autoincrement=False, sort_order=-120
+    )
+    position: Mapped[int] = mapped_column(
+        Integer, primary_key=True, autoincrement=False, sort_order=-110
+    )
+    """The place among the intents of one commit, from 0."""
+
+    intent_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, sort_order=-100)
+    """Identifies the intent, however often it is handed over."""
+
+    intent_type: Mapped[str] = mapped_column(Text, sort_order=-90)
+    target: Mapped[str] = mapped_column(Text, sort_order=-80)
+    payload: Mapped[Any] = mapped_column(
+        PydanticJSON(Any), nullable=True, sort_order=-70
+    )
+    created_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now(), sort_order=-60
+    )
+    attempts: Mapped[int] = mapped_column(
+        Integer, server_default=text("0"), sort_order=-50
+    )
+    due_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), server_default=func.now(), sort_order=-40
+    )
+    """When it may be handed over: the end of a lease, or of a pause after a failure."""
+
+    dead_at: Mapped[datetime | None] = mapped_column(
+        DateTime(timezone=True), sort_order=-30
+    )
+    """When it was given up; NULL while it is to be handed over."""
+
+    last_error: Mapped[str | None] = mapped_column(Text, sort_order=-20)
+
+
+@event.listens_for(IntentMixin, "after_mapper_constructed", propagate=True)
+def _add_index(mapper: Mapper[Any], _: type[Any]) -> None:
+    table = mapper.local_table
+    assert isinstance(table, Table)  # noqa: S101
+    name = conv(f"idx_{table.name}_due")
+    if name not in {index.name for index in table.indexes}:
+        alive = table.c.dead_at.is_(None)
+        Index(name, table.c.due_at, postgresql_where=alive, sqlite_where=alive)
+
+
+def store_intents(
+    intents: type[IntentMixin],
+) -> Callable[[Connection, WorkflowSnapshot[Any], Sequence[Intent]], None]:
+    """Return the writer that makes a ReducerService store its intents in *intents*."""
+    statement = insert(table_of(intents))
+
+    def write(
+        connection: Connection, snapshot: WorkflowSnapshot[Any], given: Sequence[Intent]
+    ) -> None:
+        effect_id = snapshot.provenance.effect_id
+        rows = [
+            {
+                "workflow_key": snapshot.workflow_key,
+                "version": snapshot.version,
+                "position": position,
+                "intent_id": uuid5(
+                    NAMESPACE_OID, f"{snapshot.workflow_key}\0{effect_id}\0{position}"
+                ),
+                "intent_type": intent.intent_type,
+                "target": intent.target,
+                "payload": intent.payload,
+            }
+            for position, intent in enumerate(given)
+        ]
+        for row in rows:
+            check_texts(intents.__name__, row)
+        if rows:
+            connection.execute(statement, rows)
+
+    return write
+
+
+def add_intents(
+    session: Session,
+    intents: type[IntentMixin],
+    committed: StateCommitted[Any],
+    given: Sequence[Intent],
+) -> None:
+    """Store the intents *given* with the commit that *session* has just made.
+
+    For a loop of one's own around ``try_commit``; call it once per commit, in the same
+    transaction.
+    """
+    connection = session.connection(bind_arguments={"mapper": inspect(intents)})
+    store_intents(intents)(connection, committed.snapshot, given)
+
+
+def revive_dead(
+    bind: Engine | sessionmaker[Any],
+    intents: type[IntentMixin],
+    *,
+    workflow_key: str | None = None,
+) -> int:
+    """Make dead letters due again, of all workflows or of one; return how many."""
+    table = table_of(intents)
+    dead = update(table).where(table.c.dead_at.is_not(None))
+    if workflow_key is not None:
+        dead = dead.where(table.c.workflow_key == workflow_key)
+    with Connections(bind, inspect(intents)).transaction() as connection:
+        return connection.execute(
+            dead.values(dead_at=null(), attempts=0, due_at=func.now())
+        ).rowcount
+
+
+def table_of(intents: type[IntentMixin]) -> Table:
+    """Return the table of *intents*."""
+    table = inspect(intents).local_table
+    assert isinstance(table, Table)  # noqa: S101
+    return table

@@ -1,0 +1,1 @@
+"""Internal: a Pydantic type and its values as JSON text."""

@@ -1,0 +1,116 @@
+"""What goes into a reducer and what comes out: Action, Reduction, Intent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
+
+from ..errors import PayloadError
+from ..values.snapshot import WorkflowKey
+from .canonical import canonical_dump, canonical_json, in_one_order
+from .codec import Codec, first_problem
+
+StateT = TypeVar("StateT")
+PayloadT = TypeVar("PayloadT")
+
+_WRITTEN_BY_THE_SERVICE = frozenset({"effect_id", "timestamp", "folded"})
+
+
+class Action(BaseModel, Generic[PayloadT]):
+    """Something that is to happen to a workflow.
+
+    *action_id* identifies the action, however often it is delivered. *payload* is
+    whatever the reducer needs to know. Further keys (epoch, lease_id, …) are kept and
+    go into the provenance of the commit; "effect_id", "timestamp" and "folded" are
+    written there by the service and refused here.
+
+    Raises PayloadError, which names the field and shows no payload.
+
+    >>> Action(
+    ...     workflow_key="order-42",
+    ...     action_id="4f0e3d0a-6f4e-4f39-9f2c-2b8a3a4b5c6d",
+    ...     payload={"paid": 30},
+    ...     lease_id=7,
+    ... ).lease_id
+    7
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
+
+    workflow_key: WorkflowKey
+    action_id: UUID
+    payload: PayloadT
+
+    if not TYPE_CHECKING:  # The signature is that of the fields.
+
+        def __init__(self, **data: Any) -> None:
+            try:
+                super().__init__(**data)
+            except ValidationError as error:
+                path, problem = first_problem(error)
+                shown = ".".join(str(part) for part in path)
+                raise PayloadError("action", shown, problem) from None
+            for name in _WRITTEN_BY_THE_SERVICE & (self.model_extra or {}).keys():
+                problem = "is written by the service, not by an action"
+                raise PayloadError("action", name, problem)
+
+    def payload_hash(self) -> str:
+        """Return a digest of the payload's JSON; PayloadError if it has none.
+
+        It is the same for every order of the keys of an object, and of a set.
+        """
+        try:
+            data = json.loads(to_json(self.payload))
+        except (PydanticSerializationError, ValueError) as error:
+            where = f"action {self.action_id} of {self.workflow_key!r}"
+            path, problem = _why_no_json(self.payload)
+            raise PayloadError(where, path, problem) from error.__cause__
+        return _sha256(canonical_dump(in_one_order(self.payload, data)))
+
+
+def _why_no_json(payload: Any) -> tuple[str, str]:
+    codec: Codec[Any] = Codec(Any)
+    try:
+        codec.encode(payload)
+    except PayloadError as error:
+        path = f"payload.{error.path}" if error.path else "payload"
+        return path, f"cannot be JSON: {error.problem.removeprefix('is of type ')}"
+    return "payload", f"cannot be JSON: {type(payload).__name__}"
+
+
+class Intent(BaseModel):
+    """Something to be done outside, once the state that asks for it is committed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    intent_type: str
+    target: str
+    payload: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction(Generic[StateT]):
+    """What a reducer returns when it has *intents* too."""
+
+    state: StateT
+    intents: Sequence[Intent] = ()
+
+
+Reducer = Callable[[StateT, Action[Any]], StateT | Reduction[StateT]]
+"""A pure function; it is called again, with another state, after a conflict."""
+
+
+def digest(text: str) -> str:
+    """Return the SHA-256 of JSON, the same for every order of its keys."""
+    return _sha256(canonical_json(text))
+
+
+def _sha256(text: str) -> str:
+    return sha256(text.encode()).hexdigest()

@@ -1,0 +1,85 @@
+"""Many values of one codec, encoded by two calls of Pydantic for all of them.
+
+Between Python and Pydantic's core, a call for each value costs more than the dump of a
+small one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import (
+    PydanticSerializationError,
+    SchemaSerializer,
+    SchemaValidator,
+    core_schema,
+)
+
+from .canonical import holds_nul, may_be_respelled
+from .codec import AS_STORED, Codec
+
+T = TypeVar("T")
+
+_REFUSED = (PydanticSerializationError, ValidationError, ValueError, RecursionError)
+
+
+class BatchCodec(Generic[T]):
+    """Encode many values as *codec* encodes each; without *round_trip*, dump them."""
+
+    def __init__(self, codec: Codec[T], *, round_trip: bool) -> None:
+        self._round_trip = round_trip
+        schema: Any = codec.schema
+        config = _config_of(codec.type_, schema)
+        # Pydantic's Json[…] is dumped as text where its content makes a round trip.
+        texts = core_schema.list_schema(core_schema.json_schema(schema))
+        self._usable = (
+            config is not None and not codec.accept and codec.traits.compares_by_value
+        )
+        self._validates = codec.traits.runs_validators
+        self._serializer = SchemaSerializer(texts, config)
+        self._validator = SchemaValidator(texts, config)
+
+    def encode(self, values: list[T]) -> tuple[list[str], list[Any]] | None:
+        """Return the texts of *values*, and what they were read back as, if they were.
+
+        None if they are for the codec, one by one, because it may refuse one of them.
+        """
+        if not self._usable:
+            return None
+        copies: list[Any] = [None] * len(values)
+        try:
+            texts = self._dump(values)
+            if self._round_trip:
+                copies = self._validator.validate_python(texts)
+        except _REFUSED:
+            return None
+        if any(holds_nul(text) or may_be_respelled(text) for text in texts):
+            return None
+        if self._round_trip and (
+            copies != values or (self._validates and self._dump(copies) != texts)
+        ):
+            return None
+        return texts, copies
+
+    def _dump(self, values: list[T]) -> list[str]:
+        texts: list[str] = self._serializer.to_python(
+            values, mode="json", warnings="error", **AS_STORED
+        )
+        return texts
+
+
+def _config_of(type_: Any, schema: Any) -> Any:
+    """Return the configuration that the values of *type_* are dumped with, if known."""
+    if get_origin(type_) in {dict, list}:
+        return {}
+    if not (isinstance(type_, type) and issubclass(type_, BaseModel)):
+        return None
+    # A model that holds itself is one of the definitions.
+    for part in (schema, *schema.get("definitions", ())):
+        model = part
+        while model is not None and model["type"] != "model":
+            model = model.get("schema")  # Around it are its validators.
+        if model is not None and model["cls"] is type_:
+            return model.get("config", {})
+    return None

@@ -1,0 +1,289 @@
+"""What a payload type can hold, told from its Pydantic core schema.
+
+:func:`losses` finds what such a payload can never keep, when a class is mapped. A loss
+is called by model and field, ``"OrderState.password"``, and can be accepted under that
+name. :func:`is_frozen` says whether a payload can be changed in place at all.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from pydantic import BaseModel, RootModel
+
+from .roundtrip import has_own_equality
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+Schema = dict[str, Any]
+
+_IMMUTABLE = {
+    *("none", "bool", "int", "float", "decimal", "complex", "str", "bytes", "uuid"),
+    *("date", "time", "datetime", "timedelta", "literal", "enum", "url"),
+    *("multi-host-url", "tuple", "frozenset", "dataclass-args", "dataclass-field"),
+    *("model-fields", "model-field", "definition-ref", "definitions", "nullable"),
+    *("default", "union", "tagged-union", "function-before", "function-after"),
+    *("function-wrap", "json-or-python", "lax-or-strict", "chain", "json"),
+}
+_NEVER = {
+    "generator": "holds an iterator, which can be read only once; use a list",
+    "callable": "holds a callable, which has no JSON; keep its name",
+    "is-subclass": "holds a class, which has no JSON; keep its name",
+}
+_NOT_SCHEMAS = {"serialization", "metadata", "config", "computed_fields"}
+
+
+def losses(schema: Schema) -> dict[str, str]:
+    """Return what no payload of *schema* keeps: what is wrong, by ``Model.field``."""
+    found: dict[str, str] = {}
+    _search(schema, {}, "", found)
+    return found
+
+
+def _search(node: Any, owner: Schema, at: str, found: dict[str, str]) -> None:
+    """Search *node*, part of the model *owner*, in the field *at*."""
+    if isinstance(node, (list, tuple)):
+        for each in node:
+            _search(each, owner, at, found)
+    if not isinstance(node, dict):
+        return
+    kind = node.get("type")
+    if kind in {"model", "dataclass", "typed-dict"} and "cls" in node:
+        owner = node
+        found.update(_own_losses(node))
+    problem = _NEVER.get(kind or "") or _field_loss(node, at, owner)
+    if problem:
+        found.setdefault(at, problem)
+    for key, child in node.items():
+        if key == "fields":
+            for name, field in _fields(child):
+                _search(field, owner, f"{_name(owner)}.{name}", found)
+        elif key not in _NOT_SCHEMAS:
+            _search(child, owner, at, found)
+
+
+def _name(owner: Schema) -> str:
+    return owner["cls"].__name__ if owner else ""
+
+
+def _fields(fields: Any) -> Iterator[tuple[str, Schema]]:
+    if isinstance(fields, dict):
+        yield from fields.items()
+    else:
+        for field in fields:
+            if isinstance(field, dict):  # A dataclass also lists its plain names.
+                yield field["name"], field
+
+
+def _own_losses(node: Schema) -> Iterator[tuple[str, str]]:
+    cls, config = node["cls"], node.get("config") or {}
+    for private in getattr(cls, "__private_attributes__", ()):
+        problem = "is a private attribute, which is not stored; make it a field"
+        yield f"{cls.__name__}.{private}", problem
+    if config.get("ser_json_bytes", "utf8") != config.get("val_json_bytes", "utf8"):
+        problem = "writes bytes differently than it reads them; set val_json_bytes too"
+        yield f"{cls.__name__}.model_config", problem
+
+
+def _field_loss(node: Schema, at: str, owner: Schema) -> str | None:
+    serializer = node.get("serialization")
+    function = serializer.get("function") if isinstance(serializer, dict) else None
+    if getattr(function, "__name__", "") == "_serialize_secret_field":
+        return "is a secret and dumps as stars; keep a reference to it"
+    if not str(node.get("type")).endswith("-field"):
+        return None
+    if node.get("serialization_exclude"):
+        return "is excluded when dumped; drop exclude=True"
+    name = at.rpartition(".")[2]
+    config = owner.get("config") or {}
+    alias = node.get("validation_alias") or name
+    # A name, a path, or a list of paths, of which those of one step are names.
+    path = alias if isinstance(alias, list) else [alias]
+    paths = path if isinstance(path[0], list) else [path]
+    read_as = {each[0] for each in paths if len(each) == 1}
+    if config.get("validate_by_name") or config.get("populate_by_name"):
+        read_as.add(name)
+    written_as = node.get("serialization_alias", name)
+    if written_as not in read_as:
+        return f"is written as {written_as!r} but not read as that; use alias="
+    return None
+
+
+class Traits(NamedTuple):
+    """What is true of every value of a type; see the functions of the same names."""
+
+    is_frozen: bool
+    has_one_spelling: bool
+    holds_sets: bool
+    reads_alike: bool
+    compares_by_value: bool
+    runs_validators: bool
+
+
+def traits_of(schema: Schema) -> Traits:
+    """Return the traits of the values of *schema*."""
+    return Traits(
+        is_frozen(schema),
+        has_one_spelling(schema),
+        holds_sets(schema),
+        reads_alike(schema),
+        compares_by_value(schema),
+        runs_validators(schema),
+    )
+
+
+def is_frozen(schema: Schema) -> bool:
+    """Say whether no value of *schema* can be changed in place, at any depth.
+
+    What a validator returns is taken to be what its field is annotated with.
+    """
+    return all(_is_frozen_itself(node) for node in _nodes(schema))
+
+
+def _is_frozen_itself(node: Schema) -> bool:
+    if node["type"] == "model":
+        config = node["cls"].model_config
+        return bool(config.get("frozen")) and config.get("extra") != "allow"
+    if node["type"] == "dataclass":
+        return bool(node["cls"].__dataclass_params__.frozen)
+    return node["type"] in _IMMUTABLE
+
+
+def holds_sets(schema: Schema) -> bool:
+    """Say whether there is a set in *schema*: the order of its JSON means nothing."""
+    return any(node["type"] in {"set", "frozenset"} for node in _nodes(schema))
+
+
+def has_one_spelling(schema: Schema) -> bool:
+    """Say whether equal values have the same JSON, byte by byte.
+
+    The keys of a model come in the order of its fields, those of a dict in any.
+    """
+    fixed = _IMMUTABLE - {"frozenset"} | {"list", "dataclass"}
+    return all(
+        node["type"] in fixed
+        or (
+            node["type"] == "model" and node["cls"].model_config.get("extra") != "allow"
+        )
+        for node in _nodes(schema)
+    )
+
+
+def compares_by_value(schema: Schema) -> bool:
+    """Return whether ``==`` passes over no part of a value of *schema*.
+
+    An ``__eq__`` of the application may, and so does a dataclass with a field that is
+    not compared. Of what a validator makes, only its JSON tells.
+    """
+    return all(
+        node["cls"].__eq__ in {BaseModel.__eq__, RootModel.__eq__}
+        if node["type"] == "model"
+        else not has_own_equality(node["cls"])
+        for node in _nodes(schema)
+        if "cls" in node
+    )
+
+
+def runs_validators(schema: Schema) -> bool:
+    """Return whether functions make values of *schema*, of whatever class."""
+    made = {"function-plain", "function-after", "function-wrap"}
+    return any(node["type"] in made for node in _nodes(schema))
+
+
+def names_in(schema: Schema) -> frozenset[str]:
+    """Return the names that *schema* consists of: fields, aliases, tags, types.
+
+    They stand in the code, so an error may show them; other keys are payload.
+    """
+    found: set[str] = set()
+    for node in _nodes(schema):
+        found.add(node["type"])
+        for name, field in _fields(node.get("fields") or {}):
+            aliases = (field.get("validation_alias"), field.get("serialization_alias"))
+            found.update((name, *_strings(aliases)))
+        if node["type"] == "tagged-union":
+            found.update(str(tag) for tag in node["choices"])
+        if "cls" in node:
+            found.add(node["cls"].__name__)
+    return frozenset(found)
+
+
+def _strings(part: Any) -> Iterator[str]:
+    if isinstance(part, str):
+        yield part
+    elif isinstance(part, (list, tuple)):
+        for each in part:
+            yield from _strings(each)
+
+
+def _nodes(part: Any) -> Iterator[Schema]:
+    """Yield each schema in *part* of a schema."""
+    if isinstance(part, dict):
+        if isinstance(part.get("type"), str):
+            yield part
+        for key, child in part.items():
+            if key not in _NOT_SCHEMAS and key != "function":
+                yield from _nodes(child)
+    elif isinstance(part, (list, tuple)):
+        for child in part:
+            yield from _nodes(child)
+
+
+_PLAIN = {
+    *("any", "none", "bool", "int", "float", "decimal", "str", "bytes", "uuid"),
+    *("date", "time", "datetime", "timedelta", "literal", "enum"),
+    *("list", "tuple", "set", "frozenset", "dict", "nullable", "union", "tagged-union"),
+    *("model", "model-fields", "model-field", "typed-dict", "typed-dict-field"),
+    *("dataclass", "dataclass-args", "dataclass-field"),
+    *("default", "definitions", "definition-ref"),
+}
+_CODE = {"default_factory", "post_init", "custom_init", "function", "now_op"}
+_NEVER_SCHEMAS = {"metadata", "config", "computed_fields", "default", "cls", "expected"}
+_CONSTANTS = (
+    *(type(None), bool, int, float, str, bytes, Enum),
+    *(Decimal, UUID, date, time, datetime, timedelta),
+)
+
+
+def reads_alike(part: Any) -> bool:
+    """Say whether each text of a schema, or a *part* of one, always reads the same."""
+    if isinstance(part, (list, tuple)):
+        return all(reads_alike(child) for child in part)
+    if not isinstance(part, dict):
+        return True
+    if not isinstance(part.get("type"), str):  # Not a schema, but schemas by name.
+        return all(reads_alike(child) for child in part.values())
+    return (
+        part["type"] in _PLAIN
+        and not any(part.get(key) for key in _CODE)
+        and not callable(part.get("discriminator"))
+        and (part["type"] != "enum" or not _finds_missing(part["cls"]))
+        and _is_constant(part.get("default"))
+        and "function" not in (part.get("serialization") or {})
+        and all(
+            reads_alike(child)
+            for key, child in part.items()
+            if key not in _NEVER_SCHEMAS and key != "serialization"
+        )
+    )
+
+
+def _finds_missing(enum: Any) -> bool:
+    return enum._missing_.__func__ is not Enum._missing_.__func__  # type: ignore[attr-defined]
+
+
+def _is_constant(default: Any) -> bool:
+    """Say whether no change of a value can reach the *default* that it came from."""
+    if isinstance(default, _CONSTANTS):
+        return True
+    try:
+        hash(default)
+    except TypeError:
+        return True  # Pydantic copies what has no hash.
+    return isinstance(default, (tuple, frozenset)) and all(map(_is_constant, default))

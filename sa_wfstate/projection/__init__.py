@@ -1,0 +1,23 @@
+"""Projections: read models that follow the commits, and their watermarks."""
+
+from ..values.reports import ProjectionBatch
+from .definition import Projection, ProjectionMixin
+from .store import ProjectionRead, ProjectionSource, ProjectionStore
+from .sweep import ProjectionLag, Swept, measure_lag, rebuild
+from .watermarks import WatermarkMixin
+from .worker import ProjectionWorker
+
+__all__ = [
+    "Projection",
+    "ProjectionBatch",
+    "ProjectionLag",
+    "ProjectionMixin",
+    "ProjectionRead",
+    "ProjectionSource",
+    "ProjectionStore",
+    "ProjectionWorker",
+    "Swept",
+    "WatermarkMixin",
+    "measure_lag",
+    "rebuild",
+]

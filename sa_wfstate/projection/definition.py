@@ -1,0 +1,220 @@
+"""Projection: a row per workflow to query by, made from its snapshot by a function.
+
+::
+
+    class OrderProjection(ProjectionMixin, Base):
+        __tablename__ = "order_projection"
+        total: Mapped[Decimal]
+
+
+    def project(order: WorkflowSnapshot[OrderState]) -> Mapping[str, Any]:
+        return {
+            "tag": order.state.status,
+            "namespace": "shop",
+            "total": order.state.total,
+        }
+
+
+    orders = Projection(Order, OrderProjection, project)
+
+There are two ways to keep it. *Inline*, ``orders.keep_inline()``: it is written in the
+transaction of each commit, so it is never behind, and each commit pays for it.
+*Materialized*: a :class:`~sa_wfstate.projection.worker.ProjectionWorker` follows the
+commits, which pay nothing. Either way each row says of which version it is, and
+:class:`~sa_wfstate.projection.store.ProjectionStore` waits for the one that a reader
+requires.
+
+A row is replaced by one of a newer version only, never by an older one. So whoever
+writes it may come late, twice, or at the same time as others.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003 (SQLAlchemy reads the annotation)
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    DateTime,
+    Table,
+    Text,
+    delete,
+    func,
+    inspect,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Mapped, mapped_column
+
+from ..errors import MappingError
+from ..orm.entity import statements_of
+from ..orm.flush import attach
+from ..row.chunks import chunks
+from ..row.names import check_texts
+from ..row.types import PydanticJSON
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from ..store.api import Entity
+    from ..values.snapshot import StateCommitted, WorkflowSnapshot
+
+
+StateT = TypeVar("StateT")
+
+_OURS = frozenset({"workflow_key", "version", "updated_at"})
+"""The columns that the function does not give."""
+
+
+class ProjectionMixin:
+    """The columns of a projection, for a mapped class of the application's own.
+
+    Its further columns, typed and indexed as the queries need them, are filled by the
+    same function.
+    """
+
+    workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-80)
+    version: Mapped[int] = mapped_column(BigInteger, sort_order=-70)
+    """Of which version of the workflow the row was made."""
+
+    tag: Mapped[str] = mapped_column(Text, sort_order=-60)
+    """What the workflow is in, in a word."""
+
+    last_action: Mapped[str | None] = mapped_column(Text, sort_order=-50)
+    namespace: Mapped[str] = mapped_column(Text, sort_order=-40)
+    """What the workflow belongs to."""
+
+    updated_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True),
+        server_default=func.now(),
+        onupdate=func.now(),
+        sort_order=-30,
+    )
+    """When the row itself was written, by the server's clock."""
+
+    indices: Mapped[dict[str, Any] | None] = mapped_column(
+        PydanticJSON(dict[str, Any]), sort_order=-20
+    )
+    extras: Mapped[dict[str, Any] | None] = mapped_column(
+        PydanticJSON(dict[str, Any]), sort_order=-10
+    )
+
+
+class Projection(Generic[StateT]):
+    """A table, and the function that makes its rows from the snapshots of *entity*.
+
+    *function* returns the values of the columns by name: ``tag`` and ``namespace`` at
+    least; what it leaves out becomes NULL. It must depend on nothing but the snapshot,
+    since a row is made anew whenever somebody needs it.
+    """
+
+    def __init__(
+        self,
+        entity: Entity[StateT],
+        projection: type[ProjectionMixin],
+        function: Callable[[WorkflowSnapshot[StateT]], Mapping[str, Any]],
+    ) -> None:
+        self.statements = statements_of(entity)
+        self.entity = entity
+        table = inspect(projection).local_table
+        assert isinstance(table, Table)  # noqa: S101
+        self.table = table
+        self._row_class = projection.__name__
+        self._function = function
+        self._names = [c.key for c in table.c if c.key not in _OURS]
+        self._upserts: dict[tuple[str, str], Any] = {}
+        self._attached = False
+
+    @property
+    def name(self) -> str:
+        """The name of the table, with its schema; watermarks are kept under it."""
+        return self.table.fullname
+
+    def keep_inline(self) -> None:
+        """Write the row in the transaction of each commit of the class from now on.
+
+        Rows of workflows that were committed before are made by ``rebuild()``.
+        """
+        if not self._attached:
+            attach(self.entity, self)
+            self._attached = True
+
+    def row(self, snapshot: WorkflowSnapshot[StateT]) -> dict[str, Any]:
+        """Make the row of *snapshot*; raise MappingError if it fits no column.
+
+        Raises PayloadError if it holds text that PostgreSQL cannot store.
+        """
+        values = self._function(snapshot)
+        unknown = values.keys() - self._names
+        if unknown:
+            raise MappingError(
+                self.statements.entity,
+                f"its projection cannot set {', '.join(sorted(unknown))} of "
+                f"{self.name!r}, it sets {', '.join(self._names)}",
+            )
+        row = {
+            "workflow_key": snapshot.workflow_key,
+            "version": snapshot.version,
+            **{name: values.get(name) for name in self._names},
+        }
+        check_texts(self._row_class, row)
+        return row
+
+    def write(
+        self,
+        connection: Connection,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        over: Literal["any", "older", "same"],
+    ) -> set[str]:
+        """Insert *rows*, or update rows of another version; return the keys written.
+
+        *over* says which ones are: of any version, of an older one, or of an older one
+        or the same.
+        """
+        # In the order of the keys, or two of these could wait for each other.
+        ordered = sorted(rows, key=lambda row: row["workflow_key"])
+        if not ordered:
+            return set()
+        upsert = self._upsert(connection.dialect.name, over)
+        return set(connection.execute(upsert, ordered).scalars())
+
+    def _upsert(self, dialect: str, over: str) -> Any:
+        if (dialect, over) not in self._upserts:
+            table = self.table
+            insert = (sqlite if dialect == "sqlite" else postgresql).insert(table)
+            theirs = insert.excluded
+            changes = {name: theirs[name] for name in ("version", *self._names)}
+            older = table.c.version < theirs.version
+            same = table.c.version <= theirs.version
+            self._upserts[dialect, over] = insert.on_conflict_do_update(
+                index_elements=[table.c.workflow_key],
+                set_={**changes, "updated_at": func.now()},
+                where={"any": None, "older": older, "same": same}[over],
+            ).returning(table.c.workflow_key)
+        return self._upserts[dialect, over]
+
+    def remove(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
+        """Delete the rows of *workflow_keys*."""
+        table = self.table
+        for keys in chunks(workflow_keys):
+            connection.execute(delete(table).where(table.c.workflow_key.in_(keys)))
+
+    # As a side writer it holds the lock of each workflow's row: what it writes is true,
+    # also where the workflow was created again and counts from 1.
+
+    def written(
+        self, connection: Connection, commits: Sequence[StateCommitted[Any]]
+    ) -> None:
+        """Follow *commits*, as a side writer."""
+        rows = [self.row(commit.snapshot) for commit in commits]
+        self.write(connection, rows, over="any")
+
+    def passed(
+        self, connection: Connection, commits: Sequence[StateCommitted[Any]]
+    ) -> None:
+        """Only the last commit of a row counts."""
+
+    def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
+        """Follow a deletion, as a side writer."""
+        self.remove(connection, workflow_keys)

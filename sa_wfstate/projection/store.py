@@ -1,0 +1,157 @@
+"""ProjectionStore: read a projection at a version that one can insist on.
+
+A projection that a worker keeps is a little behind. The version that a commit returned
+says how far it must be for the writer to see its own write.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+from sqlalchemy import Engine, bindparam, select
+
+from .._concurrency import Blocking, Waiting
+from ..errors import ProjectionBehind, WorkflowNotFound
+from ..row.keys import check_key
+from ..store.connections import Connections
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy.orm import sessionmaker
+
+    from .definition import Projection
+
+
+StateT = TypeVar("StateT")
+
+Fallback = Literal["canonical", "raise", "stale"]
+"""What to do when the projection is behind."""
+
+_FIRST_PAUSE = 0.002
+_LONGEST_PAUSE = 0.025
+
+
+class ProjectionSource(StrEnum):
+    """Where a row came from."""
+
+    PROJECTION = "projection"
+    """The projection, at the required version or a newer one."""
+
+    CANONICAL = "canonical"
+    """The canonical row: the projection was behind, its function was called instead."""
+
+    STALE = "stale"
+    """The projection, at an older version than was required."""
+
+
+class ProjectionRead(NamedTuple):
+    """A row that was read: *values* are its columns by name."""
+
+    workflow_key: str
+    version: int
+    source: ProjectionSource
+    values: Mapping[str, Any]
+
+
+class ProjectionStore(Generic[StateT]):
+    """Read the rows of *projection*, each at a version that one can insist on.
+
+    *bind* is an Engine, or a sessionmaker where sessions choose their engine.
+
+    >>> store = ProjectionStore(engine, orders)  # doctest: +SKIP
+    >>> store.get("order-42", required_version=7).source  # doctest: +SKIP
+    <ProjectionSource.PROJECTION: 'projection'>
+    """
+
+    _waiting: ClassVar[type[Waiting]] = Blocking
+
+    def __init__(
+        self,
+        bind: Engine | sessionmaker[Any],
+        projection: Projection[StateT],
+    ) -> None:
+        self._projection = projection
+        self._connections = Connections(bind, projection.statements.mapper)
+        self._wait = self._waiting()
+        table = projection.table
+        mine = table.c.workflow_key == bindparam("key")
+        self._row = select(table).where(mine)
+        self._version = select(table.c.version).where(mine)
+
+    def get(
+        self,
+        workflow_key: str,
+        required_version: int | None = None,
+        max_wait: float = 0.1,
+        *,
+        fallback: Fallback = "canonical",
+    ) -> ProjectionRead:
+        """Read the row of *workflow_key*, of *required_version* or a newer one.
+
+        The version that a commit returned, given here, makes a writer read its own
+        write. Where the projection is behind, it is waited for at most *max_wait*
+        seconds. Then *fallback* says what to do: read the canonical row and make the
+        row from it, raise ProjectionBehind, or return the row as it is.
+
+        Raises WorkflowNotFound if there is no such workflow, or, with "stale", no row
+        for it yet; ProjectionBehind, too, if the canonical row itself is behind, as it
+        can be on a standby.
+        """
+        entity = self._projection.statements.entity
+        check_key(entity, workflow_key)
+        if not max_wait >= 0:
+            raise ValueError(f"max_wait must be 0 or more, got {max_wait}")
+        row = self._wait_for(workflow_key, required_version or 1, max_wait)
+        found = 0 if row is None else row["version"]
+        if row is not None and found >= (required_version or 1):
+            return _read(row, ProjectionSource.PROJECTION)
+        if fallback == "canonical":
+            return self._canonical(workflow_key, required_version or 1)
+        if fallback == "raise":
+            raise ProjectionBehind(entity, workflow_key, required_version or 1, found)
+        if row is None:
+            raise WorkflowNotFound(entity, workflow_key)
+        return _read(row, ProjectionSource.STALE)
+
+    def get_version(self, workflow_key: str) -> int | None:
+        """Return the version that the row of *workflow_key* is of, None if none."""
+        check_key(self._projection.statements.entity, workflow_key)
+        with self._connections.autocommit() as connection:
+            version: int | None = connection.scalar(
+                self._version, {"key": workflow_key}
+            )
+        return version
+
+    def _wait_for(
+        self, workflow_key: str, version: int, max_wait: float
+    ) -> Mapping[str, Any] | None:
+        deadline, pause = monotonic() + max_wait, _FIRST_PAUSE
+        while True:
+            # Nothing is held while waiting.
+            with self._connections.autocommit() as connection:
+                found = connection.execute(self._row, {"key": workflow_key}).mappings()
+                row = found.first()
+            left = deadline - monotonic()
+            if left <= 0 or (row is not None and row["version"] >= version):
+                return None if row is None else dict(row)
+            self._wait.sleep(min(pause, left))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _canonical(self, workflow_key: str, version: int) -> ProjectionRead:
+        statements = self._projection.statements
+        with self._connections.autocommit() as connection:
+            snapshot = statements.read(connection, workflow_key)
+        if snapshot is None:
+            raise WorkflowNotFound(statements.entity, workflow_key)
+        if snapshot.version < version:
+            raise ProjectionBehind(
+                statements.entity, workflow_key, version, snapshot.version
+            )
+        return _read(self._projection.row(snapshot), ProjectionSource.CANONICAL)
+
+
+def _read(row: Mapping[str, Any], source: ProjectionSource) -> ProjectionRead:
+    return ProjectionRead(row["workflow_key"], row["version"], source, dict(row))

@@ -1,0 +1,298 @@
+"""Sweeps over a whole projection: repair it, rebuild it, measure how far it is behind.
+
+A sweep goes through the keys in pages, each in a transaction of its own, while commits
+and workers go on. It compares versions, so it finds whatever else was missed.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import Connection, Engine, bindparam, delete, func, select
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from tenacity import Retrying, retry_if_exception
+
+from .._concurrency import require_at_least
+from ..hooks.guests import stops, trace
+from ..retry import ErrorKind, RetryPolicy, classify
+from ..row.columns import columns_of
+from ..store.connections import Connections
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from sqlalchemy.orm import sessionmaker
+
+    from ..values.snapshot import WorkflowSnapshot
+    from .definition import Projection
+
+
+_log = logging.getLogger(__name__)
+
+_RETRY = RetryPolicy.held()
+
+
+class Swept(NamedTuple):
+    """What was done to a page: keys *seen*, rows *applied*, *failed* and *removed*."""
+
+    seen: int
+    applied: int
+    failed: int
+    removed: int
+
+
+class ProjectionLag(NamedTuple):
+    """How far a projection is behind.
+
+    *keys* counts the workflows that are, *versions* is the most versions of one of
+    them, *seconds* the time since the oldest of them was written.
+    """
+
+    keys: int
+    versions: int
+    seconds: float
+
+
+def rebuild(
+    bind: Engine | sessionmaker[Any],
+    projection: Projection[Any],
+    *,
+    batch_size: int = 1000,
+    progress: Callable[[int], object] | None = None,
+) -> int:
+    """Make every row of *projection* anew, and return how many workflows were seen.
+
+    For a table that is new, or a function that has changed. Commits and workers go on
+    meanwhile; a row that is newer by then is left alone. *progress* is called with the
+    number of workflows seen so far. A page that meets a transient error, such as a
+    deadlock with a commit, is made again, for 30 seconds at most. An error of the
+    function is raised.
+    """
+    seen = 0
+    for page in sweep(bind, projection, batch_size=batch_size, everything=True):
+        seen += page.seen
+        if progress is not None:
+            progress(seen)
+    return seen
+
+
+def measure_lag(
+    bind: Engine | sessionmaker[Any], projection: Projection[Any]
+) -> ProjectionLag:
+    """Compare all versions and return how far *projection* is behind now."""
+    canonical, mine = columns_of(projection.statements.table), projection.table
+    projected = func.coalesce(mine.c.version, 0)
+    age = func.clock_timestamp() - func.min(canonical.updated_at)
+    question = (
+        select(
+            func.count(),
+            func.coalesce(func.max(canonical.version - projected), 0),
+            func.coalesce(func.extract("epoch", age), 0),
+        )
+        .select_from(_joined(projection))
+        .where(projection.statements.own_rows, canonical.version > projected)
+    )
+    connections = Connections(bind, projection.statements.mapper)
+    with connections.autocommit() as connection:
+        keys, versions, seconds = connection.execute(question).one()
+    return ProjectionLag(keys, versions, float(seconds))
+
+
+def sweep(
+    bind: Engine | sessionmaker[Any],
+    projection: Projection[Any],
+    *,
+    batch_size: int,
+    everything: bool = False,
+) -> Iterator[Swept]:
+    """Go through *projection* in pages of *batch_size* keys and set right what differs.
+
+    With *everything* every row is made anew, a page is tried again after a transient
+    error, and what else fails is raised.
+    """
+    require_at_least(1, batch_size=batch_size)
+    connections = Connections(bind, projection.statements.mapper)
+    pages = _Pages(projection, batch_size)
+
+    def turn(after: str) -> tuple[Swept, str | None]:
+        with connections.transaction("READ COMMITTED") as connection:
+            return pages.sweep(connection, after, everything=everything)
+
+    retrying = Retrying(
+        stop=_RETRY.stop,
+        wait=_RETRY.wait,
+        retry=retry_if_exception(_is_transient),
+        reraise=True,
+    )
+    after: str | None = ""
+    while after is not None:
+        # A worker sees to that itself, since it must not block while it waits.
+        swept, after = retrying(turn, after) if everything else turn(after)
+        yield swept
+
+
+def project(
+    connection: Connection,
+    projection: Projection[Any],
+    workflow_keys: Collection[str],
+    failed: Callable[[str, BaseException], object],
+) -> list[dict[str, Any]]:
+    """Make the rows of *workflow_keys* from what is committed now.
+
+    A row that cannot be read or projected goes to *failed*, and harms no other.
+    """
+    rows = []
+    for key, snapshot in _read(connection, projection, workflow_keys, failed).items():
+        try:
+            rows.append(projection.row(snapshot))
+        except BaseException as error:
+            if stops(error):
+                raise
+            failed(key, error)
+    return rows
+
+
+def write(
+    connection: Connection,
+    projection: Projection[Any],
+    rows: list[dict[str, Any]],
+    failed: Callable[[str, BaseException], object],
+) -> set[str]:
+    """Write *rows* over older ones; what the database refuses goes to *failed*."""
+    try:
+        with connection.begin_nested():
+            return projection.write(connection, rows, over="older")
+    except Exception as error:  # also what a driver raises for a value, as it is
+        if classify(error) is not ErrorKind.FATAL:
+            raise
+        if len(rows) == 1:
+            failed(rows[0]["workflow_key"], error)
+            return set()
+    written: set[str] = set()
+    for row in rows:
+        written |= write(connection, projection, [row], failed)
+    return written
+
+
+def log_failure(projection: Projection[Any]) -> Callable[[str, BaseException], None]:
+    """Return a function that logs which row could not be projected."""
+
+    def log(workflow_key: str, error: BaseException) -> None:
+        entity = projection.statements.entity
+        text = "%s %r cannot be projected: %s"
+        _log.error(text, entity, workflow_key, trace(error))
+
+    return log
+
+
+def _read(
+    connection: Connection,
+    projection: Projection[Any],
+    workflow_keys: Collection[str],
+    failed: Callable[[str, BaseException], object],
+) -> dict[str, WorkflowSnapshot[Any]]:
+    read_many = projection.statements.read_many
+    if not workflow_keys:
+        return {}
+    try:
+        return read_many(connection, workflow_keys)
+    except Exception as error:
+        if not _is_of_a_row(error):
+            raise
+    found: dict[str, WorkflowSnapshot[Any]] = {}
+    for key in workflow_keys:
+        try:
+            found |= read_many(connection, [key])
+        except Exception as error:
+            if not _is_of_a_row(error):
+                raise
+            failed(key, error)
+    return found
+
+
+def _is_of_a_row(error: Exception) -> bool:
+    """Return whether reading a row raised *error*; a validator may raise anything."""
+    return not isinstance(error, DBAPIError) and classify(error) is ErrorKind.FATAL
+
+
+def _is_transient(error: BaseException) -> bool:
+    # Any other class, an OSError for instance, may be that of the function.
+    return isinstance(error, SQLAlchemyError) and classify(error) is ErrorKind.TRANSIENT
+
+
+def _raise(_: str, error: BaseException) -> None:
+    raise error
+
+
+def _joined(projection: Projection[Any]) -> Any:
+    canonical, mine = projection.statements.table, projection.table
+    key = columns_of(canonical).workflow_key
+    return canonical.outerjoin(mine, mine.c.workflow_key == key)
+
+
+class _Pages:
+    """The statements of a sweep."""
+
+    def __init__(self, projection: Projection[Any], size: int) -> None:
+        self._projection = projection
+        self._size = size
+        canonical, mine = columns_of(projection.statements.table), projection.table
+        key = canonical.workflow_key
+        # One statement, so one moment: a projection that is ahead of its workflow is
+        # that of an earlier one of the same key.
+        self._page = (
+            select(key, canonical.version, mine.c.version)
+            .select_from(_joined(projection))
+            .where(projection.statements.own_rows, key > bindparam("after"))
+            .order_by(key)
+            .limit(size)
+        )
+        self._remove_ahead = delete(mine).where(
+            mine.c.workflow_key == bindparam("key"),
+            mine.c.version == bindparam("projected"),
+        )
+        present = (
+            select(key)
+            .where(projection.statements.own_rows, key == mine.c.workflow_key)
+            .exists()
+        )
+        self._remove_orphans = delete(mine).where(
+            mine.c.workflow_key > bindparam("after"), ~present
+        )
+        self._up_to = mine.c.workflow_key <= bindparam("last")
+
+    def sweep(
+        self, connection: Connection, after: str, *, everything: bool
+    ) -> tuple[Swept, str | None]:
+        """Set the page after the key *after* right; return its last key, if any."""
+        page = connection.execute(self._page, {"after": after}).all()
+        last = page[-1][0] if len(page) == self._size else None
+        wrong = [row for row in page if everything or row[1] != row[2]]
+        for key, version, projected in wrong:
+            if projected is not None and projected > version:
+                parameters = {"key": key, "projected": projected}
+                connection.execute(self._remove_ahead, parameters)
+        failures: list[str] = []
+
+        def note(workflow_key: str, error: BaseException) -> None:
+            failures.append(workflow_key)
+            log_failure(self._projection)(workflow_key, error)
+
+        rows = project(
+            connection,
+            self._projection,
+            [row[0] for row in wrong],
+            _raise if everything else note,
+        )
+        if everything:
+            written = self._projection.write(connection, rows, over="same")
+        else:
+            written = write(connection, self._projection, rows, note)
+        if last is None:
+            removed = connection.execute(self._remove_orphans, {"after": after})
+        else:
+            within = self._remove_orphans.where(self._up_to)
+            removed = connection.execute(within, {"after": after, "last": last})
+        swept = Swept(len(page), len(written), len(failures), removed.rowcount)
+        return swept, last

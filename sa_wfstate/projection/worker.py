@@ -1,0 +1,291 @@
+"""ProjectionWorker: follow the commits and keep a projection up to date.
+
+What is behind is found by comparing versions: a canonical row whose version is not that
+of its projection. Nothing else is trusted, so a commit that becomes visible late, was
+made by hand, or happened while no worker ran, cannot be missed. A worker looks in two
+ways.
+
+*Following*, at each poll: among the rows written since the watermark of a partition,
+and a little before it (*overlap*), because ``updated_at`` is when a transaction began,
+not when it became visible. The rows are projected and the watermark moves on in one
+transaction. ``updated_at`` only says where to look: a transaction that stays open for
+longer than the overlap delays its rows until the next sweep.
+
+*Sweeping*, at the first start and every *sweep_every* seconds: through all keys, page
+by page, with following in between. It also removes what belongs to no workflow any
+more, and finds workflows that were deleted and created again.
+
+A partition is a share of the keys, by their hash. Any number of workers may run: each
+takes a partition by locking the row of its watermark, so a worker that is killed leaves
+nothing to clean up.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+from random import randrange
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    bindparam,
+    func,
+    select,
+    true,
+    tuple_,
+)
+
+from .._concurrency import Blocking, Stop, Waiting, require_at_least
+from ..hooks.base import Hooks, notify
+from ..hooks.guests import outline
+from ..retry import ErrorKind, RetryPolicy, classify
+from ..row.columns import columns_of
+from ..store.connections import Connections
+from ..values.reports import ProjectionBatch
+from .sweep import Swept, log_failure, project, sweep, write
+from .watermarks import WatermarkMixin, Watermarks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.orm import sessionmaker
+
+    from .definition import Projection
+
+
+StateT = TypeVar("StateT")
+
+_log = logging.getLogger(__name__)
+
+_PAUSES = RetryPolicy.held()
+_SWEEP = "sweep"
+_SWEEP_PAGE = 2000
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class _Behind(NamedTuple):
+    """A row that is behind; *projected* is None where the projection has no row."""
+
+    workflow_key: str
+    version: int
+    projected: int | None
+    updated_at: datetime
+    seconds: float
+
+
+class ProjectionWorker(Generic[StateT]):
+    """Keep *projection* up to date until told to stop.
+
+    *bind* is an Engine, or a sessionmaker where sessions choose their engine.
+    *watermarks* is the mapped class of the watermarks, ``ProjectionWatermark`` or one's
+    own. All workers of a projection must agree on the number of *partitions*.
+
+    *batch_size* is the most rows of a transaction. Times are in seconds: *poll* is the
+    pause when there was nothing to do. *hooks* are told of each transaction that had
+    something to do.
+
+    >>> ProjectionWorker(engine, orders, Watermark).run(stop)  # doctest: +SKIP
+    """
+
+    _waiting: ClassVar[type[Waiting]] = Blocking
+
+    def __init__(
+        self,
+        bind: Engine | sessionmaker[Any],
+        projection: Projection[StateT],
+        watermarks: type[WatermarkMixin],
+        *,
+        partitions: int = 1,
+        batch_size: int = 500,
+        poll: float = 0.05,
+        overlap: float = 5.0,
+        sweep_every: float = 60.0,
+        hooks: Hooks | None = None,
+    ) -> None:
+        require_at_least(1, partitions=partitions, batch_size=batch_size)
+        require_at_least(0, poll=poll, overlap=overlap, sweep_every=sweep_every)
+        self._bind = bind
+        self._projection = projection
+        self._connections = Connections(bind, projection.statements.mapper)
+        self._watermarks = Watermarks(watermarks, projection.name)
+        self._partitions = partitions
+        self._batch_size = batch_size
+        self._poll = poll
+        self._overlap = timedelta(seconds=overlap)
+        self._sweep_every = timedelta(seconds=sweep_every)
+        self._next_look = 0.0
+        self._sweeping: Iterator[Swept] | None = None
+        self._hooks = hooks or Hooks()
+        self._wait = self._waiting()
+        # By partition: versions that were tried in vain and are still looked at.
+        self._failed: dict[int, dict[str, int]] = {}
+        self._behind = self._build()
+
+    def _build(self) -> Any:
+        canonical, mine = self._projection.statements.table, self._projection.table
+        columns = columns_of(canonical)
+        key, version, updated_at = (
+            columns.workflow_key,
+            columns.version,
+            columns.updated_at,
+        )
+        age = func.clock_timestamp() - updated_at
+        return (
+            select(
+                key,
+                version,
+                mine.c.version,
+                updated_at,
+                func.extract("epoch", age),
+            )
+            .select_from(canonical.outerjoin(mine, mine.c.workflow_key == key))
+            .where(
+                self._projection.statements.own_rows,
+                tuple_(updated_at, key)
+                > tuple_(
+                    bindparam("since", type_=updated_at.type),
+                    bindparam("after", type_=key.type),
+                ),
+                mine.c.version.is_(None) | (mine.c.version < version),
+            )
+            .order_by(updated_at, key)
+            .limit(self._batch_size)
+        )
+
+    def run(self, stop: Stop) -> None:
+        """Work until *stop* is set; the transaction that is open then is finished.
+
+        While the database is out of reach, it is tried again and again.
+        """
+        attempt = 0
+        while not stop.is_set():
+            try:
+                worked = self.follow()
+                idle = not self._sweep_on() and not worked
+                attempt = 0
+            except Exception as error:
+                if classify(error) is not ErrorKind.TRANSIENT:
+                    raise
+                attempt += 1
+                name = self._projection.name
+                _log.warning("projecting %r failed: %s", name, outline(error))
+                self._wait.sleep(_PAUSES.ceiling(attempt))
+            else:
+                if idle:
+                    self._wait.sleep(self._poll)
+
+    def _sweep_on(self) -> bool:
+        """Sweep a page, if a sweep is under way or due; say whether there was one."""
+        if self._sweeping is None and self._sweep_is_due():
+            self._sweeping = self._sweep()
+        try:
+            page = None if self._sweeping is None else next(self._sweeping, None)
+        except BaseException:
+            self._sweeping = None
+            raise
+        if page is None:
+            self._sweeping = None
+        return page is not None
+
+    def follow(self) -> int:
+        """Take each partition that is free, once; return how many rows were applied."""
+        first = randrange(self._partitions)  # noqa: S311 (spreads the workers)
+        return sum(
+            self._follow((first + number) % self._partitions)
+            for number in range(self._partitions)
+        )
+
+    def sweep(self) -> int:
+        """Compare all rows now; return how many were put right."""
+        return sum(page.applied + page.removed for page in self._sweep())
+
+    def _follow(self, partition: int) -> int:
+        name = f"{partition}/{self._partitions}"
+        with self._connections.transaction("READ COMMITTED") as connection:
+            taken = self._watermarks.take(connection, name)
+            if taken is None:
+                return 0
+            behind, end = self._find_behind(connection, partition, taken.watermark)
+            batch = self._apply(connection, partition, behind)
+            reached = end or taken.now
+            # Idle, it is moved now and then only: each move is a write.
+            if behind or reached - taken.watermark > self._overlap:
+                self._watermarks.advance(connection, name, reached)
+        if batch.applied or batch.failed:
+            notify(self._hooks.projected, batch)
+        return batch.applied
+
+    def _find_behind(
+        self, connection: Connection, partition: int, watermark: datetime
+    ) -> tuple[list[_Behind], datetime | None]:
+        """Find rows to be tried, and until when was looked, None if until now.
+
+        Rows that have failed are passed over, however many they are.
+        """
+        share: ColumnElement[bool] = true()
+        if self._partitions > 1:
+            key = columns_of(self._projection.statements.table).workflow_key
+            share = func.abs(func.hashtext(key) % self._partitions) == partition
+        failed = self._failed.get(partition, {})
+        seen: dict[str, int] = {}
+        place: dict[str, Any] = {"since": watermark - self._overlap, "after": ""}
+        while True:
+            found = connection.execute(self._behind.where(share), place).all()
+            rows = [
+                _Behind(row[0], row[1], row[2], row[3], float(row[4])) for row in found
+            ]
+            seen |= {row.workflow_key: row.version for row in rows}
+            untried = [row for row in rows if failed.get(row[0]) != row.version]
+            if len(rows) < self._batch_size:
+                # What has failed and was not seen again is not looked at any more.
+                self._failed[partition] = dict(failed.items() & seen.items())
+                return untried, None
+            if untried:
+                return untried, rows[-1].updated_at
+            place = {"since": rows[-1].updated_at, "after": rows[-1].workflow_key}
+
+    def _apply(
+        self, connection: Connection, partition: int, behind: list[_Behind]
+    ) -> ProjectionBatch:
+        versions = {row.workflow_key: row.version for row in behind}
+        failures = []
+        failed = self._failed.setdefault(partition, {})
+        log = log_failure(self._projection)
+
+        def note(workflow_key: str, error: BaseException) -> None:
+            # Passed over until its next version, or the next sweep.
+            failures.append(workflow_key)
+            failed[workflow_key] = versions[workflow_key]
+            log(workflow_key, error)
+
+        rows = project(connection, self._projection, versions, note)
+        written = write(connection, self._projection, rows, note)
+        late = [row for row in behind if row.workflow_key in written]
+        lags = [row.version - (row.projected or 0) for row in late]
+        return ProjectionBatch(
+            self._projection.name,
+            applied=len(written),
+            failed=len(failures),
+            lag_seconds=max((row.seconds for row in late), default=0.0),
+            lag_versions=max(lags, default=0),
+        )
+
+    def _sweep_is_due(self) -> bool:
+        """Take the next sweep if it is time for it and no other worker has taken it."""
+        if monotonic() < self._next_look:
+            return False
+        self._next_look = monotonic() + min(1.0, self._sweep_every.total_seconds())
+        with self._connections.transaction("READ COMMITTED") as connection:
+            taken = self._watermarks.take(connection, _SWEEP, initial=_NEVER)
+            if taken is None or taken.now - taken.watermark < self._sweep_every:
+                return False
+            self._watermarks.advance(connection, _SWEEP, taken.now)
+        return True
+
+    def _sweep(self) -> Iterator[Swept]:
+        self._failed.clear()
+        yield from sweep(self._bind, self._projection, batch_size=_SWEEP_PAGE)

@@ -1,0 +1,1 @@
+"""Internal: the reducer service: queue per key, attempts, retry."""

@@ -1,0 +1,227 @@
+"""The statements of a workflow class that write many rows at once, from arrays.
+
+::
+
+    WITH won AS (
+        UPDATE orders SET version = …, state = …, updated_at = now(), …
+        FROM unnest($1::TEXT[], $2::BIGINT[], $3::TEXT[], $4::TEXT[])
+             AS new (key, expected, state, provenance)
+        WHERE orders.workflow_key = new.key AND orders.version = new.expected
+        RETURNING orders.workflow_key, orders.updated_at
+    )
+    SELECT count(*), min(updated_at), …
+
+Most batches win whole, at one time: then the answer is one row, whatever their size.
+Only of the others it holds the keys that have won. What is the same for all rows is no
+array, and what no row needs is left out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Integer,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    column,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from ..values.write import Written
+from .columns import columns_of
+from .sql import effect_id_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import TableValuedAlias
+    from sqlalchemy.orm import Mapper
+    from sqlalchemy.sql.compiler import SQLCompiler
+
+    from ..values.write import Batch
+    from .statements import Statements
+
+
+class Shape(NamedTuple):
+    """What the rows of one statement have in common."""
+
+    creating: bool
+    based: bool
+    """A row names the effect that it replaces, and may leave its state as it is."""
+
+    one_provenance: bool
+
+
+class Arrays:
+    """The statements of one entity that take arrays."""
+
+    def __init__(self, statements: Statements[Any]) -> None:
+        self._statements = statements
+        self._built: dict[Shape, Any] = {}
+
+    def write(self, connection: Connection, batch: Batch) -> dict[str, Written]:
+        """Send *batch*, creations or none; return by key what has won."""
+        creating = batch.versions[0] == 1
+        one = batch.provenances[0]
+        shape = Shape(
+            creating=creating,
+            based=not creating and any(batch.base_effect_ids),
+            one_provenance=all(each is one for each in batch.provenances),
+        )
+        if shape not in self._built:
+            self._built[shape] = self._build(shape)
+        stored = self._statements.schema.write
+        texts = self._statements.provenance_texts(
+            batch.workflow_keys, [one] if shape.one_provenance else batch.provenances
+        )
+        parameters: dict[str, Any] = {
+            "wfs_rows": len(batch),
+            "wfs_key": list(batch.workflow_keys),
+            "wfs_state": [stored(text) for text in batch.state_texts],
+            "wfs_schema": batch.schema_versions[0],
+            "wfs_provenance": texts[0] if shape.one_provenance else texts,
+        }
+        if not creating:
+            parameters["wfs_expected"] = [version - 1 for version in batch.versions]
+        if shape.based:
+            parameters["wfs_base"] = list(batch.base_effect_ids)
+            for index, unchanged in enumerate(batch.unchanged):
+                if unchanged:
+                    parameters["wfs_state"][index] = None
+        answer = connection.execute(self._built[shape], parameters).one()
+        won, updated_at, won_keys, times, versions = answer
+        if won == len(batch) and won_keys is None:
+            return dict.fromkeys(batch.workflow_keys, Written(updated_at))
+        each = map(Written, times or (), versions or ())
+        return dict(zip(won_keys or (), each, strict=True))
+
+    def _build(self, shape: Shape) -> Any:
+        arrays: dict[str, Any] = {"key": Text(), "state": Text()}
+        if not shape.creating:
+            arrays["expected"] = BigInteger()
+            if shape.based:
+                arrays["base"] = Text()
+        if not shape.one_provenance:
+            arrays["provenance"] = Text()
+        new = bound_table(arrays)
+        provenance: ColumnElement[Any] = (
+            # Of a subquery, which is run once: the text is parsed once, too.
+            select(
+                cast(bindparam("wfs_provenance", type_=Text()), JSONB())
+            ).scalar_subquery()
+            if shape.one_provenance
+            else cast(new.c.provenance, JSONB())
+        )
+        c = columns_of(self._statements.table)
+        values: dict[Column[Any], Any] = {
+            c.state: cast(new.c.state, JSONB()),
+            c.updated_at: func.now(),
+            c.schema_version: bindparam("wfs_schema", type_=Integer()),
+            c.provenance: provenance,
+        }
+        write, sent = (
+            (self._creation(new, values), literal_column("1"))
+            if shape.creating
+            else (
+                self._swap(new, values, based=shape.based),
+                new.c.expected + literal_column("1"),
+            )
+        )
+        won = write.returning(
+            c.workflow_key, c.updated_at, c.version, (c.version == sent).label("sent")
+        ).cte("wfs_won")
+        rows, begin, end = func.count(), func.min(won.c[1]), func.max(won.c[1])
+        alike = and_(
+            rows == bindparam("wfs_rows", type_=Integer()),
+            begin == end,
+            func.bool_and(won.c.sent),
+        )
+        lists = (func.array_agg(won.c[index]) for index in range(3))
+        return select(rows, begin, *(case((alike, None), else_=x) for x in lists))
+
+    def _swap(self, new: Any, values: dict[Column[Any], Any], *, based: bool) -> Any:
+        table, schema = self._statements.table, self._statements.schema
+        c = columns_of(table)
+        swap = update(table).where(
+            c.workflow_key == new.c.key,
+            c.version == new.c.expected,
+            c.schema_version <= literal_column(str(schema.version)),
+            self._statements.own_rows,
+        )
+        if based:
+            swap = swap.where(
+                or_(new.c.base.is_(None), new.c.base == effect_id_of(table)),
+                # A state that is not sent stays, in the shape that it has.
+                or_(
+                    new.c.state.is_not(None),
+                    c.schema_version == values[c.schema_version],
+                ),
+            )
+            values[c.state] = func.coalesce(values[c.state], c.state)
+        values[c.version] = new.c.expected + literal_column("1")
+        return swap.values(values)
+
+    def _creation(self, new: Any, values: dict[Column[Any], Any]) -> Any:
+        """Insert rows; what exists is passed over."""
+        table, constants = self._statements.table, self._statements.constants()
+        key = columns_of(table).workflow_key
+        values[columns_of(table).version] = literal_column("1")
+        values |= {column: literal(value) for column, value in constants.items()}
+        return (
+            insert(table)
+            .from_select([key, *values], select(new.c.key, *values.values()))
+            .on_conflict_do_nothing(index_elements=[key])
+        )
+
+
+_arrays: WeakKeyDictionary[Mapper[Any], Arrays] = WeakKeyDictionary()
+
+
+def arrays_of(statements: Statements[Any]) -> Arrays:
+    """Return the array statements of an entity, built when they are first needed."""
+    arrays = _arrays.get(statements.mapper)
+    if arrays is None:
+        arrays = _arrays[statements.mapper] = Arrays(statements)
+    return arrays
+
+
+class BoundArray(FunctionElement[Any]):
+    """The parameter *name*, a list of values of *type_*."""
+
+    inherit_cache = True
+
+    def __init__(self, name: str, type_: Any) -> None:
+        super().__init__(bindparam(name, type_=ARRAY(type_)))
+
+
+@compiles(BoundArray)
+def _compile(element: BoundArray, compiler: SQLCompiler, **kw: Any) -> str:
+    text: str = compiler.process(element.clauses.clauses[0], **kw)
+    # psycopg's placeholder for "binary"; with %s it sends a list as text.
+    psycopg = compiler.dialect.driver in {"psycopg", "psycopg_async"}
+    return text.replace(")s", ")b", 1) if psycopg else text
+
+
+def bound_table(types: Mapping[str, Any]) -> TableValuedAlias:
+    """Return the table of the arrays ``wfs_…``: a column for each of *types*."""
+    arrays = (BoundArray(f"wfs_{name}", type_) for name, type_ in types.items())
+    columns = (column(name, type_) for name, type_ in types.items())
+    return func.unnest(*arrays).table_valued(*columns).render_derived(name="wfs_new")

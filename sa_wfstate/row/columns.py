@@ -1,0 +1,62 @@
+"""The columns of a workflow's table, found by attribute: their names may be others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from sqlalchemy import Column, Table
+    from sqlalchemy.orm import Mapper
+
+
+_INFO: Final = "sa_wfstate.attribute"
+
+
+class Columns(NamedTuple):
+    """The columns of a workflow row, by attribute."""
+
+    workflow_key: Column[str]
+    version: Column[int]
+    state: Column[Any]
+    updated_at: Column[Any]
+    schema_version: Column[int]
+    provenance: Column[Any]
+
+
+def note_columns(mapper: Mapper[Any], table: Table) -> Columns:
+    """Note in the columns of *table* to which attributes *mapper* has mapped them.
+
+    There it is also found in a copy of the table.
+    """
+    for name in Columns._fields:
+        mapper.columns[name].info[_INFO] = name
+    return columns_of(table)
+
+
+def columns_of(table: Any) -> Columns:
+    """Return the columns of a workflow's *table*."""
+    found = {column.info.get(_INFO): column for column in table.c}
+    return Columns(*(found[n] if n in found else table.c[n] for n in Columns._fields))
+
+
+def column_of(table: Any, name: str) -> Any:
+    """Return the column of the attribute *name* in *table*; None if it has none."""
+    for column in table.c:
+        if getattr(column, "info", {}).get(_INFO) == name:
+            return column
+    return table.c.get(name)
+
+
+def evaluates(table: Table, *, inserting: bool) -> bool:
+    """Return whether Python makes a value for each row that is written to *table*.
+
+    That is what a callable ``default`` or ``onupdate`` of the application's own columns
+    does. Those of a workflow are written by value.
+    """
+    own = columns_of(table)
+    made = (
+        column.default if inserting else column.onupdate
+        for column in table.c
+        if column not in own
+    )
+    return any(each is not None and each.is_callable for each in made)

@@ -1,0 +1,209 @@
+"""What a workflow's table has beside its columns: CHECK constraints and indexes.
+
+They are added to the table when its class has been mapped, under the names that raw SQL
+would give them, so that a table made by hand shows no difference.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from sqlalchemy import DDL, CheckConstraint, Column, Index, Table
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.sql.elements import conv
+
+from ..errors import MappingError
+from .columns import column_of, columns_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy import FromClause
+
+
+_MAX_IDENTIFIER_BYTES = 63
+
+_WORD = re.compile(r"\w+")
+_NOISE = re.compile(r"[\s()\"]")
+
+COUNTERS = ("version", "schema_version")
+"""The columns that count from 1, with a CHECK that says so."""
+
+
+def check_key_references(entity: str, table: Table) -> None:
+    """Raise MappingError if a foreign key lets the database change a workflow key."""
+    for reference in columns_of(table).workflow_key.foreign_keys:
+        rule = reference.onupdate or "NO ACTION"
+        if rule.upper() not in {"NO ACTION", "RESTRICT"}:
+            raise MappingError(
+                entity,
+                f"ON UPDATE {rule} of the foreign key of workflow_key would change the "
+                "key of a stored row; leave onupdate out",
+            )
+
+
+def add_constraints(table: Table) -> None:
+    """Give *table* the CHECKs of its counters, unless it has them.
+
+    PostgreSQL gives a CHECK without a name that of the column it is about, which is the
+    name of ours. So it is recognised if it says the same, and gets the next name else.
+    """
+    for counter in COUNTERS:
+        column = getattr(columns_of(table), counter)
+        name = conv(check_constraint_name(table.name, column.name))
+        others = 0
+        for check in _unnamed_checks(table, column):
+            condition = _NOISE.sub("", _text(check, table))
+            ours = condition in {f"{column.name}>=1", f"{column.name}>0"}
+            if ours and name not in _names(table):
+                check.name = name
+            else:
+                others += 1
+                check.name = conv(f"{name}{others}")
+        if name not in _names(table):
+            condition = f"{_quoted(column)} >= 1"
+            table.append_constraint(CheckConstraint(condition, name=name))
+
+
+def _checks(table: Table) -> list[CheckConstraint]:
+    """Return the CHECKs of *table*, and of its columns."""
+    of_columns = (column.constraints for column in table.c)
+    every = set(table.constraints).union(*of_columns)
+    return [each for each in every if isinstance(each, CheckConstraint)]
+
+
+def _names(table: Table) -> set[Any]:
+    return {check.name for check in _checks(table)}
+
+
+def _unnamed_checks(table: Table, column: Column[Any]) -> list[CheckConstraint]:
+    """Return the CHECKs without a name that are about *column* alone, in an order."""
+    names = {each.name for each in table.c}
+    found = [
+        check
+        for check in _checks(table)
+        if not isinstance(check.name, str)
+        and names.intersection(_WORD.findall(_text(check, table))) == {column.name}
+    ]
+    return sorted(found, key=lambda check: _text(check, table))
+
+
+def _text(check: CheckConstraint, table: Table) -> str:
+    text = str(check.sqltext.compile(compile_kwargs={"literal_binds": True}))
+    return text.replace(f"{table.name}.", "")
+
+
+def _quoted(column: Column[Any]) -> str:
+    """Return the name of *column* as a textual condition holds it."""
+    dialect: Any = PGDialect  # Its constructor is not typed.
+    preparer = dialect(paramstyle="named").identifier_preparer
+    return str(preparer.quote(column.name)).replace(":", "\\:")
+
+
+def add_indexes(entity: str, table: Table, wanted: Iterable[str]) -> None:
+    """Give *table* those of the optional indexes that *entity* has asked for.
+
+    Raises MappingError if there is no such index.
+    """
+    c = columns_of(table)
+    columns: dict[str, tuple[Any, ...]] = {
+        "version": (c.workflow_key, c.version),
+        "updated": (c.updated_at.desc(),),
+        "state": (c.state,),
+        "provenance": (c.provenance,),
+    }
+    for which in wanted:
+        if which not in columns:
+            raise MappingError(
+                entity,
+                f"__workflow_indexes__ has {which!r}, not one of {', '.join(columns)}",
+            )
+        index = Index(conv(f"idx_{table.name}_{which}"), *columns[which])
+        if which in {"state", "provenance"}:
+            index.dialect_options["postgresql"]["using"] = "gin"
+
+
+def check_constraint_name(table: str, column: str) -> str:
+    """Return the name that PostgreSQL itself gives a CHECK, at most 63 bytes."""
+    return _object_name(table, column, "check")
+
+
+def primary_key_name(table: str) -> str:
+    """Return the name that PostgreSQL itself gives a primary key, at most 63 bytes."""
+    return _object_name(table, "", "pkey")
+
+
+def _object_name(table: str, column: str, label: str) -> str:
+    """Join the parts of a name, shortened to what PostgreSQL stores of it.
+
+    Source: makeObjectName() in src/backend/commands/indexcmds.c, which shortens the
+    longer of the two names first.
+    """
+    first, second = table.encode(), column.encode()
+    room = _MAX_IDENTIFIER_BYTES - len(f"{'_' if column else ''}_{label}")
+    while len(first) + len(second) > room:
+        if len(first) > len(second):
+            first = first[:-1]
+        else:
+            second = second[:-1]
+    parts = (part.decode(errors="ignore") for part in (first, second))
+    return "_".join((*filter(None, parts), label))
+
+
+_NAME: Final = "wfstate_count_version"
+
+_READ: Final = ("workflow_key", "version", "schema_version", "provenance")
+
+_FUNCTION: Final = """\
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.{version} = OLD.{version} AND NEW.{schema_version} > OLD.{schema_version}
+       AND NEW.{provenance} = OLD.{provenance}
+       AND NEW.{workflow_key} = OLD.{workflow_key} THEN
+        RETURN NEW;
+    END IF;
+    IF NEW.{version} IS DISTINCT FROM OLD.{version} + 1
+       OR NEW.{workflow_key} IS DISTINCT FROM OLD.{workflow_key} THEN
+        RAISE EXCEPTION
+            'workflow %%: version %% can only be followed by version %%, got %% of %%',
+            OLD.{workflow_key}, OLD.{version}, OLD.{version} + 1,
+            NEW.{version}, NEW.{workflow_key}
+            USING ERRCODE = 'integrity_constraint_violation';
+    END IF;
+    RETURN NEW;
+END
+$$"""
+
+_TRIGGER: Final = f"""\
+CREATE TRIGGER {_NAME} BEFORE UPDATE ON %(fullname)s
+FOR EACH ROW EXECUTE FUNCTION {{function}}()"""
+
+_DROP: Final = f"DROP TRIGGER IF EXISTS {_NAME} ON %(fullname)s"
+
+
+def version_trigger(table: FromClause, *, drop: bool = False) -> list[DDL]:
+    """Return the statements that put the trigger on *table*, or *drop* it.
+
+    The function behind it is shared by the tables of a schema whose columns have the
+    names of their attributes; dropping the trigger leaves it there.
+    """
+    ddl, target, dialect = cast("tuple[Any, Any, Any]", (DDL, table, PGDialect))
+    # With named parameters it escapes no percent sign, which DDL does by itself.
+    preparer = dialect(paramstyle="named").identifier_preparer
+    columns = {name: getattr(column_of(target, name), "name", name) for name in _READ}
+    function = _NAME
+    if any(column != name for name, column in columns.items()):
+        function = f"{_NAME}_{target.name}"  # It reads the columns of this table only.
+    names = {name: preparer.quote(name_) for name, name_ in columns.items()}
+    names["function"] = preparer.quote(function)
+    texts = [_DROP] if drop else [_FUNCTION, _TRIGGER]
+    escaped = {key: name.replace("%", "%%") for key, name in names.items()}
+    if target.schema:
+        escaped["function"] = f"%(schema)s.{escaped['function']}"
+    context = None
+    if "%" in target.fullname:  # DDL itself would double it twice.
+        schema = preparer.quote(target.schema) if target.schema else ""
+        context = {"fullname": preparer.format_table(target), "schema": schema}
+    statements = (text.format(**escaped) for text in texts)
+    return [ddl(text, context=context).against(target) for text in statements]

@@ -1,0 +1,85 @@
+"""Values that a flush is about to bind.
+
+A listener may change a value in place until SQLAlchemy collects what to write. So no
+text of it is bound that was dumped before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PayloadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..payload.codec import Codec
+
+
+class Encoded:
+    """A value that a flush is about to bind, and its *text*, once it is encoded.
+
+    The value is dumped when it is bound, unless the text is *fresh*: of the moment when
+    SQLAlchemy collected what to write. What was checked once is not checked again.
+    *locate* names the row in an error. *bound*: the text has gone to the driver.
+    """
+
+    __slots__ = ("_codec", "_locate", "bound", "fresh", "text", "value")
+
+    def __init__(
+        self,
+        codec: Codec[Any],
+        value: Any,
+        locate: Callable[[PayloadError], PayloadError],
+    ) -> None:
+        self.value = value
+        self.text: str | None = None
+        self.fresh = False
+        self.bound = False
+        self._codec = codec
+        self._locate = locate
+
+    def dump(self) -> str:
+        """Return the JSON text of the value as it is now."""
+        try:
+            return self._codec.dump(self.value)
+        except PayloadError as error:
+            raise self._locate(error) from error.__cause__
+
+    def check(self, text: str) -> None:
+        """Raise PayloadError unless *text* can be written; then it is the text."""
+        if text != self.text:
+            try:
+                self._codec.check(self.value, text)
+            except PayloadError as error:
+                raise self._locate(error) from None
+            self.text = text
+
+    def bind(self) -> str:
+        """Return the text that is bound."""
+        text = self.text if self.fresh else None
+        if text is None:
+            text = self.dump()
+            self.check(text)
+        self.fresh, self.bound = False, True
+        return text
+
+    def keep(self) -> Encoded:
+        """Let this bind the value; return what does if two rows share the value."""
+        kept = _encoded.setdefault((id(self._codec.type_), id(self.value)), self)
+        if kept.value is not self.value:
+            kept = _encoded[id(self._codec.type_), id(self.value)] = self
+        return kept
+
+    def drop(self) -> None:
+        """Let the value be bound as any other."""
+        _encoded.pop((id(self._codec.type_), id(self.value)), None)
+
+
+_encoded: dict[tuple[int, int], Encoded] = {}
+
+
+def encoded_of(type_id: int, value: object) -> Encoded | None:
+    """Return what a flush under way binds for *value*; None if that is nothing."""
+    kept = _encoded.get((type_id, id(value)))
+    return kept if kept is not None and kept.value is value else None

@@ -1,0 +1,237 @@
+"""Typed paths into a state: a field of its model as an SQL expression.
+
+::
+
+    tier = field_of(Order.state, lambda state: state.customer.tier)
+
+    select(Order).where(tier == Tier.GOLD)
+    Index("idx_orders_tier", tier)
+
+The lambda is called with a stand-in for the state that knows its model, so a wrong
+name fails when the expression is built, and a type checker sees what the lambda
+returns. What the expression is compared with is dumped as the field would be, and what
+it selects is loaded as the field would be.
+
+A field whose JSON is a string is compared as text (``#>>``); numbers, booleans and
+times are cast; anything else is JSONB (``#>``), with its operators. A field null or
+missing is SQL NULL. The path is part of the SQL text, so that an index on the same
+expression is found. A ``datetime`` cannot be indexed, because PostgreSQL's cast depends
+on the session.
+"""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from sqlalchemy import (
+    Boolean,
+    DateTime,
+    Dialect,
+    Double,
+    Interval,
+    Numeric,
+    String,
+    bindparam,
+    cast,
+    type_coerce,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import ColumnElement, operators
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.visitors import InternalTraversal
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from ..errors import MappingError
+from ..payload.codec import Codec
+from .fields import Field, Key
+from .types import PydanticJSON
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import InstrumentedAttribute
+    from sqlalchemy.sql.compiler import SQLCompiler
+
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+_TEXTS = {"str", "uuid", "date", "time", "url", "multi-host-url"}
+_CASTS: dict[str, TypeEngine[Any]] = {
+    "int": Numeric(),
+    "float": Double(),
+    "decimal": Numeric(),
+    "datetime": DateTime(timezone=True),
+    "timedelta": Interval(),
+}
+_COMPARISONS = {
+    *(operators.eq, operators.ne, operators.lt, operators.le, operators.gt),
+    *(operators.ge, operators.in_op, operators.not_in_op, operators.between_op),
+    *(operators.is_distinct_from, operators.is_not_distinct_from),
+}
+
+
+@overload
+def field_of(
+    column: InstrumentedAttribute[T | None], pick: Callable[[T], V]
+) -> ColumnElement[V]: ...
+@overload
+def field_of(
+    column: ColumnElement[T | None], pick: Callable[[T], V]
+) -> ColumnElement[V]: ...
+@overload
+def field_of(column: ColumnElement[T], pick: Callable[[T], V]) -> ColumnElement[V]: ...
+def field_of(column: Any, pick: Callable[[Any], Any]) -> ColumnElement[Any]:
+    """Return the part of *column* that *pick* returns, as an SQL expression.
+
+    *column* is the attribute of a PydanticJSON column, of an alias too, or a model that
+    this function returned: that is how to go on behind a field that may be None. *pick*
+    takes attributes of models and dataclasses, keys of dicts and TypedDicts, indexes of
+    lists and tuples.
+
+    Raises MappingError if there is no such field.
+    """
+    part = column if isinstance(column, _Part) else column.__clause_element__()
+    if not isinstance(part.type, PydanticJSON):
+        raise MappingError("field_of", "takes a PydanticJSON column, or a model in one")
+    picked = pick(Field(part.type.type_, getattr(part, "keys", ())))
+    if not isinstance(picked, Field):
+        raise MappingError("field_of", "the lambda must return a field of its argument")
+    type_, keys = vars(picked).values()
+    return _expression(getattr(part, "root", part), type_, keys)
+
+
+def _expression(
+    root: ColumnElement[Any], type_: Any, keys: tuple[Key, ...]
+) -> ColumnElement[Any]:
+    column_type: PydanticJSON[Any] = PydanticJSON(type_)
+    kind = _kind(column_type.codec.schema)
+    if kind in _TEXTS:
+        return _TextPart(root, keys, _Scalar(type_, kind))
+    if kind == "bool":
+        return cast(_TextPart(root, keys, String()), Boolean())
+    if kind in _CASTS:
+        number = cast(_TextPart(root, keys, String()), _CASTS[kind])
+        return type_coerce(number, _Scalar(type_, kind))
+    return _Part(root, keys, column_type)
+
+
+def _kind(schema: Any) -> str:
+    while "schema" in schema:
+        schema = schema["schema"]
+    kind: str = schema["type"]
+    if kind in {"literal", "enum"}:
+        values = schema.get("expected") or [each.value for each in schema["members"]]
+        kind = "str" if all(isinstance(each, str) for each in values) else kind
+    return kind
+
+
+class _Part(FunctionElement[Any]):
+    """The JSON at *keys* in *root*."""
+
+    _traverse_internals = [  # noqa: RUF012 - SQLAlchemy makes the cache key of it
+        *FunctionElement._traverse_internals,  # noqa: SLF001
+        ("type", InternalTraversal.dp_type),
+    ]
+
+    def __init__(
+        self, root: ColumnElement[Any], keys: tuple[Key, ...], type_: TypeEngine[Any]
+    ) -> None:
+        self.root = root
+        self.keys = keys
+        self.type = type_
+        # In the SQL text: an index is on an expression with this very path.
+        path = bindparam(None, keys, type_=_Path(), unique=True, literal_execute=True)
+        super().__init__(root, path)
+
+
+class _TextPart(_Part):
+    """The same as text."""
+
+    inherit_cache = True
+
+
+@compiles(_Part, "postgresql")
+def _json_part(element: _Part, compiler: SQLCompiler, **kw: Any) -> str:
+    root, path = (compiler.process(each, **kw) for each in element.clauses)
+    return f"NULLIF({root} #> {path}, 'null')"
+
+
+@compiles(_TextPart, "postgresql")
+def _text_part(element: _TextPart, compiler: SQLCompiler, **kw: Any) -> str:
+    root, path = (compiler.process(each, **kw) for each in element.clauses)
+    return f"({root} #>> {path})"
+
+
+@compiles(_Part)
+def _json_part_elsewhere(element: _Part, compiler: SQLCompiler, **kw: Any) -> str:
+    root, path = (compiler.process(each, **kw) for each in element.clauses)
+    return f"NULLIF({root} -> {path}, 'null')"
+
+
+@compiles(_TextPart)
+def _text_part_elsewhere(element: _TextPart, compiler: SQLCompiler, **kw: Any) -> str:
+    root, path = (compiler.process(each, **kw) for each in element.clauses)
+    return f"({root} ->> {path})"
+
+
+class _Path(TypeDecorator[tuple[Key, ...]]):
+    """A path as the dialect writes it, a text array or a JSON path."""
+
+    impl = String
+    cache_ok = True
+
+    def process_literal_param(
+        self, value: tuple[Key, ...] | None, dialect: Dialect
+    ) -> str:
+        keys = value or ()
+        if dialect.name == "postgresql":
+            # In an array only these two are special; "\\t" would be a plain "t".
+            escaped = (str(k).replace("\\", "\\\\").replace('"', '\\"') for k in keys)
+            return "{" + ",".join(f'"{key}"' for key in escaped) + "}"
+        steps = (
+            f"[{key}]"
+            if isinstance(key, int)
+            else f".{json.dumps(key, ensure_ascii=False)}"
+            for key in keys
+        )
+        return "$" + "".join(steps)
+
+
+class _Scalar(TypeDecorator[Any]):
+    """A value that SQL can compare, dumped and loaded as the field *type_* would be."""
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, type_: Any, kind: str) -> None:
+        super().__init__()
+        self.type_ = type_
+        self.kind = kind
+        self.codec: Codec[Any] = Codec(type_)
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(_CASTS.get(self.kind, String()))
+
+    def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
+        if op not in _COMPARISONS:
+            return _CASTS.get(self.kind, String())
+        if value is not None:
+            self.codec.encode(value)  # What the field cannot hold fails here and now.
+        return self
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        dumped = json.loads(self.codec.encode(value))
+        if self.kind == "decimal":
+            return Decimal(dumped)
+        return value if self.kind in {"datetime", "timedelta"} else dumped
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        if value is None or self.kind in {"datetime", "timedelta"}:
+            return value
+        plain = {"decimal": str, "int": int}.get(self.kind)
+        return self.codec.load(json.dumps(plain(value) if plain else value))

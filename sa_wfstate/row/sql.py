@@ -1,0 +1,127 @@
+"""The SQL of one row: to read it, to compare and set it, to create it.
+
+All of it compares ``workflow_key`` for equality. It is built once for each class, and
+what does not change from call to call is part of the text, not a parameter. Parameters
+are called ``wfs_…``: to SQLAlchemy, one that has the name of a column is its new value.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Integer,
+    Table,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from .columns import column_of, columns_of
+from .json_text import AsText, JSONText
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy.orm import Mapper
+
+
+CANONICAL_COLUMNS = (
+    "workflow_key",
+    "version",
+    "state",
+    "updated_at",
+    "schema_version",
+    "provenance",
+)
+
+
+class RowSQL:
+    """The SQL for the rows of *mapper* in *table*, by code at *schema_version*."""
+
+    def __init__(self, mapper: Mapper[Any], table: Table, schema_version: int) -> None:
+        self._table = table
+        self.own_rows = own_rows = _own_rows(mapper)
+        self._columns = c = columns_of(table)
+        columns: dict[str, ColumnElement[Any]] = dict(c._asdict())
+        # As text, which a snapshot keeps, and whose row is known where it is read.
+        for name in ("state", "provenance"):
+            columns[name] = AsText(columns[name]).label(name)
+        self.read = (
+            select(*(columns[name] for name in CANONICAL_COLUMNS))
+            .select_from(mapper.selectable)
+            .where(own_rows)
+        )
+        key = c.workflow_key == bindparam("wfs_key")
+        self.read_one = self.read.where(key)
+        self.lock_one = self.read_one.with_for_update(key_share=True, of=table)
+        effect_id = effect_id_of(table)
+        self.versions = select(c.workflow_key, c.version, effect_id).order_by(
+            c.workflow_key
+        )
+        bump = (
+            update(table)
+            .where(key, c.version == bindparam("wfs_expected_version"), own_rows)
+            .values(
+                {
+                    c.version: c.version + literal_column("1"),
+                    c.updated_at: func.now(),
+                    c.provenance: bindparam("wfs_provenance", type_=JSONText()),
+                }
+            )
+            .returning(c.updated_at, c.version)
+        )
+        written_as = bindparam("wfs_schema_version", type_=Integer())
+        self.swap = bump.where(
+            # What newer code has written is not written over.
+            c.schema_version <= literal_column(str(schema_version))
+        ).values(
+            {
+                c.state: bindparam("wfs_state", type_=JSONText()),
+                c.schema_version: written_as,
+            }
+        )
+        same = effect_id == bindparam("wfs_base_effect_id")
+        self.swap_same = self.swap.where(same)
+        # A state that stays as it is must have the shape that would be written.
+        self.bump = bump.where(same, c.schema_version == written_as)
+
+    def creation(self, dialect: str, constants: Mapping[Column[Any], Any]) -> Any:
+        """Insert a row that also holds *constants*, unless its key exists."""
+        c = self._columns
+        insert = (sqlite if dialect == "sqlite" else postgresql).insert(self._table)
+        values: dict[Any, Any] = {
+            c.workflow_key: bindparam(c.workflow_key.key),
+            c.version: bindparam(c.version.key),
+            c.state: bindparam(c.state.key, type_=JSONText()),
+            c.updated_at: func.now(),
+            c.schema_version: bindparam(c.schema_version.key),
+            c.provenance: bindparam(c.provenance.key, type_=JSONText()),
+        }
+        return (
+            insert.values(values | dict(constants))
+            .on_conflict_do_nothing(index_elements=[c.workflow_key])
+            .returning(c.updated_at, c.version, c.workflow_key)
+        )
+
+
+def _own_rows(mapper: Mapper[Any]) -> ColumnElement[bool]:
+    """Return the criterion that keeps a subclass to its own rows of the table."""
+    kind = mapper.polymorphic_on
+    if mapper.inherits is None or mapper.concrete or kind is None:
+        return true()
+    identities = [each.polymorphic_identity for each in mapper.self_and_descendants]
+    return kind.in_(identities)
+
+
+def effect_id_of(table: Table) -> ColumnElement[str]:
+    """Return the SQL expression for the effect that wrote a row of *table*."""
+    provenance = column_of(table, "provenance")
+    effect_id: ColumnElement[str] = provenance["effect_id"].as_string()
+    return effect_id

@@ -1,0 +1,288 @@
+"""Read and write the rows of a workflow class by Core statements, each built once.
+
+Everything that reads or writes a row outside the unit of work goes through here:
+:func:`statements_of` an entity gives its reads, its compare-and-set and its creation.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ..commit_listeners import follow, listeners_of
+from ..errors import MappingError, PayloadError, SchemaVersionAhead
+from ..payload.batch import BatchCodec
+from ..payload.canonical import holds_nul
+from ..payload.schema_versions import payload_schema
+from ..values.provenance import survives
+from ..values.row_version import RowVersion
+from ..values.snapshot import StateCommitted, WorkflowSnapshot, remember
+from ..values.write import Write, Written
+from .chunks import chunks
+from .columns import columns_of
+from .sql import CANONICAL_COLUMNS, RowSQL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from sqlalchemy import Column, Connection, Table
+    from sqlalchemy.orm import Mapper
+
+    from ..errors import StateConflict
+    from ..values.provenance import Provenance
+    from ..values.write import Batch
+    from .types import PydanticJSON
+
+
+StateT = TypeVar("StateT")
+
+
+class Statements(Generic[StateT]):
+    """The statements of one entity."""
+
+    def __init__(self, mapper: Mapper[Any]) -> None:
+        self.mapper = mapper
+        self.entity: str = mapper.class_.__name__
+        # Of a class with joined inheritance, that is the table of its base.
+        self.table: Table = mapper.version_id_col.table  # type: ignore[union-attr]
+        table = self.table
+        self.columns = columns_of(table)
+        types: Any = self.columns
+        self.state_type: PydanticJSON[StateT] = types.state.type
+        self._provenance_type: PydanticJSON[Provenance] = types.provenance.type
+        self.schema = payload_schema(mapper)
+        self.sql = RowSQL(mapper, table, self.schema.version)
+        self.own_rows = self.sql.own_rows
+        self._creations: dict[str, Any] = {}
+
+    @cached_property
+    def batch_codec(self) -> BatchCodec[StateT]:
+        """What encodes many states at once."""
+        codec = self.state_type.codec
+        return BatchCodec(codec, round_trip=codec.round_trip)
+
+    @cached_property
+    def _provenance_batch_codec(self) -> BatchCodec[Provenance]:
+        return BatchCodec(self._provenance_type.codec, round_trip=False)
+
+    def read(
+        self, connection: Connection, workflow_key: str, *, lock: bool = False
+    ) -> WorkflowSnapshot[StateT] | None:
+        """Read the row of *workflow_key*, None if there is none.
+
+        *lock* keeps other writers away until the transaction ends.
+        """
+        statement = self.sql.lock_one if lock else self.sql.read_one
+        row = connection.execute(statement, {"wfs_key": workflow_key}).first()
+        return None if row is None else self.snapshot_of(row)
+
+    def read_many(
+        self, connection: Connection, workflow_keys: Iterable[str]
+    ) -> dict[str, WorkflowSnapshot[StateT]]:
+        """Read the rows of *workflow_keys*, by key."""
+        rows = self._rows_of(connection, self.sql.read, workflow_keys)
+        return {row[0]: self.snapshot_of(row) for row in rows}
+
+    def found(
+        self, connection: Connection, expected: Mapping[str, int]
+    ) -> dict[str, WorkflowSnapshot[StateT] | RowVersion]:
+        """Read the rows that a write has not found at the versions *expected*, by key.
+
+        Of some only the version is read: where a row was to be created, and another
+        class of the table holds its key; and where the state cannot be read, as that of
+        a newer program perhaps.
+        """
+        found: dict[str, WorkflowSnapshot[StateT] | RowVersion] = {}
+        try:
+            found |= self.read_many(connection, expected)
+        except (PayloadError, SchemaVersionAhead):
+            for key in expected:
+                with suppress(PayloadError, SchemaVersionAhead):
+                    found |= self.read_many(connection, [key])
+            unread = [key for key in expected if key not in found]
+        else:
+            alone = self.mapper.inherits is None
+            unread = [k for k in expected if not (alone or expected[k] or k in found)]
+        versions = self.versions(connection, unread)
+        return found | {key: RowVersion(*version) for key, version in versions.items()}
+
+    def snapshot_of(self, row: Sequence[Any]) -> WorkflowSnapshot[StateT]:
+        """Make the snapshot of a row as it is read, its state as text."""
+        key, version, text, updated_at, schema_version, provenance = row
+        marked = self.schema.mark(text, schema_version, key)
+        where = self.schema.name_of(schema_version, key)
+        state = self.state_type.load(marked, where=where)
+        snapshot = WorkflowSnapshot(
+            workflow_key=key,
+            version=version,
+            state=state,
+            updated_at=updated_at,
+            schema_version=schema_version,
+            provenance=self._provenance_type.load(
+                provenance, where=f"{self.entity} {key!r} provenance"
+            ),
+        )
+        return remember(snapshot, self.table.fullname, marked)
+
+    def versions(
+        self,
+        connection: Connection,
+        workflow_keys: Iterable[str],
+        *,
+        lock: bool = False,
+    ) -> dict[str, tuple[int, str | None]]:
+        """Read version and effect id of the rows of *workflow_keys*, by key.
+
+        *lock* waits for other writers, and keeps them away until the transaction ends.
+        """
+        statement = self.sql.versions.with_for_update() if lock else self.sql.versions
+        rows = self._rows_of(connection, statement, workflow_keys)
+        return {key: (version, effect_id) for key, version, effect_id in rows}
+
+    def _rows_of(
+        self, connection: Connection, statement: Any, workflow_keys: Iterable[str]
+    ) -> Iterator[Any]:
+        """Read the rows of *workflow_keys*, in their order: it may lock them."""
+        for keys in chunks(sorted(workflow_keys)):
+            of_keys = self.columns.workflow_key.in_(keys)
+            yield from connection.execute(statement.where(of_keys))
+
+    def swap(self, connection: Connection, write: Write) -> Written | None:
+        """Write over version ``write.version - 1``; return None if it lost."""
+        parameters = {
+            "wfs_key": write.workflow_key,
+            "wfs_expected_version": write.version - 1,
+            "wfs_schema_version": write.schema_version,
+            "wfs_provenance": self._provenance_text(
+                write.workflow_key, write.provenance
+            ),
+        }
+        statement = self.sql.swap
+        if write.base_effect_id is not None:
+            statement = self.sql.swap_same
+            parameters["wfs_base_effect_id"] = write.base_effect_id
+        row = None
+        if write.unchanged:
+            row = connection.execute(self.sql.bump, parameters).first()
+        if row is None:
+            # An unchanged state, too: its row may have been upcast since.
+            parameters["wfs_state"] = self.state_type.stored(write.state_text)
+            row = connection.execute(statement, parameters).first()
+        return self._follow(connection, write, row)
+
+    def create(self, connection: Connection, write: Write) -> Written | None:
+        """Insert the row; return None if the key exists already."""
+        row = self.inserted(connection, [write]).first()
+        return self._follow(connection, write, row)
+
+    def inserted(self, connection: Connection, writes: Iterable[Write]) -> Any:
+        """Insert rows, each with defaults of its own; return what came of which key."""
+        dialect = connection.dialect.name
+        if dialect not in self._creations:
+            creation = self.sql.creation(dialect, self.constants())
+            self._creations[dialect] = creation
+        c = self.columns
+        rows = [
+            {
+                c.workflow_key.key: write.workflow_key,
+                c.version.key: write.version,
+                c.state.key: self.state_type.stored(write.state_text),
+                c.schema_version.key: write.schema_version,
+                c.provenance.key: self._provenance_text(
+                    write.workflow_key, write.provenance
+                ),
+            }
+            for write in writes
+        ]
+        parameters: Any = rows if len(rows) > 1 else rows[0]
+        return connection.execute(self._creations[dialect], parameters)
+
+    def _follow(self, connection: Connection, write: Write, row: Any) -> Written | None:
+        if row is None:
+            return None
+        written = Written(row[0], row[1])
+        if listeners_of(self.mapper):
+            # The copy is for the caller: a side writer may change what it is given.
+            commit = self.committed(write._replace(copy=None), written)
+            follow(connection, self.mapper, [commit])
+        return written
+
+    def committed(
+        self, write: Write, written: Written, *, attempts: int = 1
+    ) -> StateCommitted[StateT]:
+        """Make the outcome of a write that won."""
+        snapshot = partial(self._written, write, written)
+        version = written.version or write.version
+        return StateCommitted(write.workflow_key, version, snapshot, attempts=attempts)
+
+    def all_committed(
+        self, batch: Batch, written: Mapping[str, Written]
+    ) -> list[StateCommitted[StateT] | StateConflict]:
+        """Make the outcomes of a *batch* that won; *written* says how, by key."""
+
+        def snapshot(row: Any, written: Written) -> WorkflowSnapshot[StateT]:
+            return self._written(Write._make(row), written)
+
+        return [
+            StateCommitted(
+                row[0],
+                written[row[0]].version or row[1],
+                partial(snapshot, row, written[row[0]]),
+            )
+            for row in batch.rows()
+        ]
+
+    def _written(self, write: Write, written: Written) -> WorkflowSnapshot[StateT]:
+        state = write.copy
+        if state is None:
+            # From the text: the caller's own object may be changed after the commit.
+            state = self.state_type.load(write.state_text)
+        snapshot = WorkflowSnapshot(
+            workflow_key=write.workflow_key,
+            version=written.version or write.version,
+            state=state,
+            updated_at=written.updated_at,
+            schema_version=write.schema_version,
+            provenance=write.provenance,
+        )
+        return remember(snapshot, self.table.fullname, write.state_text)
+
+    def _provenance_text(self, workflow_key: str, provenance: Provenance) -> str:
+        codec = self._provenance_type.codec
+        where = f"{self.entity} {workflow_key!r} provenance"
+        text = codec.dump(provenance, where=where)
+        if not survives(provenance) or holds_nul(text):
+            codec.check(provenance, text, where=where)
+        return text
+
+    def provenance_texts(
+        self, workflow_keys: Sequence[str], provenances: Sequence[Provenance]
+    ) -> list[str]:
+        """Return *provenances* as they are stored; PayloadError if one would change."""
+        if len(provenances) > 1 and all(map(survives, provenances)):
+            encoded = self._provenance_batch_codec.encode(list(provenances))
+            if encoded is not None:
+                return encoded[0]
+        return list(map(self._provenance_text, workflow_keys, provenances))
+
+    def constants(self) -> dict[Column[Any], Any]:
+        """Return what every new row of the class holds: its discriminator.
+
+        Raises MappingError if a row alone does not make an instance.
+        """
+        if self.mapper.local_table is not self.table:
+            raise MappingError(
+                self.entity,
+                "has columns in a second table, so try_commit cannot create a row; add "
+                "an instance to a session instead",
+            )
+        if self.mapper.polymorphic_on is None:
+            return {}
+        column: Any = self.mapper.polymorphic_on
+        return {column: self.mapper.polymorphic_identity}
+
+
+def snapshot_of(row: Sequence[Any]) -> WorkflowSnapshot[Any]:
+    """Make the snapshot of a row that holds the CANONICAL_COLUMNS in their order."""
+    return WorkflowSnapshot(**dict(zip(CANONICAL_COLUMNS, row, strict=True)))

@@ -1,0 +1,284 @@
+"""PydanticJSON: a column type that stores what Pydantic can validate as JSON.
+
+The value crosses the driver as text, in both directions: ``to_json`` of the model is
+bound as text and cast to JSONB, and the column is selected as text and given to
+``validate_json``. No dict is built in between, and no JSON codec that the application
+has set on its connection is ever asked. PostgreSQL stores JSONB; every other dialect
+stores SQLAlchemy's JSON, which is meant for unit tests.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from sqlalchemy import Dialect, type_coerce
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import LoaderCallableStatus
+from sqlalchemy.sql import ColumnElement, operators
+from sqlalchemy.types import String, TypeDecorator, TypeEngine
+
+from ..errors import PayloadError
+from ..payload.codec import Codec
+from .encoded import encoded_of
+from .json_text import AsText, FromText, TextOf, json_of, state_text, text_getter
+from .names import with_row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ..payload.schema_versions import PayloadSchema
+
+
+T = TypeVar("T")
+
+_COMPARES_WHOLE_VALUES = frozenset(
+    {operators.eq, operators.ne, operators.is_distinct_from}
+    | {operators.is_not_distinct_from, operators.in_op, operators.not_in_op}
+)
+
+
+class Unread:
+    """The JSON *text* of a row of which nobody has asked for the value yet."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return f"<Unread JSON of {len(self.text)} characters>"
+
+
+class Before(Unread):
+    """What the row holds of an attribute that a flush may write.
+
+    SQLAlchemy is given it as the committed value, and compares the value with it when
+    it collects what to write: then no listener can change the value any more.
+    """
+
+    __slots__ = ()
+
+    @property
+    def known(self) -> bool:
+        """Whether the text is that of the row."""
+        return True
+
+    def is_still(self, value: Any) -> bool:
+        """Return whether *value*, which SQLAlchemy is collecting, need not be written.
+
+        Nothing else may ask: the answer is kept.
+        """
+        raise NotImplementedError
+
+    def looks_like(self, value: Any) -> bool:
+        """Return whether *value* is the same by now."""
+        raise NotImplementedError
+
+
+class _Comparator(TypeDecorator.Comparator[Any], JSONB.Comparator[Any]):
+    """The operators of JSONB."""
+
+    __slots__ = ()
+
+    def __getitem__(self, index: Any) -> ColumnElement[Any]:
+        # A part of the state is not a state: it is selected as plain JSON.
+        json: Any = self.type
+        whole: Any = super() if json is _PLAIN else type_coerce(self.expr, _PLAIN)
+        part: ColumnElement[Any] = whole.__getitem__(index)
+        return part
+
+
+class PydanticJSON(TypeDecorator[T], Generic[T]):
+    """Store *type_*, anything that :class:`pydantic.TypeAdapter` takes, as JSON.
+
+    None is stored as SQL NULL. Aliases are written as declared, computed fields are not
+    written. A value that is not what *type_* says, or that would be read back as
+    another one, is refused with a PayloadError before any SQL is sent; one that is read
+    back as an equal value is written as that. Equal numbers are one: where no type says
+    float, 1e16 is read back as an int. 1e23, of which JSONB would make an int that is
+    not equal, is refused there.
+
+    *accept* names the fields whose loss is wanted: ``accept={"Login.password"}``.
+    *round_trip* can be turned off for states so large that reading each back before it
+    is written takes too long; then only what Pydantic itself complains of is refused.
+    *mutable* says whether the ORM looks for changes in place; by default it does unless
+    *type_* is deeply frozen.
+
+    >>> PydanticJSON(dict[str, int]).dump({"a": 1})
+    '{"a":1}'
+    """
+
+    impl = JSONB
+    cache_ok = True
+    comparator_factory = _Comparator
+    _names_row = True
+    owner: tuple[str, Any] | None = None
+    """The mapped class and the column whose type it is, where that is known."""
+
+    def __init__(
+        self,
+        type_: Any,
+        *,
+        accept: Iterable[str] = (),
+        round_trip: bool = True,
+        mutable: bool | None = None,
+        payload_schema: PayloadSchema | None = None,
+    ) -> None:
+        super().__init__()
+        self.type_ = type_
+        self.payload_schema = payload_schema
+        self.accept = frozenset(accept)
+        self.round_trip = round_trip
+        self.mutable = mutable
+        self.codec: Codec[T] = Codec(
+            type_,
+            accept=accept,
+            round_trip=round_trip,
+            payload_schema=payload_schema,
+        )
+        try:
+            hash(type_)
+        except TypeError:
+            self.cache_ok = False
+
+    def with_schema(self, payload_schema: PayloadSchema) -> Self:
+        """Return the same type for a class with these schema versions."""
+        options = self._options() | {"payload_schema": payload_schema}
+        return type(self)(self.type_, **options)
+
+    def unread(self) -> UnreadJSON:
+        """Return the same type for the ORM, which reads the text first."""
+        unread = UnreadJSON(self.type_, payload_schema=self.payload_schema)
+        unread.owner = self.owner
+        return unread
+
+    def stored(self, text: str) -> str:
+        """Return *text*, as :meth:`dump` returned it, as it is written to a row."""
+        schema = self.payload_schema
+        return text if schema is None else schema.write(text)
+
+    def dump(self, value: T, *, where: str | None = None) -> str:
+        """Return the JSON text of *value*; *where* names it in the error."""
+        return self.codec.dump(value, where=where)
+
+    def load(self, text: str | bytes, *, where: str | None = None) -> T:
+        """Return the value that *text* holds; *where* names it in the error."""
+        return self.codec.load(text, where=where)
+
+    def changes_in_place(self) -> bool:
+        """Say whether a value may change without being assigned."""
+        return not self.codec.frozen if self.mutable is None else self.mutable
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return json_of(dialect)
+
+    def bind_expression(self, bindparam: Any) -> ColumnElement[Any]:
+        return FromText(type_coerce(bindparam, TextOf(self)))
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:
+        type_id, encode, stored = id(self.type_), self.codec.encode, self.stored
+        schema = self.payload_schema
+        text_of = str if schema is None else schema.read
+
+        def process(value: Any) -> str | None:
+            if value is None:
+                return None
+            if isinstance(value, Unread):
+                return stored(text_of(value.text))
+            kept = encoded_of(type_id, value)
+            if kept is not None:
+                return stored(kept.bind())
+            try:
+                return stored(encode(value))
+            except PayloadError as error:
+                raise with_row(error, self.owner, value) from error.__cause__
+
+        return process
+
+    def literal_processor(self, dialect: Dialect) -> Callable[[T], str]:
+        string: Any = String()
+        quote, encode = string.literal_processor(dialect), self.codec.encode
+        return lambda value: quote(self.stored(encode(value)))
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        schema, text = self.payload_schema, AsText(column)
+        if schema is not None:
+            text = state_text(column, schema, names_row=self._names_row)
+        # Coerced back to this type, or the cast's own type would process the result.
+        return type_coerce(text, self)
+
+    def result_processor(
+        self, dialect: Dialect, coltype: object
+    ) -> Callable[[Any], T | None]:
+        load, text_of = self.codec.load, self._text_getter(coltype)
+        return lambda value: None if value is None else load(text_of(value))
+
+    def _text_getter(self, coltype: object) -> Callable[[Any], str]:
+        owner = self.owner
+        name = self.codec.name if owner is None else f"{owner[0]}.{owner[1].key}"
+        return text_getter(coltype, name)
+
+    def compare_values(self, x: Any, y: Any) -> bool:
+        """Compare as JSON: for Python, True equals 1 and 1.0.
+
+        What is not loaded, or was never read, equals only itself.
+        """
+        if isinstance(y, Before) and x is not None:
+            return y.is_still(x)
+        if x is y:
+            return True
+        if x is None or y is None or isinstance(y, (LoaderCallableStatus, Unread)):
+            return False
+        try:
+            return self.codec.same(self.dump(x), self.dump(y))
+        except PayloadError:
+            return False
+
+    def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
+        if op in _COMPARES_WHOLE_VALUES:
+            return self
+        json: TypeEngine[Any] = self.impl_instance
+        coerced = json.coerce_compared_value(op, value)
+        return _PLAIN if coerced is json else coerced
+
+    @property
+    def _static_cache_key(self) -> Any:
+        key: Any = super()._static_cache_key
+        # SQLAlchemy makes its key of the positional parameters only.
+        options = (self.accept, self.round_trip, id(self.payload_schema))
+        return (*key, *options) if isinstance(key, tuple) else key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.type_, self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "accept": self.accept,
+            "round_trip": self.round_trip,
+            "mutable": self.mutable,
+            "payload_schema": self.payload_schema,
+        }
+
+    def __repr__(self) -> str:
+        return f"PydanticJSON({self.codec.name})"
+
+
+class UnreadJSON(PydanticJSON[Any]):
+    """The same column for the ORM, which builds a value when it is first asked for."""
+
+    cache_ok = True
+    _names_row = False  # The instance has its key.
+
+    def result_processor(
+        self, dialect: Dialect, coltype: object
+    ) -> Callable[[Any], Any]:
+        text_of = self._text_getter(coltype)
+        return lambda value: None if value is None else Unread(text_of(value))
+
+
+def _restore(cls: Any, type_: Any, options: dict[str, Any]) -> Any:
+    return cls(type_, **options)
+
+
+_PLAIN = PydanticJSON[Any](Any, round_trip=False)
+"""JSON of no particular type: a part of a value, and what is compared with one."""

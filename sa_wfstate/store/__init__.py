@@ -1,0 +1,1 @@
+"""Internal: commits outside the unit of work, and transactions."""

@@ -1,0 +1,252 @@
+"""Commit to many workflows at once: one statement and one round trip for each chunk.
+
+What a statement returns has won. Keys are sent in order, so that two batches lock their
+rows in one order, and may still deadlock (SQLSTATE 40P01) where the planner chooses
+another. A database without unnest, as SQLite, gets the statements one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.exc import DBAPIError
+
+from ..commit_listeners import follow, listeners_of
+from ..errors import PayloadError
+from ..orm.conflicts import conflict_of_all
+from ..orm.criteria import filtering, hide, visible
+from ..orm.entity import statements_of
+from ..row.batch import arrays_of
+from ..row.chunks import chunks
+from ..row.columns import evaluates
+from ..values.row_version import RowVersion
+from ..values.write import Batch, Written
+from .api import Entity, adopt, connection_of, held_instance
+from .compare_and_set import check_target, prepare, refused, unwritten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+    from ..errors import StateConflict
+    from ..row.statements import Statements
+    from ..values.provenance import Provenance
+    from ..values.snapshot import StateCommitted, WorkflowSnapshot
+
+
+StateT = TypeVar("StateT")
+
+
+@dataclass(slots=True)
+class Commit(Generic[StateT]):
+    """One commit of a batch; see :func:`~sa_wfstate.try_commit` for what it holds."""
+
+    workflow_key: str
+    _: KW_ONLY
+    expected_version: int
+    state: StateT
+    provenance: Provenance | Mapping[str, Any]
+    base: WorkflowSnapshot[StateT] | None = None
+
+
+def try_commit_many(
+    session: Session, entity: Entity[StateT], commits: Iterable[Commit[StateT]]
+) -> list[StateCommitted[StateT] | StateConflict]:
+    """Commit each of *commits* whose workflow is at its expected version.
+
+    Returns one outcome per commit, in the order given; one that lost does not keep the
+    others from winning. For each 1,000 rows one statement is sent, one more if there
+    are workflows to create, and one to read the rows of those that lost. Otherwise it
+    behaves as :func:`~sa_wfstate.try_commit`, also in what it raises.
+
+    A key that is given twice raises PayloadError before any SQL is sent.
+    """
+    statements = statements_of(entity)
+    batch = _prepare(statements, list(commits))
+    if len(set(batch.workflow_keys)) < len(batch):
+        _refuse_duplicate(statements, batch)
+    if not batch:
+        return []
+    held: dict[str, Any] = {}
+    # Looking each key up costs more than the session that holds none of the class.
+    if len(session.identity_map):
+        for key in batch.workflow_keys:
+            instance = held_instance(session, statements.mapper, key)
+            if instance is not None:
+                held[key] = instance
+    connection = connection_of(session, statements)
+    outcomes = commit_batch(connection, statements, batch, session=filtering(session))
+    adopt(session, connection, statements, batch, outcomes, held)
+    return outcomes
+
+
+def _prepare(
+    statements: Statements[StateT], commits: Sequence[Commit[StateT]]
+) -> Batch:
+    """Check everything that can be checked before any SQL is sent."""
+    if all(commit.base is None for commit in commits):
+        encoded = statements.batch_codec.encode([commit.state for commit in commits])
+        if encoded is not None:
+            texts, copies = encoded
+            provenances = [
+                check_target(
+                    statements.entity,
+                    commit.workflow_key,
+                    commit.expected_version,
+                    commit.provenance,
+                )
+                for commit in commits
+            ]
+            rows = len(commits)
+            return Batch(
+                [commit.workflow_key for commit in commits],
+                [commit.expected_version + 1 for commit in commits],
+                texts,
+                provenances,
+                [statements.schema.write_version] * rows,
+                [None] * rows,
+                [False] * rows,
+                copies,
+            )
+    return Batch.of(
+        [
+            prepare(
+                statements,
+                commit.workflow_key,
+                commit.expected_version,
+                commit.state,
+                commit.provenance,
+                base=commit.base,
+            )
+            for commit in commits
+        ]
+    )
+
+
+def commit_batch(
+    connection: Connection,
+    statements: Statements[StateT],
+    batch: Batch,
+    *,
+    session: Session | None = None,
+) -> list[StateCommitted[StateT] | StateConflict]:
+    """Send *batch*, of different keys, and return the outcome of each write.
+
+    *session* is the one whose criteria filter what there is to write over, if any.
+    """
+    keys = batch.workflow_keys
+    in_order = sorted(range(len(batch)), key=keys.__getitem__)
+    written: dict[str, Written] = {}
+    for indices in chunks(in_order):
+        chunk = batch.take(indices)
+        try:
+            own = chunk if session is None else _visible(session, statements, chunk)
+            written |= _send(connection, statements, own)
+        except DBAPIError as error:
+            # The database has refused the transaction: each of them is lost.
+            refusals = [refused(statements, write, error) for write in chunk]
+            conflict = conflict_of_all([each for each in refusals if each is not None])
+            if conflict is None:
+                raise
+            raise conflict from error
+    if len(written) == len(batch):
+        return statements.all_committed(batch, written)
+    losers = {
+        key: version - 1
+        for key, version in zip(keys, batch.versions, strict=True)
+        if key not in written
+    }
+    found = hide(session, statements, statements.found(connection, losers), losers)
+    for key, seen in found.items():
+        if isinstance(seen, RowVersion) and seen.version == losers[key]:
+            # Nobody else has won: what keeps it from being read is the answer.
+            statements.read(connection, key)
+    return [
+        statements.committed(write, written[write.workflow_key])
+        if write.workflow_key in written
+        else unwritten(statements, write, found.get(write.workflow_key))
+        for write in batch
+    ]
+
+
+def _visible(session: Session, statements: Statements[Any], batch: Batch) -> Batch:
+    """Return of *batch* what *session* may write, the rows of it locked."""
+    swapped = [write.workflow_key for write in batch if write.version > 1]
+    seen = visible(session, statements, swapped, lock=True)
+    return batch.take(
+        [
+            index
+            for index, write in enumerate(batch)
+            if write.version == 1 or write.workflow_key in seen
+        ]
+    )
+
+
+def _refuse_duplicate(statements: Statements[Any], batch: Batch) -> None:
+    seen = set()
+    for key in batch.workflow_keys:
+        if key in seen:
+            where = f"{statements.entity} {key!r}"
+            problem = "is given twice; commit to a workflow once in a batch"
+            raise PayloadError(where, "workflow_key", problem)
+        seen.add(key)
+
+
+def _send(
+    connection: Connection, statements: Statements[Any], batch: Batch
+) -> dict[str, Written]:
+    """Write what can be written; return by key what has won."""
+    swaps = batch.take([i for i, version in enumerate(batch.versions) if version > 1])
+    if (
+        len(batch) <= 1
+        or not isinstance(connection.dialect, PGDialect)
+        # An onupdate that Python calls would be called once for all rows.
+        or (swaps and evaluates(statements.table, inserting=False))
+    ):
+        return _send_singly(connection, statements, batch)
+    arrays = arrays_of(statements)
+    written: dict[str, Written] = {}
+    if swaps:
+        written |= arrays.write(connection, swaps)
+    if any(batch.unchanged):
+        # As in Statements.swap: their rows may have been upcast since.
+        again = [
+            write._replace(unchanged=False)
+            for write in swaps
+            if write.unchanged and write.workflow_key not in written
+        ]
+        if again:
+            written |= arrays.write(connection, Batch.of(again))
+    if len(swaps) < len(batch):
+        creations = [i for i, version in enumerate(batch.versions) if version == 1]
+        new = batch.take(creations)
+        if evaluates(statements.table, inserting=True):
+            # So would a default in an INSERT … FROM SELECT.
+            inserted = statements.inserted(connection, new)
+            written |= {key: Written(*row) for *row, key in inserted}
+        else:
+            written |= arrays.write(connection, new)
+    if listeners_of(statements.mapper):
+        commits = [
+            statements.committed(write._replace(copy=None), written[write.workflow_key])
+            for write in batch
+            if write.workflow_key in written
+        ]
+        follow(connection, statements.mapper, commits)
+    return written
+
+
+def _send_singly(
+    connection: Connection, statements: Statements[Any], batch: Batch
+) -> dict[str, Written]:
+    written = {}
+    for write in batch:
+        send = statements.create if write.version == 1 else statements.swap
+        each = send(connection, write)
+        if each is not None:
+            written[write.workflow_key] = each
+    return written

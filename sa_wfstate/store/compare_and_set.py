@@ -1,0 +1,237 @@
+"""One compare-and-set: checked before it is sent, sent, and judged by its answer.
+
+What ``try_commit``, the store, the bulk and the reducer service have in common.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from ..errors import ConflictReason, PayloadError, StateConflict, WriteSuppressed
+from ..orm.conflicts import conflict_of
+from ..orm.criteria import hide, visible
+from ..payload.canonical import canonical_json
+from ..payload.codec import first_problem
+from ..retry import SERIALIZATION_FAILURE, sqlstate
+from ..row.keys import check_key
+from ..values.provenance import Provenance
+from ..values.row_version import RowVersion
+from ..values.snapshot import StateCommitted, WorkflowSnapshot, remembered
+from ..values.write import Write
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+    from ..row.statements import Statements
+
+
+StateT = TypeVar("StateT")
+
+_LAST_VERSION = 2**63 - 1
+
+
+def prepare(
+    statements: Statements[StateT],
+    workflow_key: str,
+    expected_version: int,
+    state: StateT,
+    provenance: Provenance | Mapping[str, Any],
+    *,
+    expected_effect_id: str | None = None,
+    base: WorkflowSnapshot[StateT] | None = None,
+) -> Write:
+    """Check everything that can be checked before any SQL is sent."""
+    entity, codec = statements.entity, statements.state_type.codec
+    provenance = check_target(entity, workflow_key, expected_version, provenance)
+    if base is not None:
+        _check_base(statements, workflow_key, expected_version, base)
+        expected_effect_id = expected_effect_id or base.provenance.effect_id
+    unchanged = False
+    copy: Any = None
+    try:
+        text = codec.dump(state)
+        # Only if it is the one that the statement is going to look for.
+        if base is not None and expected_effect_id == base.provenance.effect_id:
+            unchanged, copy = _is_unchanged(statements, base, text)
+        if copy is None or copy != state:
+            copy = codec.check(state, text)
+    except PayloadError as error:
+        where = f"{entity} {workflow_key!r} state"
+        raise PayloadError(where, error.path, error.problem) from error.__cause__
+    return Write(
+        workflow_key,
+        expected_version + 1,
+        text,
+        provenance,
+        statements.schema.write_version,
+        expected_effect_id,
+        unchanged,
+        copy,
+    )
+
+
+def check_target(
+    entity: str,
+    workflow_key: str,
+    expected_version: int,
+    provenance: Provenance | Mapping[str, Any],
+) -> Provenance:
+    """Check all of a write but its state, and return its provenance."""
+    check_key(entity, workflow_key)
+    # True is an int, but no version.
+    if type(expected_version) is not int or not 0 <= expected_version < _LAST_VERSION:
+        raise _bad_version(entity, workflow_key, expected_version)
+    if isinstance(provenance, Provenance):
+        return provenance
+    return _provenance_of(entity, workflow_key, provenance)
+
+
+def _bad_version(entity: str, workflow_key: str, version: object) -> PayloadError:
+    problem = "must be an int"
+    if type(version) is int:
+        problem = f"must be 0 or a version that was read, got {version}"
+    return PayloadError(f"{entity} {workflow_key!r}", "expected_version", problem)
+
+
+def _provenance_of(
+    entity: str, workflow_key: str, provenance: Mapping[str, Any]
+) -> Provenance:
+    try:
+        return Provenance.model_validate(provenance)
+    except ValidationError as error:
+        path, problem = first_problem(error)
+        shown = ".".join(str(part) for part in path)
+        where = f"{entity} {workflow_key!r} provenance"
+        raise PayloadError(where, shown, problem) from None
+
+
+def _check_base(
+    statements: Statements[Any],
+    workflow_key: str,
+    version: int,
+    base: WorkflowSnapshot[Any],
+) -> None:
+    problem, source = None, remembered(base)
+    if (base.workflow_key, base.version) != (workflow_key, version):
+        problem = (
+            f"must be a snapshot of version {version}, is one of "
+            f"{base.workflow_key!r} at version {base.version}"
+        )
+    elif source is not None and source[0] != statements.table.fullname:
+        problem = f"must be a snapshot of this row, is one of table {source[0]!r}"
+    if problem:
+        raise PayloadError(f"{statements.entity} {workflow_key!r}", "base", problem)
+
+
+def _is_unchanged(
+    statements: Statements[StateT], base: WorkflowSnapshot[StateT], text: str
+) -> tuple[bool, StateT | None]:
+    """Say whether the row of *base* holds *text*, in the shape that is written.
+
+    Returns also the state of the row, if it was read for that.
+    """
+    source = remembered(base)
+    if source is None or base.schema_version != statements.schema.write_version:
+        return False, None
+    return statements.state_type.codec.stands_for(source[1], text)
+
+
+def compare_and_set(
+    connection: Connection,
+    statements: Statements[StateT],
+    write: Write,
+    *,
+    again: bool = False,
+    session: Session | None = None,
+) -> StateCommitted[StateT] | StateConflict:
+    """Send *write*; *again* says that it was sent before, and the answer was lost.
+
+    *session* is the one whose criteria filter what there is to write over, if any.
+    """
+    key, expected = write.workflow_key, write.version - 1
+    send = statements.swap if expected else statements.create
+    if (
+        session is not None
+        and expected
+        and not visible(session, statements, [key], lock=True)
+    ):
+        return unwritten(statements, write, None)
+    written = send(connection, write)
+    if written is not None:
+        return statements.committed(write, written)
+    found = statements.found(connection, {key: expected})
+    current = hide(session, statements, found, {key: expected}).get(key)
+    if isinstance(current, RowVersion) and current.version == expected:
+        # Nobody else has won: what keeps it from being read is the answer.
+        statements.read(connection, key)
+    return unwritten(statements, write, current, again=again)
+
+
+def unwritten(
+    statements: Statements[StateT],
+    write: Write,
+    current: WorkflowSnapshot[StateT] | RowVersion | None,
+    *,
+    again: bool = False,
+) -> StateCommitted[StateT] | StateConflict:
+    """Make the outcome of a write that changed no row; *current* was read after it."""
+    if isinstance(current, WorkflowSnapshot) and _is_own(
+        statements, write, current, again=again
+    ):
+        return StateCommitted(
+            current.workflow_key, write.version, current, replayed=True
+        )
+    conflict = conflict_of_write(statements, write, current)
+    if conflict is None:
+        raise WriteSuppressed(statements.entity, write.workflow_key, write.version - 1)
+    return conflict
+
+
+def _is_own(
+    statements: Statements[StateT],
+    write: Write,
+    current: WorkflowSnapshot[StateT],
+    *,
+    again: bool,
+) -> bool:
+    """Say whether *current* is what *write* itself has written, some time before."""
+    if current.version != write.version or current.provenance != write.provenance:
+        return False
+    # An effect id that is used twice by mistake must not pass for a replay.
+    text = statements.state_type.dump(current.state)
+    return again or canonical_json(text) == canonical_json(write.state_text)
+
+
+def conflict_of_write(
+    statements: Statements[StateT],
+    write: Write,
+    current: WorkflowSnapshot[StateT] | RowVersion | None,
+) -> StateConflict | None:
+    """Judge *write* by the row read after it; None: nobody else wrote the row."""
+    return conflict_of(
+        statements,
+        write.workflow_key,
+        write.version - 1,
+        current,
+        write.base_effect_id,
+    )
+
+
+def refused(
+    statements: Statements[Any], write: Write, error: BaseException
+) -> StateConflict | None:
+    """Return the conflict that *error* stands for, as far as it is known by itself."""
+    if sqlstate(error) != SERIALIZATION_FAILURE:
+        return None
+    return StateConflict(
+        statements.entity,
+        write.workflow_key,
+        write.version - 1,
+        None,
+        ConflictReason.SERIALIZATION,
+    )

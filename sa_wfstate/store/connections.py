@@ -1,0 +1,140 @@
+"""Connections for what has a transaction of its own: from an engine or sessions."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, text
+
+from .._concurrency import refuse_async, refuse_sync
+from ..commit_listeners import listeners_of
+from ..orm.criteria import filtering
+from ..orm.error_details import hide_details
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+    from sqlalchemy.orm import Mapper, Session, sessionmaker
+
+
+READ_COMMITTED = "READ COMMITTED"
+
+
+class Connections:
+    """Lend connections to the database in which the class of *mapper* lives."""
+
+    def __init__(self, bind: Engine | sessionmaker[Any], mapper: Mapper[Any]) -> None:
+        refuse_async(bind)
+        if isinstance(bind, Engine):
+            hide_details(bind)
+        self._bind = bind
+        self._mapper = mapper
+        self._filtering: dict[Connection, Session] = {}
+
+    @contextmanager
+    def autocommit(self) -> Iterator[Connection]:
+        """Lend one that commits by itself: half the round trips of BEGIN, COMMIT."""
+        if isinstance(self._bind, Engine):
+            with self._bind.connect() as connection:
+                yield connection.execution_options(isolation_level="AUTOCOMMIT")
+        else:
+            with self._lend("AUTOCOMMIT") as connection:
+                yield connection
+
+    def commit(self) -> AbstractContextManager[Connection]:
+        """Lend one for a single commit, a transaction where it takes two statements."""
+        if listeners_of(self._mapper) or self.filters():
+            # The compare-and-set itself checks; stricter levels would only refuse.
+            return self.transaction(READ_COMMITTED)
+        return self.autocommit()
+
+    @contextmanager
+    def transaction(self, isolation_level: str | None = None) -> Iterator[Connection]:
+        """Lend one in a transaction that is committed unless an error comes out.
+
+        Without *isolation_level* it is that of the engine.
+        """
+        with self._lend(isolation_level) as connection:
+            if not isinstance(self._bind, Engine):
+                yield connection  # Its session has begun, and commits.
+                return
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def _lend(self, isolation_level: str | None) -> Iterator[Connection]:
+        if isolation_level == READ_COMMITTED and self._is_sqlite():
+            isolation_level = None  # SQLite knows no such level.
+        options = {"isolation_level": isolation_level} if isolation_level else {}
+        if isinstance(self._bind, Engine):
+            with self._bind.connect() as connection:
+                yield connection.execution_options(**options)
+        else:
+            session: Session
+            with self._bind() as session, session.begin():
+                connection = session.connection(
+                    bind_arguments={"mapper": self._mapper}, execution_options=options
+                )
+                hide_details(connection.engine)
+                around = self._filtering.get(connection)
+                try:
+                    if filtering(session):
+                        self._filtering[connection] = session
+                    yield connection
+                finally:
+                    self._filtering.pop(connection, None)
+                    if around is not None:
+                        self._filtering[connection] = around
+
+    def filtering(self, connection: Connection) -> Session | None:
+        """Return the session whose criteria filter what *connection* reads, if any."""
+        return self._filtering.get(connection)
+
+    def filters(self) -> bool:
+        """Return whether the sessions may filter what they read."""
+        if isinstance(self._bind, Engine):
+            return False
+        with self._bind() as session:
+            return filtering(session) is not None
+
+    def _is_sqlite(self) -> bool:
+        if isinstance(self._bind, Engine):
+            return self._bind.dialect.name == "sqlite"
+        with self._bind() as session:
+            name: str = session.get_bind(self._mapper).dialect.name
+        return name == "sqlite"
+
+
+def limit_lock_waits(connection: Connection) -> None:
+    """Let the transaction of *connection* wait a second at most for a row lock."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(text("SET LOCAL lock_timeout = '1s'"))
+
+
+def limit_idle_time(connection: Connection, seconds: float) -> None:
+    """Let the server end the transaction of *connection* once it is idle so long."""
+    if connection.dialect.name != "sqlite":
+        limit = f"SET LOCAL idle_in_transaction_session_timeout = {ceil(seconds * 1e3)}"
+        connection.execute(text(limit))
+
+
+def sync_bind(bind: AsyncEngine | async_sessionmaker[Any]) -> Any:
+    """Return the Engine of an AsyncEngine, or something that makes sync sessions."""
+    refuse_sync(bind)
+    # Only an AsyncEngine has it; that class is not imported for whoever never awaits.
+    engine = getattr(bind, "sync_engine", None)
+    return _SyncSessions(bind) if engine is None else engine
+
+
+class _SyncSessions:
+    """Make the sync sessions of an async_sessionmaker."""
+
+    def __init__(self, sessions: Any) -> None:
+        self._sessions = sessions
+
+    def __call__(self) -> Any:
+        return self._sessions().sync_session

@@ -1,0 +1,231 @@
+"""What tells, when the answer to COMMIT is lost, whether a transaction was committed.
+
+Each connection of a session has a transaction of its own, and its own evidence:
+
+* the workflow rows that it has written. Each holds the effect of its last write. They
+  are locked to be read, so that a COMMIT which is still going on has come to its end;
+* their history, where one is kept, if other commits have replaced the row;
+* the number that the server gave the transaction, if it gave one. Behind postgres_fdw
+  and Citus it gives none, whatever is written on the servers beyond. So that there is
+  no number says nothing;
+* the statements that were sent. If none of them writes, there is nothing to find out.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import Connection, event, text
+from sqlalchemy.sql import functions, visitors
+from sqlalchemy.sql.elements import (
+    ColumnClause,
+    ReleaseSavepointClause,
+    RollbackToSavepointClause,
+    SavepointClause,
+    TextClause,
+)
+from sqlalchemy.sql.expression import SelectBase, UpdateBase
+
+from ..commit_listeners import KeepsEffects, listeners_of
+from ..orm.write_log import Deed, Entry, written_on
+from ..values.row_version import RowVersion
+from .connections import limit_lock_waits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..row.statements import Statements
+
+
+_HAS_XACT_STATUS = (13,)
+
+_SAVEPOINTS = (SavepointClause, RollbackToSavepointClause, ReleaseSavepointClause)
+
+
+class Verdict(Enum):
+    """What became of a transaction."""
+
+    COMMITTED = auto()
+    UNDONE = auto()
+    UNKNOWN = auto()
+    NOTHING_WRITTEN = auto()
+
+
+class StillRunning(TimeoutError):
+    """The transaction whose answer was lost has not come to its end."""
+
+
+class _Row(NamedTuple):
+    """A row that was written: what it was *before*, and the effects in their order.
+
+    *effect_id* is that of the row now; None if it was deleted in the end.
+    """
+
+    statements: Statements[Any]
+    workflow_key: str
+    before: RowVersion
+    effect_id: str | None
+    effects: tuple[str, ...]
+
+
+class Evidence:
+    """What a session does on *connection*, and what will tell of it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sent: dict[object, None] = {}
+        self._rows: list[_Row] = []
+        self._transaction_id: str | None = None
+        self._read_only = False
+        self._engine = connection.engine
+        options = connection.get_execution_options()
+        self._schemas = options.get("schema_translate_map")
+        event.listen(connection, "before_cursor_execute", self._note)
+
+    def _note(self, _: object, __: object, statement: str, *rest: Any) -> None:
+        compiled = rest[1].compiled
+        self._sent[statement if compiled is None else compiled] = None
+
+    def stop(self) -> None:
+        """Take no more notes."""
+        if event.contains(self._connection, "before_cursor_execute", self._note):
+            event.remove(self._connection, "before_cursor_execute", self._note)
+
+    def take(self) -> bool:
+        """Note what will tell; return False if the connection has no transaction."""
+        connection = self._connection
+        self.stop()
+        if connection.closed or not connection.in_transaction():
+            return False
+        self._rows = _rows(written_on(connection))
+        # A row that is not there cannot be locked, so the server itself will be asked.
+        if not any(row.before.version and row.effect_id for row in self._rows):
+            self._ask(connection)
+        return True
+
+    def _ask(self, connection: Connection) -> None:
+        dialect = connection.dialect
+        version = dialect.server_version_info or ()
+        if dialect.name == "postgresql" and version >= _HAS_XACT_STATUS:
+            self._transaction_id, self._read_only = connection.execute(
+                text(
+                    "SELECT CAST(pg_current_xact_id_if_assigned() AS TEXT),"
+                    " current_setting('transaction_read_only') = 'on'"
+                )
+            ).one()
+
+    @property
+    def workflows(self) -> list[tuple[str, str]]:
+        """Entity and key of each row that was written."""
+        return [(row.statements.entity, row.workflow_key) for row in self._rows]
+
+    @property
+    def effect_ids(self) -> list[str]:
+        """The effects that were written."""
+        return [effect for row in self._rows for effect in row.effects]
+
+    @property
+    def wrote(self) -> bool:
+        """Whether the transaction may have written anything."""
+        if self._rows or self._transaction_id is not None:
+            return True
+        return not (self._read_only or all(map(_only_reads, self._sent)))
+
+    def look(self) -> Verdict:
+        """Find out what became of the transaction; raise StillRunning."""
+        if not self.wrote:
+            return Verdict.NOTHING_WRITTEN
+        with self._reading() as connection:
+            verdicts = {_verdict(connection, row) for row in self._rows}
+            if self._transaction_id is not None:
+                verdicts.add(_status(connection, self._transaction_id))
+        verdicts.discard(Verdict.UNKNOWN)
+        # Where rows are on several servers, part of them may be committed.
+        return verdicts.pop() if len(verdicts) == 1 else Verdict.UNKNOWN
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self._engine.connect() as connection:
+            connection.execution_options(
+                isolation_level="READ COMMITTED", schema_translate_map=self._schemas
+            )
+            limit_lock_waits(connection)
+            yield connection
+
+
+def _rows(entries: list[Entry]) -> list[_Row]:
+    """Put together what was done to each row, one after another."""
+    rows: dict[tuple[Statements[Any], str], _Row] = {}
+    for entry in entries:
+        place = entry.statements, entry.workflow_key
+        earlier = rows.get(place)
+        before = entry.base if earlier is None else earlier.before
+        effects = () if earlier is None else earlier.effects
+        effect_id = None if entry.deed is Deed.DELETE else entry.effect_id
+        if effect_id is not None:
+            effects = (*effects, effect_id)
+        rows[place] = _Row(*place, before, effect_id, effects)
+    # In one order, or two that look could wait for each other.
+    return sorted(rows.values(), key=lambda row: (row.statements.entity, row[1]))
+
+
+def _verdict(connection: Connection, row: _Row) -> Verdict:
+    """Say what became of the transaction that wrote *row*, by that row alone.
+
+    A row that is not there proves nothing: its INSERT may not be visible yet, and
+    others may have deleted it. Nor does one that others have written since.
+    """
+    key = row.workflow_key
+    found = row.statements.versions(connection, [key], lock=True).get(key)
+    if found is not None:
+        now = RowVersion(*found)
+        if now.effect_id is not None and now.effect_id == row.effect_id:
+            return Verdict.COMMITTED
+        if row.before.version and row.before.matches(now):
+            return Verdict.UNDONE
+    return _verdict_of_history(connection, row)
+
+
+def _verdict_of_history(connection: Connection, row: _Row) -> Verdict:
+    for writer in listeners_of(row.statements.mapper):
+        if isinstance(writer, KeepsEffects) and writer.keeps(
+            connection, row.workflow_key, row.effects
+        ):
+            return Verdict.COMMITTED
+    # What is not there may have been trimmed.
+    return Verdict.UNKNOWN
+
+
+def _status(connection: Connection, transaction_id: str) -> Verdict:
+    status = connection.scalar(
+        text("SELECT pg_xact_status(CAST(CAST(:id AS TEXT) AS xid8))"),
+        {"id": transaction_id},
+    )
+    if status == "in progress":
+        raise StillRunning
+    if status is None:
+        return Verdict.UNKNOWN
+    return Verdict.COMMITTED if status == "committed" else Verdict.UNDONE
+
+
+def _only_reads(sent: Any) -> bool:
+    """Say whether a statement, compiled or its text, certainly writes nothing.
+
+    Text may be anything, and so may a function that SQLAlchemy does not know.
+    """
+    statement = getattr(sent, "statement", None)
+    if isinstance(statement, _SAVEPOINTS):
+        return True
+    return isinstance(statement, SelectBase) and not any(
+        isinstance(part, UpdateBase)
+        or type(part) is functions.Function
+        or (_is_text(part) and "(" in str(part))
+        for part in visitors.iterate(statement)
+    )
+
+
+def _is_text(part: object) -> bool:
+    literal = isinstance(part, ColumnClause) and part.is_literal
+    return literal or isinstance(part, TextClause)

@@ -1,0 +1,165 @@
+"""run_transaction: a transaction, and again after a conflict.
+
+One attempt is a fresh Session, the function, and COMMIT. What is retried is decided by
+:func:`~sa_wfstate.classify`: conflicts and transient errors. When the answer to COMMIT
+is lost, the rows that the transaction has written tell what became of it: each carries
+the effect id of the write. They are locked to be read, so that a COMMIT which is still
+going on has come to its end by then.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import DBAPIError
+from tenacity import Retrying, retry_if_exception
+
+from .._concurrency import Blocking, Waiting, refuse_async
+from ..errors import OutcomeUnknown
+from ..retry import READ_ONLY_TRANSACTION, ErrorKind, RetryPolicy, classify, sqlstate
+from .evidence import Evidence, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Session, sessionmaker
+
+
+T = TypeVar("T")
+
+
+def run_transaction(
+    sessions: sessionmaker[Any],
+    fn: Callable[[Session], T],
+    *,
+    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
+    resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
+) -> T:
+    """Call ``fn(session)`` in a transaction, commit, and return what *fn* returned.
+
+    Each attempt has a fresh Session and a transaction of its own. Attempts that end in
+    a conflict or in a transient error are repeated as *retry* says; then the last error
+    comes out, as any other error does at once. So *fn* may run several times, and what
+    it does outside the database must bear that.
+
+    When the answer to COMMIT is lost, what became of it is found out, for as long as
+    *resolve* says: either the transaction is committed, and the result is returned, or
+    it is not, and the next attempt is made. OutcomeUnknown is raised if neither can be
+    known.
+    """
+    return run(sessions, fn, retry, resolve, Blocking())
+
+
+def run(
+    sessions: Callable[[], Session],
+    fn: Callable[[Session], T],
+    retry: RetryPolicy,
+    resolve: RetryPolicy,
+    waiting: Waiting,
+) -> T:
+    """Do what run_transaction does, waiting as *waiting* waits."""
+
+    def attempt() -> T:
+        session = sessions()
+        refuse_async(session)
+        return _Attempt(session, resolve, waiting).make(fn)
+
+    retrying = Retrying(
+        stop=retry.stop,
+        wait=retry.wait,
+        sleep=waiting.sleep,
+        retry=retry_if_exception(_is_worth_another),
+        reraise=True,
+    )
+    return retrying(attempt)
+
+
+def _is_worth_another(error: BaseException) -> bool:
+    return classify(error) in {ErrorKind.CONFLICT, ErrorKind.TRANSIENT}
+
+
+class _Attempt:
+    """One attempt, in one session."""
+
+    def __init__(
+        self, session: Session, resolve: RetryPolicy, waiting: Waiting
+    ) -> None:
+        self._session = session
+        self._resolve = resolve
+        self._waiting = waiting
+        self._evidence: dict[Connection, Evidence] = {}
+        self._committing = False
+
+    def make(self, fn: Callable[[Session], T]) -> T:
+        session = self._session
+        event.listen(session, "after_begin", self._begun)
+        try:
+            with session:
+                result: T = self._waiting.call(fn, session)
+                # After the listeners that are there already, which may write.
+                event.listen(session, "before_commit", self._prepare)
+                session.commit()
+        except Exception as error:
+            self._leave_standby(error)
+            if not self._is_in_doubt(error) or not self._find_out(error):
+                raise
+        finally:
+            for evidence in self._evidence.values():
+                evidence.stop()
+        return result
+
+    def _begun(self, _: object, __: object, connection: Connection) -> None:
+        if connection not in self._evidence:
+            self._evidence[connection] = Evidence(connection)
+
+    def _prepare(self, session: Session) -> None:
+        """Flush, and note what to look for if the answer to COMMIT is lost."""
+        session.flush()
+        evidence = self._evidence.items()
+        self._evidence = {each: found for each, found in evidence if found.take()}
+        self._committing = True
+
+    def _leave_standby(self, error: BaseException) -> None:
+        """Drop connections to a server that has become a read-only standby."""
+        if sqlstate(error) == READ_ONLY_TRANSACTION and isinstance(
+            self._session.bind, Engine
+        ):
+            self._session.bind.dispose()
+
+    def _is_in_doubt(self, error: BaseException) -> bool:
+        """Say whether anything may be committed although *error* was raised."""
+        if not self._committing:
+            return False
+        if classify(error, committing=True) is ErrorKind.UNKNOWN:
+            return True
+        # Of several databases, some may have committed before one refused.
+        wrote = [each for each in self._evidence.values() if each.wrote]
+        return len(wrote) > 1 and _is_worth_another(error)
+
+    def _find_out(self, error: BaseException) -> bool:
+        """Say whether the transaction was committed; raise OutcomeUnknown.
+
+        Of several databases all were, or none; else it is unknown.
+        """
+        retrying = Retrying(
+            stop=self._resolve.stop,
+            wait=self._resolve.wait,
+            sleep=self._waiting.sleep,
+            retry=retry_if_exception(_is_worth_another),
+            reraise=True,
+        )
+        evidence = list(self._evidence.values())
+        try:
+            verdicts = {retrying(each.look) for each in evidence}
+        except (DBAPIError, OSError):
+            verdicts = {Verdict.UNKNOWN}
+        verdicts.discard(Verdict.NOTHING_WRITTEN)
+        if not verdicts or verdicts == {Verdict.UNDONE}:
+            return False
+        if verdicts == {Verdict.COMMITTED}:
+            return True
+        rows = [row for each in evidence for row in each.workflows]
+        first = rows[0] if rows else ("a transaction without workflow rows", "")
+        effects = dict.fromkeys(id_ for each in evidence for id_ in each.effect_ids)
+        raise OutcomeUnknown(*first, tuple(effects)) from error

@@ -1,0 +1,110 @@
+"""Upcast in bulk: rewrite the rows of older schema versions, online.
+
+Reading upcasts anyway, so this is never urgent: it saves the work at each read, and it
+lets old upcasters be deleted once no row needs them.
+
+The rows are taken in the order of their keys, a batch per transaction. PostgreSQL locks
+a batch while it is rewritten, some milliseconds; a row that somebody else has locked is
+skipped at first and waited for at the end, so that several jobs share the work. Each
+row is compared with what was read before it is swapped. Its version and its
+``updated_at`` stay: it is the same version in another shape, and whoever has read it
+can still commit. A job that was killed has lost at most one batch; start it again.
+
+Where every step is an :class:`~sa_wfstate.upcasting.Upcaster` with SQL, the payloads do
+not leave the server.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, func, inspect, select
+from sqlalchemy.dialects.postgresql.base import PGDialect
+
+from ..errors import PayloadError
+from ..orm.schema_version import skip_unreadable
+from ..payload.schema_versions import Upcaster, payload_schema
+from ..row.columns import columns_of
+from .job import UpcastJob, UpcastProgress, UpcastReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..orm.mixin import WorkflowStateMixin
+    from ..row.types import PydanticJSON
+
+
+__all__ = [
+    "UpcastProgress",
+    "UpcastReport",
+    "Upcaster",
+    "count_schema_versions",
+    "skip_unreadable",
+    "upcast_all",
+]
+
+
+def upcast_all(
+    engine: Engine,
+    entity: type[WorkflowStateMixin[Any]],
+    *,
+    batch_size: int = 1000,
+    progress: Callable[[UpcastProgress], object] | None = None,
+    in_sql: bool | None = None,
+) -> UpcastReport:
+    """Rewrite every row of *entity* whose schema version is older than the current.
+
+    With ``__write_schema_version__``, that is the one that is written. *progress* is
+    called after each batch; it makes the rows be counted first. A row that cannot be
+    upcast, or would not validate afterwards, is left as it is and reported.
+
+    *in_sql* says whether to leave the work to the server, unvalidated. By default it
+    is left if all the steps have SQL. Raises MappingError if it is True and they have
+    not.
+    """
+    mapper = inspect(entity)
+    schema = payload_schema(mapper)
+    mapped: Any = mapper.columns["state"].table
+    state_type: PydanticJSON[Any] = mapper.columns["state"].type
+
+    def check(key: str, version: int, upcast: str) -> None:
+        where = f"{schema.entity} {key!r} state (schema version {version})"
+        state_type.load(schema.mark(upcast, schema.write_version, key), where=where)
+        state_type.codec.refuse_nul(upcast, where=where)
+        _check_storable(upcast, where)
+
+    job = UpcastJob(
+        mapped.name,
+        schema,
+        schema=mapped.schema,
+        names={n: c.name for n, c in columns_of(mapped)._asdict().items()},
+        check=check,
+    )
+    if in_sql is None:
+        in_sql = job.sql is not None and isinstance(engine.dialect, PGDialect)
+    if isinstance(engine.dialect, PGDialect):
+        # Each batch is compared by itself; there is nothing to serialize.
+        engine = engine.execution_options(isolation_level="READ COMMITTED")
+    return job.run(engine.begin, batch_size, progress, in_sql=in_sql)
+
+
+def _check_storable(text: str, where: str) -> None:
+    """Raise PayloadError if *text* holds what a model may, and JSONB cannot."""
+
+    def refuse(number: str) -> None:
+        raise PayloadError(where, "", f"holds {number}, which is not JSON")
+
+    if "NaN" in text or "Infinity" in text:
+        json.loads(text, parse_constant=refuse)
+
+
+def count_schema_versions(
+    connection: Connection, entity: type[WorkflowStateMixin[Any]]
+) -> dict[int, int]:
+    """Count the rows of *entity* by schema version."""
+    mapped: Any = inspect(entity).columns["schema_version"].table
+    version = columns_of(mapped).schema_version
+    query = select(version, func.count()).group_by(version).order_by(version)
+    rows: Any = connection.execute(query)
+    return dict(rows.all())

@@ -1,0 +1,271 @@
+"""One job that upcasts the rows of one table, batch by batch: see :mod:`.upcasting`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic_core import from_json
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Integer,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    cast,
+    column,
+    func,
+    literal_column,
+    select,
+    table,
+    type_coerce,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.exc import DBAPIError
+
+from ..errors import MappingError, PayloadError
+from ..retry import sqlstate
+from ..row.batch import bound_table
+
+if TYPE_CHECKING:
+    from sqlalchemy.types import TypeEngine
+
+    from ..payload.schema_versions import PayloadSchema
+
+
+Begin = Callable[[], AbstractContextManager[Connection]]
+
+_DEADLOCK = "40P01"
+_TRIES = 10
+_ARRAYS = {"key": Text, "version": BigInteger, "schema": Integer, "state": Text}
+_TYPES: dict[str, TypeEngine[Any]] = {
+    "workflow_key": Text(),
+    "version": BigInteger(),
+    "schema_version": Integer(),
+    "state": JSONB(),
+}
+
+
+class UpcastProgress(NamedTuple):
+    """How far a job is: *done* and *failed* of the *total* rows there were to do.
+
+    Another job that shares the work makes *done* end below *total*.
+    """
+
+    done: int
+    failed: int
+    total: int
+
+
+class UpcastReport(NamedTuple):
+    """What a job has done: rows *upcast*, rows left as they are, time in seconds."""
+
+    upcast: int
+    failures: tuple[PayloadError, ...]
+    seconds: float
+
+
+class UpcastJob:
+    """The upcast of one table to the version that *payload_schema* writes.
+
+    *names* are those of its columns, where they differ from the attributes'. *check* is
+    called with key, schema version and text of each payload that is about to be
+    written, and raises PayloadError if it must not be.
+    """
+
+    def __init__(
+        self,
+        table_name: str,
+        payload_schema: PayloadSchema,
+        *,
+        schema: str | None = None,
+        names: Mapping[str, str] | None = None,
+        check: Callable[[str, int, str], object] | None = None,
+    ) -> None:
+        self._schema = payload_schema
+        self._check = check
+        called = names or {}
+        self._names = {name: called.get(name, name) for name in _TYPES}
+        self._rows = table(
+            table_name,
+            *(column(self._names[name], type_) for name, type_ in _TYPES.items()),
+            schema=schema,
+        )
+        self._columns = self._columns_of(self._rows)
+        self._due = self._is_due(self._columns)
+        self._done = 0
+        self._failures: dict[str, PayloadError] = {}
+
+    def run(
+        self,
+        begin: Begin,
+        batch_size: int = 1000,
+        progress: Callable[[UpcastProgress], object] | None = None,
+        *,
+        in_sql: bool = False,
+    ) -> UpcastReport:
+        """Upcast all rows that are due, each batch in a transaction of *begin*."""
+        started = time.monotonic()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        batch = self._batch_in_sql if in_sql else self._batch
+        total = 0
+        if progress is not None:
+            due = select(func.count()).select_from(self._rows).where(self._due)
+            with begin() as connection:
+                total = connection.scalars(due).one()
+        # At first what nobody else is working on, then what is left.
+        for skip_locked in (True, False):
+            after: str | None = ""
+            while after is not None:
+                after = self._transact(
+                    begin,
+                    partial(
+                        batch, after=after, size=batch_size, skip_locked=skip_locked
+                    ),
+                )
+                if progress is not None:
+                    failed = len(self._failures)
+                    progress(UpcastProgress(self._done, failed, total))
+        failures = tuple(self._failures.values())
+        return UpcastReport(self._done, failures, time.monotonic() - started)
+
+    def _transact(
+        self, begin: Begin, batch: Callable[[Connection], tuple[int, str | None]]
+    ) -> str | None:
+        """Do one batch; again, if the database chose it to end a deadlock."""
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                with begin() as connection:
+                    done, last = batch(connection)
+            except DBAPIError as error:
+                if sqlstate(error) != _DEADLOCK or not tries_left:
+                    raise
+            else:
+                self._done += done
+                return last
+        raise AssertionError
+
+    def _batch(
+        self, connection: Connection, after: str, size: int, *, skip_locked: bool
+    ) -> tuple[int, str | None]:
+        """Upcast the batch after a key; return its size and the key to go on after."""
+        key, version, schema_version, state = self._columns
+        query = (
+            select(key, version, schema_version, cast(state, Text))
+            .where(self._due, key > after)
+            .order_by(key)
+            .limit(size)
+            .with_for_update(key_share=True, skip_locked=skip_locked)
+        )
+        read = connection.execute(query).all()
+        swaps = []
+        for row in read:
+            try:
+                upcast = self._upcast(row[0], row[2], row[3])
+            except PayloadError as error:
+                self._failures[row[0]] = error
+            else:
+                swaps.append((*row[:3], upcast))
+        done = self._swap(connection, swaps) if swaps else 0
+        return done, read[-1][0] if len(read) == size else None
+
+    def _upcast(self, key: str, schema_version: int, state: str) -> str:
+        target = self._schema.write_version
+        upcast = self._schema.upcast(from_json(state), schema_version, key, target)
+        if self._check is not None:
+            self._check(key, schema_version, upcast)
+        return upcast
+
+    def _swap(self, connection: Connection, swaps: Sequence[tuple[Any, ...]]) -> int:
+        """Write the rows that are still as they were read; return their number."""
+        if not isinstance(connection.dialect, PGDialect):
+            names = ("wfs_key", "wfs_version", "wfs_schema", "wfs_state")
+            parameters: list[Any] = [bindparam(name) for name in names]
+            parameters[-1] = type_coerce(parameters[-1], Text)
+            swap = self._swap_to(*parameters)
+            return sum(
+                connection.execute(swap, dict(zip(names, each, strict=True))).rowcount
+                for each in swaps
+            )
+        new = bound_table(_ARRAYS)
+        swap = self._swap_to(
+            new.c.key, new.c.version, new.c.schema, cast(new.c.state, JSONB)
+        )
+        values = zip(*swaps, strict=True)
+        written = connection.execute(
+            swap.returning(self._columns[1]),
+            {f"wfs_{n}": list(v) for n, v in zip(_ARRAYS, values, strict=True)},
+        )
+        return len(written.all())
+
+    def _swap_to(self, *new: Any) -> Any:
+        *old, new_state = new
+        *read, state = self._columns
+        return (
+            update(self._rows)
+            .where(*(column == value for column, value in zip(read, old, strict=True)))
+            .values({state: new_state, read[2]: self._schema.write_version})
+        )
+
+    def _columns_of(self, rows: Any) -> list[ColumnElement[Any]]:
+        return [rows.c[name] for name in self._names.values()]
+
+    def _is_due(self, columns: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+        # In the text: in a migration it may be printed.
+        oldest, target = self._schema.oldest, self._schema.write_version
+        return and_(
+            columns[2] >= literal_column(str(oldest)),
+            columns[2] < literal_column(str(target)),
+        )
+
+    @property
+    def sql(self) -> Update | None:
+        """One UPDATE of all rows that are due; None if a step has no SQL."""
+        rows = self._rows.alias("wfs")
+        columns = self._columns_of(rows)
+        return self._update(rows, self._is_due(columns))
+
+    def _update(self, rows: Any, *where: ColumnElement[bool]) -> Update | None:
+        """Return the UPDATE of those of *rows*, which are called *wfs*."""
+        # Not by a preparer: what literal_column() is given must not be escaped yet.
+        quoted = (name.replace('"', '""') for name in self._names.values())
+        _, _, version, state = (f'wfs."{name}"' for name in quoted)
+        new = self._schema.sql(state, version)
+        if new is None:
+            return None
+        columns, target = self._columns_of(rows), str(self._schema.write_version)
+        values: dict[Any, Any] = {
+            columns[2]: literal_column(target),
+            columns[3]: literal_column(new),
+        }
+        return update(rows).where(*where).values(values)
+
+    def _batch_in_sql(
+        self, connection: Connection, after: str, size: int, *, skip_locked: bool
+    ) -> tuple[int, str | None]:
+        rows, (key, *_) = self._rows.alias("wfs"), self._columns
+        batch = (
+            select(key.label("key"))
+            .where(self._due, key > after)
+            .order_by(key)
+            .limit(size)
+            .with_for_update(key_share=True, skip_locked=skip_locked)
+            .cte("wfs_batch")
+        )
+        of_batch = self._columns_of(rows)[0]
+        update = self._update(rows, of_batch == batch.c.key)
+        if update is None:
+            raise MappingError(self._schema.entity, "not every upcaster has SQL")
+        done = update.returning(of_batch.label("key")).cte("wfs_done")
+        written = select(func.count(), func.max(done.c.key))
+        number, last = connection.execute(written).one()
+        return number, last if number == size else None

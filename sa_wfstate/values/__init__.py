@@ -1,0 +1,1 @@
+"""Internal: the immutable values that go in and out of the library."""

@@ -1,0 +1,115 @@
+"""Values that leave the database: a snapshot of a row, and the outcome of a commit."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .provenance import Provenance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+StateT = TypeVar("StateT")
+
+WorkflowKey = Annotated[str, Field(min_length=1, max_length=255)]
+PositiveInt64 = Annotated[int, Field(ge=1, lt=2**63)]
+PositiveInt32 = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class WorkflowSnapshot(BaseModel, Generic[StateT]):
+    """One row of a workflow at one version.
+
+    The snapshot is frozen and shares nothing with the session it was read in. Its
+    *state* is the application's own model and as mutable as that is; changing it
+    changes no row.
+
+    >>> snapshot = WorkflowSnapshot(
+    ...     workflow_key="order-42",
+    ...     version=1,
+    ...     state={"status": "new"},
+    ...     updated_at="2026-01-01T00:00:00Z",
+    ...     provenance={"effect_id": "effect-1", "timestamp": "2026-01-01T00:00:00Z"},
+    ... )
+    >>> snapshot.schema_version
+    1
+    """
+
+    # Not a field: the name of the table and the text that the state was read from, as
+    # long as it is the same one. Copies and pickles are without it.
+    __slots__ = ("_source",)
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    workflow_key: WorkflowKey
+    version: PositiveInt64
+    state: StateT
+    updated_at: datetime
+    schema_version: PositiveInt32 = 1
+    provenance: Provenance
+
+
+def remember(
+    snapshot: WorkflowSnapshot[StateT], table: str, text: str
+) -> WorkflowSnapshot[StateT]:
+    """Let *snapshot* know the *table* of its row, and the *text* of its state there."""
+    object.__setattr__(snapshot, "_source", (table, text))
+    return snapshot
+
+
+def remembered(snapshot: WorkflowSnapshot[Any]) -> tuple[str, str] | None:
+    """Return the table that *snapshot* was read from, and the text, if it was."""
+    source: tuple[str, str] | None = getattr(snapshot, "_source", None)
+    return source
+
+
+class StateCommitted(Generic[StateT]):
+    """The commit won; *version* is the version that it wrote.
+
+    *replayed* says that an earlier attempt of the same write had already done it.
+    *attempts* counts the attempts that were made, this one included.
+    """
+
+    __slots__ = ("_snapshot", "attempts", "replayed", "version", "workflow_key")
+
+    def __init__(
+        self,
+        workflow_key: str,
+        version: int,
+        snapshot: WorkflowSnapshot[StateT] | Callable[[], WorkflowSnapshot[StateT]],
+        *,
+        replayed: bool = False,
+        attempts: int = 1,
+    ) -> None:
+        self.workflow_key = workflow_key
+        self.version = version
+        self.replayed = replayed
+        self.attempts = attempts
+        self._snapshot = snapshot
+
+    @property
+    def snapshot(self) -> WorkflowSnapshot[StateT]:
+        """The row as it was committed; made when it is first asked for."""
+        if not isinstance(self._snapshot, WorkflowSnapshot):
+            self._snapshot = self._snapshot()
+        return self._snapshot
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
+        return _restore, (
+            type(self),
+            (self.workflow_key, self.version, self.snapshot),
+            {"replayed": self.replayed, "attempts": self.attempts},
+        )
+
+    def __repr__(self) -> str:
+        replayed = ", replayed" if self.replayed else ""
+        return (
+            f"<StateCommitted {self.workflow_key!r} version {self.version}{replayed}>"
+        )
+
+
+def _restore(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return cls(*args, **kwargs)

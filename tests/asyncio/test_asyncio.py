@@ -1,0 +1,149 @@
+"""The awaitable twins: the same names, the same parameters, the same outcomes."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
+import sa_wfstate
+import sa_wfstate.asyncio
+from sa_wfstate import (
+    ErrorKind,
+    Provenance,
+    StateCommitted,
+    StateConflict,
+    WorkflowNotFound,
+    classify,
+)
+from sa_wfstate.asyncio import CanonicalStore, get_state, try_commit
+
+from ..orders import Base, Order, OrderState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import MetaData
+
+
+@pytest.fixture(autouse=True)
+def _tables(create_tables: Callable[[MetaData], None]) -> None:
+    create_tables(Base.metadata)
+
+
+async def place(engine: AsyncEngine) -> None:
+    """Commit an order."""
+    async with AsyncSession(engine) as session:
+        session.add(Order(workflow_key="o-1", state=OrderState()))
+        await session.commit()
+
+
+async def test_second_writer_gets_conflict(async_engine: AsyncEngine) -> None:
+    """An AsyncSession raises the conflict, and goes on after rollback."""
+    await place(async_engine)
+    first, second = AsyncSession(async_engine), AsyncSession(async_engine)
+    async with first, second:
+        (await first.get_one(Order, "o-1")).state.status = "paid"
+        (await second.get_one(Order, "o-1")).state.status = "lost"
+        await first.commit()
+        with pytest.raises(StateConflict, match="expected version 1, found 2"):
+            await second.commit()
+        await second.rollback()
+        order = await second.get_one(Order, "o-1")
+        assert order.state.status == "paid"
+        order.state.status = "sent"
+        await second.flush()
+        # Everything was loaded: an expired attribute would raise MissingGreenlet.
+        assert (order.version, order.updated_at.tzinfo is None) == (3, False)
+        await second.commit()
+
+
+async def test_session_functions(async_engine: AsyncEngine) -> None:
+    """get_state and try_commit take part in the transaction of an AsyncSession."""
+    await place(async_engine)
+    async with AsyncSession(async_engine) as session:
+        read = await get_state(session, Order, "o-1")
+        outcome = await try_commit(
+            session,
+            Order,
+            "o-1",
+            expected_version=read.version,
+            state=OrderState(status="paid"),
+            provenance=Provenance.now(),
+        )
+        await session.rollback()
+        assert isinstance(outcome, StateCommitted)
+        assert (await get_state(session, Order, "o-1")).version == 1
+        with pytest.raises(WorkflowNotFound):
+            await get_state(session, Order, "o-9")
+
+
+@pytest.mark.parametrize("wrap", [lambda engine: engine, async_sessionmaker])
+async def test_store(async_engine: AsyncEngine, wrap: Any) -> None:
+    """The store commits by itself, over an engine and over a sessionmaker."""
+    await place(async_engine)
+    store = CanonicalStore(wrap(async_engine), Order)
+    read = await store.get_state("o-1")
+    outcomes = [
+        await store.try_commit(
+            workflow_key="o-1",
+            expected_version=read.version,
+            state_prime=OrderState(status=status),
+            provenance=Provenance.now(),
+        )
+        for status in ("paid", "lost")
+    ]
+    assert [type(each) for each in outcomes] == [StateCommitted, StateConflict]
+    assert (await store.get_state("o-1")).state.status == "paid"
+
+
+def test_server_that_goes_away_while_asyncpg_connects() -> None:
+    """What asyncpg raises then, SQLAlchemy does not wrap; it passes all the same."""
+    for passing in (
+        asyncpg.InterfaceError("connection is closed"),
+        asyncpg.CannotConnectNowError("the database system is starting up"),
+    ):
+        assert classify(passing) is ErrorKind.TRANSIENT
+    refused = asyncpg.InvalidPasswordError("password authentication failed")
+    assert classify(refused) is ErrorKind.FATAL
+
+
+async def test_wrong_kind_is_refused_with_a_word(async_engine: AsyncEngine) -> None:
+    """A sync function that is given what must be awaited says so, and vice versa."""
+    session: Any = AsyncSession(async_engine)
+    with pytest.raises(TypeError, match="an asynchronous AsyncSession; await"):
+        sa_wfstate.get_state(session, Order, "o-1")
+    binds: list[Any] = [async_engine, async_sessionmaker(async_engine)]
+    for bind in binds:
+        with pytest.raises(TypeError, match="got an asynchronous"):
+            sa_wfstate.CanonicalStore(bind, Order)
+    plain = create_engine("sqlite://")
+    session = Session(plain)
+    with pytest.raises(TypeError, match="a synchronous Session; give"):
+        await get_state(session, Order, "o-1")
+    binds = [plain, sessionmaker(plain)]
+    for bind in binds:
+        with pytest.raises(TypeError, match="got a synchronous"):
+            CanonicalStore(bind, Order)
+
+
+def test_twins_have_the_same_names_and_parameters() -> None:
+    """What is public in sa_wfstate.asyncio is the twin of what is public above it."""
+    for name in sa_wfstate.asyncio.__all__:
+        original, twin = getattr(sa_wfstate, name), getattr(sa_wfstate.asyncio, name)
+        if not inspect.isclass(original):
+            assert inspect.iscoroutinefunction(twin), name
+            pairs = [(original, twin)]
+        else:
+            public = {key for key in vars(original) if not key.startswith("_")}
+            assert public == {key for key in vars(twin) if not key.startswith("_")}
+            methods = ["__init__", *sorted(public)]
+            pairs = [(getattr(original, key), getattr(twin, key)) for key in methods]
+        for one, other in pairs:
+            names = [list(inspect.signature(each).parameters) for each in (one, other)]
+            assert names[0] == names[1], (name, names)
