@@ -39,10 +39,11 @@ if TYPE_CHECKING:
 class Kept(Before):
     """The base of a value that a flush is about to write, unless it is the same.
 
-    *changed* is what it looked like when the flush began. *written* is the flush's.
+    *changed* is what it looked like when the flush began, and *found* the JSON of a
+    value that differed then. *written* is the flush's.
     """
 
-    __slots__ = ("_base", "_changed", "_key", "_same", "_state", "_written")
+    __slots__ = ("_base", "_changed", "_found", "_key", "_same", "_state", "_written")
 
     def __init__(
         self,
@@ -52,11 +53,12 @@ class Kept(Before):
         written: Written,
         *,
         changed: bool = True,
+        found: str | None = None,
     ) -> None:
         self._state, self._key, self._base = state, key, base
         self._written = written
         self._same: bool | None = None
-        self._changed = changed
+        self._changed, self._found = changed, found
 
     @property
     def text(self) -> str:  # type: ignore[override]
@@ -87,6 +89,8 @@ class Kept(Before):
             return False
 
     def _holds(self, text: str) -> bool:
+        if text == self._found:
+            return False  # It was compared already, which takes longer.
         return tracked(self._state)[self._key].codec.same(text, self.text)
 
 
@@ -132,11 +136,11 @@ def prepare_update(
     bases, committed = bases_of(state), state.committed_state
     # Looked at first, so that a refused value leaves nothing behind.
     changed, unchanged = _find(state, written)
-    for key, _, _, before in changed:
+    for key, _, text, before in changed:
         if before is not None:
             # The history shows what the row holds, not the mutated value.
             base = Base(committed.get(key), before)
-            committed[key] = Kept(state, key, base, written)
+            committed[key] = Kept(state, key, base, written, found=text)
     for key, value, text, _ in unchanged:
         if key in committed:
             set_committed_value(instance, key, value)

@@ -32,7 +32,7 @@ from .collecting import Unstamped, will_write
 from .entity import statements_of
 from .mixin import WorkflowStateMixin
 from .session_state import flush_of
-from .unit_of_work import settle
+from .unit_of_work import on_deletion, settle
 from .version_guard import effect_id_in, key_of, require_row_counts, seen_of
 from .write_log import (
     Deed,
@@ -69,14 +69,15 @@ def _note(
     return entry
 
 
-@event.listens_for(Session, "before_flush")
-def _before_flush(session: Session, *_: object) -> None:
-    for instance in session.deleted:
-        if isinstance(instance, WorkflowStateMixin):
-            state: InstanceState[Any] = inspect(instance)
-            if any(each.post_update for each in state.mapper.relationships):
-                # It is written before any event tells of it.
-                ledger_of(session).check(state)
+def _expect_deletion(session: Session, state: InstanceState[Any]) -> None:
+    if issubclass(state.class_, WorkflowStateMixin) and any(
+        each.post_update for each in state.mapper.relationships
+    ):
+        # It is written before any event tells of it.
+        ledger_of(session).check(state)
+
+
+on_deletion.append(_expect_deletion)
 
 
 def _gets_key(state: InstanceState[Any]) -> bool:

@@ -21,9 +21,15 @@ from .session_state import begin_flush, end_flush, existing_watch, flush_of, wat
 from .tracking import COMMITTING, altered_in
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy.orm import SessionTransaction, UOWTransaction
 
-    from .session_state import Flush
+    from .session_state import Flush, Watch
+
+
+on_deletion: list[Callable[[Session, InstanceState[Any]], None]] = []
+"""Called with each instance that a flush is about to delete, before any other event."""
 
 
 @event.listens_for(Session, "before_flush")
@@ -56,13 +62,21 @@ def _begun(session: Session, transaction: SessionTransaction) -> None:
 
 def _look(session: Session, flush: Flush, context: UOWTransaction) -> None:
     """Find out what is going to be written: behind every listener of before_flush."""
-    watch = existing_watch(session)
     for state, (is_deleted, _) in list(context.states.items()):
-        if state.key is None and not is_deleted and tracked(state):
-            watch = watch_of(session)
+        if is_deleted:
+            for look in on_deletion:
+                look(session, state)
+        elif state.key is None and tracked(state):
+            watch_of(session)
             prepare_insert(state, flush.written)
-    if watch is None or not watch.held:
-        return
+    watch = existing_watch(session)
+    if watch is not None and watch.held:
+        _look_at_held(watch, session, flush, context)
+
+
+def _look_at_held(
+    watch: Watch, session: Session, flush: Flush, context: UOWTransaction
+) -> None:
     deleted, altered, readers = session.deleted, altered_in(session), set()
     for state, instance in list(watch.held.items()):
         listed = state in context.states
