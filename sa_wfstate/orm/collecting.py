@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from sqlalchemy import Column
-from sqlalchemy.orm import ColumnProperty, InstanceState, LoaderCallableStatus
+from sqlalchemy.orm import InstanceState, LoaderCallableStatus
 from sqlalchemy.orm.attributes import flag_dirty, set_committed_value
 
 from ..errors import PayloadError
@@ -210,13 +210,9 @@ def will_write(state: InstanceState[Any], *, collecting: bool = False) -> bool:
 
     Before SQLAlchemy is *collecting* them, a listener may yet change the answer.
     """
-    attributes = state.mapper.attrs
+    columns = state.mapper.columns
     for key, was in state.committed_state.items():
-        prop = attributes.get(key)
-        is_column = isinstance(prop, ColumnProperty) and isinstance(
-            prop.columns[0], Column
-        )
-        if not is_column or isinstance(was, Follower):
+        if isinstance(was, Follower) or not isinstance(columns.get(key), Column):
             continue
         if not isinstance(was, Kept):
             written = not is_same(state, key)
