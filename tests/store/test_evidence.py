@@ -25,7 +25,7 @@ from sa_wfstate.history import HistoryMixin, keep_history
 from sa_wfstate.testing import temporary_database
 
 from ..orders import OrderState
-from ..test_transactions import Faults
+from .test_transactions import Faults
 
 SHORTLY = RetryPolicy(max_attempts=None, base_delay=0.05, deadline=1.5)
 
