@@ -133,7 +133,7 @@ def next_of(snapshot: WorkflowSnapshot[Any], action: Action[int]) -> dict[str, A
     return {
         "workflow_key": KEY,
         "expected_version": snapshot.version,
-        "state_prime": reducer(snapshot.state, action),
+        "state": reducer(snapshot.state, action),
         "provenance": Provenance.now(uuid4()),
     }
 
@@ -324,7 +324,7 @@ def main() -> None:
         CanonicalStore(engine, WorkflowState).try_commit(
             workflow_key=KEY,
             expected_version=0,
-            state_prime={"n": 0, "padding": PADDING},
+            state={"n": 0, "padding": PADDING},
             provenance=Provenance.now(),
         )
         engine.dispose()

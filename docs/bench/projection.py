@@ -107,7 +107,7 @@ def committer(engine: Engine, entity: Any, lines: int) -> Any:
         store.try_commit(
             workflow_key=key,
             expected_version=next(versions),
-            state_prime=state,
+            state=state,
             provenance=Provenance.now(),
         )
 
@@ -180,7 +180,7 @@ def measure_worker(engine: Engine, seconds: float, partitions: int) -> None:
         store.try_commit(
             workflow_key=f"lag-{partitions}-{key}",
             expected_version=versions[key],
-            state_prime=state,
+            state=state,
             provenance=Provenance.now(),
         )
         versions[key] += 1

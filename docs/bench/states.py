@@ -414,7 +414,7 @@ def try_commit(
             outcome = store.try_commit(
                 workflow_key=key,
                 expected_version=versions[name],
-                state_prime=state,
+                state=state,
                 provenance=PROVENANCE,
             )
             assert outcome
@@ -453,7 +453,7 @@ def commit_unchanged(engine: Engine, raw: psycopg.Connection[Any]) -> dict[str, 
             outcome = store.try_commit(
                 workflow_key=key,
                 expected_version=base.version,
-                state_prime=base.state,
+                state=base.state,
                 provenance=PROVENANCE,
                 base=base if told else None,
             )

@@ -114,8 +114,9 @@ class CanonicalStore(Generic[StateT]):
         *,
         workflow_key: str,
         expected_version: int,
-        state_prime: StateT,
         provenance: Provenance | Mapping[str, Any],
+        state: StateT = _store.NOT_GIVEN,
+        state_prime: StateT = _store.NOT_GIVEN,
         expected_effect_id: str | None = None,
         base: WorkflowSnapshot[StateT] | None = None,
     ) -> StateCommitted[StateT] | StateConflict:
@@ -124,8 +125,9 @@ class CanonicalStore(Generic[StateT]):
             self._store.try_commit,
             workflow_key=workflow_key,
             expected_version=expected_version,
-            state_prime=state_prime,
             provenance=provenance,
+            state=state,
+            state_prime=state_prime,
             expected_effect_id=expected_effect_id,
             base=base,
         )

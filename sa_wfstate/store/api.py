@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 
 StateT = TypeVar("StateT")
+NOT_GIVEN: Any = ...
+"""The default of a parameter for a state, which may be None; no JSON is like it."""
+
 Entity = type[WorkflowStateMixin[StateT]]
 
 
@@ -163,13 +166,15 @@ class CanonicalStore(Generic[StateT]):
         *,
         workflow_key: str,
         expected_version: int,
-        state_prime: StateT,
         provenance: Provenance | Mapping[str, Any],
+        state: StateT = NOT_GIVEN,
+        state_prime: StateT = NOT_GIVEN,
         expected_effect_id: str | None = None,
         base: WorkflowSnapshot[StateT] | None = None,
     ) -> StateCommitted[StateT] | StateConflict:
-        """Write *state_prime* and commit, if the workflow is at *expected_version*.
+        """Write *state* and commit, if the workflow is at *expected_version*.
 
+        *state_prime* is another name of *state*; give exactly one of the two.
         Behaves as :func:`try_commit`, but a loss is always returned, at every isolation
         level, with the row as it is after the loss. A connection that is lost on the
         way leaves open whether the commit was done. It is sent again then: either it
@@ -181,7 +186,7 @@ class CanonicalStore(Generic[StateT]):
             self._statements,
             workflow_key,
             expected_version,
-            state_prime,
+            _the_one(state, state_prime),
             provenance,
             expected_effect_id=expected_effect_id,
             base=base,
@@ -245,6 +250,12 @@ class CanonicalStore(Generic[StateT]):
             return compare_and_set(
                 connection, self._statements, write, again=True, session=session
             )
+
+
+def _the_one(state: StateT, state_prime: StateT) -> StateT:
+    if (state is NOT_GIVEN) is (state_prime is NOT_GIVEN):
+        raise TypeError("try_commit() takes either state= or state_prime=")
+    return state_prime if state is NOT_GIVEN else state
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from asyncio import create_task
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -16,10 +19,14 @@ import sa_wfstate.asyncio
 from sa_wfstate import (
     ErrorKind,
     Provenance,
+    Reduction,
     StateCommitted,
     StateConflict,
     WorkflowNotFound,
+    WorkflowSnapshot,
     classify,
+    outbox,
+    projection,
 )
 from sa_wfstate.asyncio import CanonicalStore, get_state, try_commit
 
@@ -93,13 +100,55 @@ async def test_store(async_engine: AsyncEngine, wrap: Any) -> None:
         await store.try_commit(
             workflow_key="o-1",
             expected_version=read.version,
-            state_prime=OrderState(status=status),
+            state=OrderState(status=status),
             provenance=Provenance.now(),
         )
         for status in ("paid", "lost")
     ]
     assert [type(each) for each in outcomes] == [StateCommitted, StateConflict]
     assert (await store.get_state("o-1")).state.status == "paid"
+
+
+async def test_four_steps(async_engine: AsyncEngine) -> None:
+    """Read, compute, commit and handle conflicts, in words that others use for it."""
+
+    class Reducer:
+        async def process(self, state: WorkflowSnapshot[Any]) -> Reduction[OrderState]:
+            return Reduction(OrderState(status=state.state.status + "!"))
+
+    async def step() -> StateCommitted[OrderState]:
+        state = await canonical_store.get_state(workflow_key)
+        result = await reducer.process(state)
+        outcome = await canonical_store.try_commit(
+            workflow_key=workflow_key,
+            expected_version=state.version,
+            state_prime=result.state,
+            provenance={"effect_id": str(uuid4()), "timestamp": datetime.now(UTC)},
+        )
+        if isinstance(outcome, StateConflict):
+            return await step()
+        return outcome
+
+    await place(async_engine)
+    canonical_store = CanonicalStore(async_engine, Order)
+    reducer, workflow_key = Reducer(), "o-1"
+    outcomes = [await each for each in (create_task(step()), create_task(step()))]
+    assert sorted(each.version for each in outcomes) == [2, 3]
+    assert (await canonical_store.get_state("o-1")).state.status == "new!!"
+
+
+@pytest.mark.parametrize("names", [(), ("state", "state_prime")])
+async def test_state_is_given_once(async_engine: AsyncEngine, names: Any) -> None:
+    """Neither of the two names, or both, is a TypeError that tells them."""
+    write: dict[str, Any] = {
+        "workflow_key": "o-1",
+        "expected_version": 0,
+        "provenance": Provenance.now(),
+    } | dict.fromkeys(names, OrderState())
+    with pytest.raises(TypeError, match="either state= or state_prime="):
+        await CanonicalStore(async_engine, Order).try_commit(**write)
+    with pytest.raises(TypeError, match="either state= or state_prime="):
+        sa_wfstate.CanonicalStore(async_engine.sync_engine, Order).try_commit(**write)
 
 
 def test_server_that_goes_away_while_asyncpg_connects() -> None:
@@ -133,9 +182,10 @@ async def test_wrong_kind_is_refused_with_a_word(async_engine: AsyncEngine) -> N
 
 
 def test_twins_have_the_same_names_and_parameters() -> None:
-    """What is public in sa_wfstate.asyncio is the twin of what is public above it."""
+    """Each name of sa_wfstate.asyncio is the counterpart of a synchronous one."""
+    originals = vars(outbox) | vars(projection) | vars(sa_wfstate)
     for name in sa_wfstate.asyncio.__all__:
-        original, twin = getattr(sa_wfstate, name), getattr(sa_wfstate.asyncio, name)
+        original, twin = originals[name], getattr(sa_wfstate.asyncio, name)
         if not inspect.isclass(original):
             assert inspect.iscoroutinefunction(twin), name
             pairs = [(original, twin)]

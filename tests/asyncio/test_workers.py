@@ -90,7 +90,7 @@ async def test_worker_serves_gated_reads(async_engine: AsyncEngine, wrap: Any) -
         outcome = await store.try_commit(
             workflow_key="o-1",
             expected_version=version - 1,
-            state_prime=OrderState(status="paid"),
+            state=OrderState(status="paid"),
             provenance=Provenance.now(),
         )
         assert isinstance(outcome, StateCommitted)

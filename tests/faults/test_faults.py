@@ -133,7 +133,7 @@ class Fire:
                 outcome = store.try_commit(
                     workflow_key=key,
                     expected_version=read.version,
-                    state_prime=Count(value=read.state.value + 1),
+                    state=Count(value=read.state.value + 1),
                     provenance=provenance,
                 )
             except OutcomeUnknown:

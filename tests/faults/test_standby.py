@@ -60,7 +60,7 @@ def commit(store: CanonicalStore[Count], key: str, provenance: Provenance) -> An
     return store.try_commit(
         workflow_key=key,
         expected_version=read.version,
-        state_prime=Count(value=read.state.value + 1),
+        state=Count(value=read.state.value + 1),
         provenance=provenance,
     )
 

@@ -145,7 +145,7 @@ def four_versions(engine: Engine) -> None:
     outcome = CanonicalStore(engine, Order).try_commit(
         workflow_key="o-1",
         expected_version=3,
-        state_prime=OrderState(status="sent"),
+        state=OrderState(status="sent"),
         provenance=Provenance.now("effect-4"),
     )
     assert isinstance(outcome, StateCommitted)

@@ -224,7 +224,7 @@ def test_columns_may_have_other_names_in_the_table(engine: Engine) -> None:
     won = store.try_commit(
         workflow_key="k",
         expected_version=2,
-        state_prime=base.state,
+        state=base.state,
         provenance=Provenance.now(),
         base=base,
     )

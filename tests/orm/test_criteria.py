@@ -242,7 +242,7 @@ def test_store_of_sessions_honours_the_criteria(engine: Engine, rows: Any) -> No
         store.try_commit(
             workflow_key=key,
             expected_version=1,
-            state_prime=PAID,
+            state=PAID,
             provenance=Provenance.now(),
         )
         for key in ("ours", "theirs")

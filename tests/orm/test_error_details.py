@@ -77,7 +77,7 @@ def store(engine: Engine) -> None:
     CanonicalStore(engine, Order).try_commit(
         workflow_key="bad",
         expected_version=0,
-        state_prime=State(),
+        state=State(),
         provenance=Provenance.now(),
     )
 

@@ -378,7 +378,7 @@ def test_newer_row_is_not_written_over(engine: Engine, database: URL) -> None:
         store.try_commit(
             workflow_key="o-3",
             expected_version=1,
-            state_prime=CURRENT,
+            state=CURRENT,
             provenance=provenance(),
         )
     assert raw(engine, "o-3") == before

@@ -617,7 +617,7 @@ def test_try_commit_refuses_as_a_flush_does(
         store.try_commit(
             workflow_key="d-1",
             expected_version=0,
-            state_prime=unvalidated(n=-1),
+            state=unvalidated(n=-1),
             provenance=Provenance.now(),
         )
     with pytest.raises(WorkflowNotFound):

@@ -144,7 +144,7 @@ def test_inline_follows_every_way_to_commit(engine: Engine) -> None:
     CanonicalStore(engine, Parcel).try_commit(
         workflow_key="p-1",
         expected_version=2,
-        state_prime=OrderState(status="sent", total=7),
+        state=OrderState(status="sent", total=7),
         provenance=Provenance.now(),
     )
     with Session(engine) as session:

@@ -250,7 +250,7 @@ def test_loser_locks_the_row(engine: Engine) -> None:
             store.try_commit(
                 workflow_key="o-1",
                 expected_version=len(calls) - 1,
-                state_prime=OrderState(notes=[-1]),
+                state=OrderState(notes=[-1]),
                 provenance=Provenance.now(),
             )
         return note(state, action)

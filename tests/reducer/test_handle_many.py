@@ -147,7 +147,7 @@ def test_losers_are_handled_one_by_one(engine: Engine) -> None:
             CanonicalStore(engine, Order).try_commit(
                 workflow_key="o-3",
                 expected_version=0,
-                state_prime=OrderState(notes=[99]),
+                state=OrderState(notes=[99]),
                 provenance=Provenance.now(),
             )
         intent = Intent(intent_type="m", target="t", payload=each.payload)
@@ -214,7 +214,7 @@ def test_recreated_workflow_is_not_written_over(
                 store.try_commit(
                     workflow_key=key,
                     expected_version=0,
-                    state_prime=OrderState(notes=[99]),
+                    state=OrderState(notes=[99]),
                     provenance=Provenance.now(),
                 )
         return note(state, each)

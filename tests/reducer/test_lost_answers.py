@@ -167,7 +167,7 @@ def write(engine: Engine) -> None:
     outcome = store.try_commit(
         workflow_key="o-1",
         expected_version=current.version,
-        state_prime=OrderState(notes=[*current.state.notes, 99]),
+        state=OrderState(notes=[*current.state.notes, 99]),
         provenance=Provenance.now(),
     )
     assert isinstance(outcome, StateCommitted)

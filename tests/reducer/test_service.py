@@ -119,7 +119,7 @@ def write(engine: Engine, state: OrderState | None = None) -> None:
     outcome = store.try_commit(
         workflow_key="o-1",
         expected_version=current.version,
-        state_prime=state or OrderState(notes=[*current.state.notes, "other"]),
+        state=state or OrderState(notes=[*current.state.notes, "other"]),
         provenance=Provenance.now(),
     )
     assert isinstance(outcome, StateCommitted)
@@ -272,7 +272,7 @@ def test_recreated_workflow_is_not_written_over(engine: Engine) -> None:
     CanonicalStore(engine, Order).try_commit(
         workflow_key="o-1",
         expected_version=0,
-        state_prime=OrderState(notes=["new"]),
+        state=OrderState(notes=["new"]),
         provenance=Provenance.now(),
     )
     outcome = orders.handle(action("a"))

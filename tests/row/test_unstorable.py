@@ -147,7 +147,7 @@ def test_provenance_is_refused_with_its_row(engine: Engine, extra: Any) -> None:
             "a": lambda: store.try_commit(
                 workflow_key="a",
                 expected_version=0,
-                state_prime=Job(),
+                state=Job(),
                 provenance=Provenance.now(lease=extra),
             ),
             "b": lambda: try_commit_many(
@@ -186,7 +186,7 @@ def test_projection_is_refused_with_its_row(engine: Engine, text: str) -> None:
         store.try_commit(
             workflow_key="v",
             expected_version=0,
-            state_prime=Job(),
+            state=Job(),
             provenance=Provenance.now(),
         )
         with (

@@ -116,7 +116,7 @@ def store_commit(
     return store.try_commit(
         workflow_key="o-1",
         expected_version=expected_version,
-        state_prime=PAID,
+        state=PAID,
         provenance={"effect_id": effect_id, "timestamp": "2026-01-01T00:00:00Z"},
     )
 
@@ -210,7 +210,7 @@ def test_state_that_the_base_holds_is_not_sent(engine: Engine, in_place: bool) -
     outcome: Any = store.try_commit(
         workflow_key="o-1",
         expected_version=1,
-        state_prime=state,
+        state=state,
         provenance=Provenance.now("effect-2"),
         base=base,
     )
@@ -255,7 +255,7 @@ def test_state_that_the_base_does_not_hold_is_sent(engine: Engine) -> None:
         outcome = store.try_commit(
             workflow_key="o-1",
             expected_version=version,
-            state_prime=state,
+            state=state,
             provenance=Provenance.now(),
             base=base,
         )
@@ -277,7 +277,7 @@ def test_base_tells_the_incarnations_apart(engine: Engine) -> None:
         outcome: Any = store.try_commit(
             workflow_key="o-1",
             expected_version=1,
-            state_prime=state,
+            state=state,
             provenance=Provenance.now(),
             base=base,
         )
@@ -300,7 +300,7 @@ def test_effect_id_that_is_given_counts_more_than_that_of_the_base(
         workflow_key="o-1",
         expected_version=1,
         expected_effect_id="effect-2",
-        state_prime=base.state,
+        state=base.state,
         provenance=Provenance.now(),
         base=base,
     )
@@ -339,7 +339,7 @@ def test_unchanged_state_of_an_older_shape_is_sent(
     created = store.try_commit(
         workflow_key="e-1",
         expected_version=0,
-        state_prime=OrderState(notes=["upcast"]),
+        state=OrderState(notes=["upcast"]),
         provenance=Provenance.now(),
     )
     assert won(created)
@@ -358,7 +358,7 @@ def test_unchanged_state_of_an_older_shape_is_sent(
     outcome: Any = store.try_commit(
         workflow_key="e-1",
         expected_version=1,
-        state_prime=base.state,
+        state=base.state,
         provenance=Provenance.now(),
         base=base,
     )
@@ -545,7 +545,7 @@ def test_refused_transaction_is_an_outcome(
     strict = engine.execution_options(isolation_level="SERIALIZABLE")
     store = CanonicalStore(wrap(strict), Kept)
     provenance = Provenance.now("refused")
-    write = {"workflow_key": "o-1", "state_prime": PAID, "provenance": provenance}
+    write = {"workflow_key": "o-1", "state": PAID, "provenance": provenance}
     store.try_commit(**write | {"provenance": Provenance.now()}, expected_version=0)
     refuse_effect(engine, "refused", by)
     rival = CanonicalStore(engine, Kept)

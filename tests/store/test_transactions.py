@@ -308,7 +308,7 @@ def commit(store: CanonicalStore[OrderState], expected_version: int) -> Any:
     return store.try_commit(
         workflow_key="o-1",
         expected_version=expected_version,
-        state_prime=OrderState(status="committed"),
+        state=OrderState(status="committed"),
         provenance=Provenance.now(),
     )
 
@@ -393,7 +393,7 @@ async def test_cancelled_commit_can_be_repeated(
         return store.try_commit(
             workflow_key="o-1",
             expected_version=1,
-            state_prime=OrderState(status="committed"),
+            state=OrderState(status="committed"),
             provenance=provenance,
         )
 

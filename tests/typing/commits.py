@@ -53,7 +53,7 @@ def a_state_of_another_type_is_refused(store: CanonicalStore[OrderState]) -> Non
     store.try_commit(
         workflow_key="order-42",
         expected_version=7,
-        state_prime={"status": "paid"},  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        state={"status": "paid"},  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         provenance=PROVENANCE,
     )
 
@@ -69,7 +69,7 @@ async def async_twins_are_typed(session: AsyncSession, engine: AsyncEngine) -> N
     outcome = await store.try_commit(
         workflow_key="order-42",
         expected_version=snapshot.version,
-        state_prime=snapshot.state,
+        state=snapshot.state,
         provenance=PROVENANCE,
     )
     assert_type(outcome, StateCommitted[OrderState] | StateConflict)

@@ -43,10 +43,10 @@ class BlindStore(Generic[StateT]):
         *,
         workflow_key: str,
         expected_version: int,
-        state_prime: StateT,
+        state: StateT,
         provenance: Provenance,
     ) -> StateCommitted[StateT] | StateConflict:
-        """Write *state_prime* over whatever is there."""
+        """Write *state* over whatever is there."""
         try:
             expected_version = self.get_state(workflow_key).version
         except WorkflowNotFound:
@@ -54,6 +54,6 @@ class BlindStore(Generic[StateT]):
         return self._store.try_commit(
             workflow_key=workflow_key,
             expected_version=expected_version,
-            state_prime=state_prime,
+            state=state,
             provenance=provenance,
         )

@@ -77,7 +77,7 @@ class Store(Protocol[StateT]):
         *,
         workflow_key: str,
         expected_version: int,
-        state_prime: StateT,
+        state: StateT,
         provenance: Provenance,
     ) -> StateCommitted[StateT] | StateConflict: ...
 
@@ -207,7 +207,7 @@ class Crew(Generic[StateT, ActionT]):
         outcome = self.store.try_commit(
             workflow_key=action.workflow_key,
             expected_version=version,
-            state_prime=self.workload.reducer(state, action),
+            state=self.workload.reducer(state, action),
             provenance=Provenance.now(
                 f"{threading.current_thread().name}/action-{action.position}"
             ),
