@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from ..errors import WorkflowStateError
 from ..history.diff import diff_json, follow_patch
 from ..history.queries import diff_versions, get_version, list_versions
-from ..hooks.guests import outline
+from ..hooks.application_errors import outline
 from ..orm.entity import statements_of
 from ..store.api import get_state
 from . import upcast as cli_upcast

@@ -1,11 +1,11 @@
-"""Hooks: called when a service or a worker has something to tell."""
+"""The base class of hooks, and how they are called."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any
 
-from .guests import stops, trace
+from .application_errors import stops, trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class Hooks:
-    """Called by a ReducerService; every method does nothing. *entity* is a class name.
+    """Called by services and workers; methods do nothing. *entity* is a class name.
 
     >>> class Conflicts(Hooks):
     ...     count = 0
@@ -30,7 +30,7 @@ class Hooks:
     """
 
     def started(self, entity: str, action: Action[Any]) -> None:
-        """Hear that an action was handed to the service."""
+        """Called when an action is handed to the service."""
 
     def committed(
         self,
@@ -39,7 +39,7 @@ class Hooks:
         outcome: StateCommitted[Any],
         seconds: float,
     ) -> None:
-        """Hear that an action was committed, *seconds* after it was handed over."""
+        """Called when an action was committed, *seconds* after it was handed in."""
 
     def duplicate(
         self,
@@ -48,36 +48,36 @@ class Hooks:
         outcome: StateCommitted[Any],
         seconds: float,
     ) -> None:
-        """Hear that an action was found committed; *outcome* is that of the first time.
+        """Called when an action was found committed; *outcome* is that commit's.
 
-        It came again, or the answer to its commit was lost.
+        The action was handed in again, or the answer to its commit was lost.
         """
 
     def conflicted(self, entity: str, conflict: StateConflict, attempt: int) -> None:
-        """Hear that attempt number *attempt* lost."""
+        """Called when attempt number *attempt* lost to another writer."""
 
     def retried(
         self, entity: str, workflow_key: str, attempt: int, delay: float
     ) -> None:
-        """Hear that attempt number *attempt* failed; the next is in *delay* seconds."""
+        """Called when attempt *attempt* failed; the next is in *delay* seconds."""
 
     def gave_up(
         self, entity: str, action: Action[Any], error: ReducerGaveUp, seconds: float
     ) -> None:
-        """Hear that the last attempt failed; the action was not committed."""
+        """Called when the last attempt failed; the action was not committed."""
 
     def projected(self, batch: ProjectionBatch) -> None:
-        """Hear what one transaction of a ProjectionWorker has done."""
+        """Called after each transaction of a ProjectionWorker."""
 
     def delivered(self, intent: DueIntent, seconds: float) -> None:
-        """Hear that an IntentDispatcher handed *intent* over, which took *seconds*."""
+        """Called when an IntentDispatcher delivered *intent*, which took *seconds*."""
 
     def not_delivered(
         self, intent: DueIntent, error: Exception, delay: float | None
     ) -> None:
-        """Hear that the handler failed; it is called again in *delay* seconds.
+        """Called when the handler failed; it is called again in *delay* seconds.
 
-        With *delay* None the intent is a dead letter now.
+        If *delay* is None, the intent is now a dead letter.
         """
 
 
@@ -88,5 +88,5 @@ def notify(hook: Callable[..., None], *arguments: Any) -> None:
     except BaseException as error:
         if stops(error):
             raise
-        # The commit stands, whatever a hook does.
+        # The commit is done, even if a hook fails.
         _log.error("a hook failed: %s", trace(error))

@@ -23,8 +23,8 @@ from sqlalchemy import Engine, inspect
 from sqlalchemy.exc import DBAPIError
 
 from .._concurrency import Blocking, Stop, Waiting, require_at_least
+from ..hooks.application_errors import describe, outline, stops
 from ..hooks.base import Hooks, notify
-from ..hooks.guests import describe, outline, stops
 from ..retry import ErrorKind, RetryPolicy, classify
 from ..store.connections import Connections
 from ..values.reports import DueIntent

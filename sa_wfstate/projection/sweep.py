@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from tenacity import Retrying, retry_if_exception
 
 from .._concurrency import require_at_least
-from ..hooks.guests import stops, trace
+from ..hooks.application_errors import stops, trace
 from ..retry import ErrorKind, RetryPolicy, classify
 from ..row.columns import columns_of
 from ..store.connections import Connections

@@ -40,8 +40,8 @@ from sqlalchemy import (
 )
 
 from .._concurrency import Blocking, Stop, Waiting, require_at_least
+from ..hooks.application_errors import outline
 from ..hooks.base import Hooks, notify
-from ..hooks.guests import outline
 from ..retry import ErrorKind, RetryPolicy, classify
 from ..row.columns import columns_of
 from ..store.connections import Connections

@@ -1,7 +1,7 @@
-"""What application code raises must not stop a worker, whatever it is.
+"""Errors of application code: which of them stop a worker, and how they are logged.
 
-Handlers, projections and hooks are called by workers that go on for ever. What such
-code raises may not even have a text, or one that no database takes.
+Workers run for ever and call handlers, projections and hooks. An error of such code
+may have no text, or one that no database takes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ _QUOTES_VALUES: Final = ("22", "23")
 
 
 def stops(error: BaseException) -> bool:
-    """Return whether *error* is meant for the worker itself, which has to end then.
+    """Return whether *error* must end the worker.
 
-    That is what interrupts a process, cancels a task or kills a greenlet. Of other
-    exceptions it does not matter whether they derive from Exception: a timeout of
-    gevent does not, for example.
+    Such an error interrupts a process, cancels a task or kills a greenlet. Deriving
+    from Exception is no criterion: a timeout of gevent does not.
     """
     if isinstance(error, BaseExceptionGroup):
         return any(map(stops, error.exceptions))
@@ -36,7 +35,7 @@ def stops(error: BaseException) -> bool:
 
 
 def describe(error: BaseException, longest: int) -> str:
-    """Return class and text of *error* as text that can be stored."""
+    """Return class and text of *error* as at most *longest* storable characters."""
     try:
         text = f"{type(error).__name__}: {str(error)[: 2 * longest]}".replace("\0", "")
         return text.encode("utf-8", "backslashreplace").decode()[:longest]
@@ -45,10 +44,10 @@ def describe(error: BaseException, longest: int) -> str:
 
 
 def outline(error: BaseException) -> str:
-    """Return in a line what *error* is, without values of a row, for a log.
+    """Describe *error* in one line for a log, without values of a row.
 
-    Those of this library have none. A database's message has none either, except for
-    its DETAIL and for all of it where a value is what is wrong.
+    Errors of this library contain none. The first line of a database's message
+    contains one only if the value is wrong or breaks a constraint.
     """
     try:
         if isinstance(error, WorkflowStateError):
@@ -64,5 +63,5 @@ def outline(error: BaseException) -> str:
 
 
 def trace(error: BaseException) -> str:
-    """Return the outline of *error* and where it was raised, for a log."""
+    """Return the outline of *error* and its traceback, for a log."""
     return f"{outline(error)}\n{''.join(format_tb(error.__traceback__))}"

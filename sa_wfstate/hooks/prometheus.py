@@ -1,0 +1,70 @@
+"""Hooks that count and time with prometheus-client."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .metrics import BUCKETS, MetricsHooks
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from ..errors import StateConflict
+    from ..values.reports import ProjectionBatch
+
+
+class PrometheusHooks(MetricsHooks):
+    """Count and time with prometheus-client, in *registry*; labelled by entity.
+
+    Raises ImportError without the extra ``prometheus``.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        from prometheus_client import REGISTRY, Counter, Histogram
+
+        registry = registry or REGISTRY
+        self._actions = Counter(
+            "wfstate_actions",
+            "Actions by outcome.",
+            ["entity", "outcome"],
+            registry=registry,
+        )
+        self._conflicts = Counter(
+            "wfstate_conflicts",
+            "Attempts that lost.",
+            ["entity", "reason"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "wfstate_action_seconds",
+            "From handing an action over to its outcome.",
+            ["entity", "outcome"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._lag = Histogram(
+            "wfstate_projection_lag_seconds",
+            "How far the oldest row of a worker's batch was behind.",
+            ["projection"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._intents = Counter(
+            "wfstate_intents",
+            "Intents by outcome.",
+            ["intent_type", "outcome"],
+            registry=registry,
+        )
+
+    def projected(self, batch: ProjectionBatch) -> None:
+        self._lag.labels(batch.projection).observe(batch.lag_seconds)
+
+    def _action(self, entity: str, outcome: str, seconds: float) -> None:
+        self._actions.labels(entity, outcome).inc()
+        self._seconds.labels(entity, outcome).observe(seconds)
+
+    def _intent(self, intent_type: str, outcome: str) -> None:
+        self._intents.labels(intent_type, outcome).inc()
+
+    def conflicted(self, entity: str, conflict: StateConflict, attempt: int) -> None:
+        self._conflicts.labels(entity, conflict.reason.value).inc()
