@@ -15,8 +15,9 @@ from .reducer.service import ReducerService
 from .retry import ErrorKind, RetryPolicy, classify
 from .row.paths import field_of
 from .row.types import PydanticJSON
-from .store.api import CanonicalStore, get_state, try_commit
+from .store.api import get_state, try_commit
 from .store.bulk import Commit, try_commit_many
+from .store.canonical_store import CanonicalStore
 from .store.transactions import run_transaction
 from .values.provenance import Provenance
 from .values.snapshot import StateCommitted, WorkflowSnapshot

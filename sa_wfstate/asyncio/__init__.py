@@ -17,6 +17,8 @@ from ..retry import RetryPolicy
 from ..store import api as _store
 from ..store import bulk as _bulk
 from ..store import transactions as _transactions
+from ..store.canonical_store import NOT_GIVEN
+from ..store.canonical_store import CanonicalStore as _CanonicalStore
 from ..store.connections import sync_bind
 from .workers import IntentDispatcher, ProjectionStore, ProjectionWorker
 
@@ -115,8 +117,8 @@ class CanonicalStore(Generic[StateT]):
         workflow_key: str,
         expected_version: int,
         provenance: Provenance | Mapping[str, Any],
-        state: StateT = _store.NOT_GIVEN,
-        state_prime: StateT = _store.NOT_GIVEN,
+        state: StateT = NOT_GIVEN,
+        state_prime: StateT = NOT_GIVEN,
         expected_effect_id: str | None = None,
         base: WorkflowSnapshot[StateT] | None = None,
     ) -> StateCommitted[StateT] | StateConflict:
@@ -133,7 +135,7 @@ class CanonicalStore(Generic[StateT]):
         )
 
 
-class _AwaitingStore(_store.CanonicalStore[StateT]):
+class _AwaitingStore(_CanonicalStore[StateT]):
     _waiting = Awaiting
 
 

@@ -23,8 +23,9 @@ from ..row.chunks import chunks
 from ..row.columns import evaluates
 from ..values.row_version import RowVersion
 from ..values.write import Batch, Written
-from .api import Entity, adopt, connection_of, held_instance
+from .api import Entity, connection_of
 from .compare_and_set import check_target, prepare, refused, unwritten
+from .instances import adopt, held_instance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -1,0 +1,170 @@
+"""CanonicalStore: read and commit, each call in a transaction of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from tenacity import Retrying, retry_if_exception
+
+from .._concurrency import Blocking, Waiting
+from ..errors import OutcomeUnknown, StateConflict
+from ..orm.criteria import read_visible
+from ..orm.entity import statements_of
+from ..retry import ErrorKind, RetryPolicy, classify
+from ..row.keys import check_key
+from .api import read
+from .compare_and_set import compare_and_set, conflict_of_write, prepare, refused
+from .connections import Connections, limit_lock_waits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import sessionmaker
+
+    from ..values.provenance import Provenance
+    from ..values.snapshot import StateCommitted, WorkflowSnapshot
+    from ..values.write import Write
+    from .api import Entity
+
+
+StateT = TypeVar("StateT")
+
+NOT_GIVEN: Any = ...
+"""The default of a parameter for a state, which may be None; no JSON is like it."""
+
+
+class CanonicalStore(Generic[StateT]):
+    """Read and commit workflows of one class, each call in a transaction of its own.
+
+    *bind* is an Engine, or a sessionmaker where sessions choose their engine. When the
+    answer to a commit is lost, *resolve* says for how long and how often to ask again.
+
+    >>> store = CanonicalStore(engine, Order)  # doctest: +SKIP
+    >>> store.get_state("order-42").version  # doctest: +SKIP
+    7
+    """
+
+    _waiting: ClassVar[type[Waiting]] = Blocking
+
+    def __init__(
+        self,
+        bind: Engine | sessionmaker[Any],
+        entity: Entity[StateT],
+        *,
+        resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
+    ) -> None:
+        self._resolve = resolve
+        self._wait = self._waiting()
+        self._statements = statements_of(entity)
+        self._connections = Connections(bind, self._statements.mapper)
+
+    def get_state(self, workflow_key: str) -> WorkflowSnapshot[StateT]:
+        """Read the workflow; raises WorkflowNotFound if there is no such row."""
+        check_key(self._statements.entity, workflow_key)
+        with self._connections.autocommit() as connection:
+            session = self._connections.filtering(connection)
+            return read(connection, self._statements, workflow_key, session)
+
+    def try_commit(
+        self,
+        *,
+        workflow_key: str,
+        expected_version: int,
+        provenance: Provenance | Mapping[str, Any],
+        state: StateT = NOT_GIVEN,
+        state_prime: StateT = NOT_GIVEN,
+        expected_effect_id: str | None = None,
+        base: WorkflowSnapshot[StateT] | None = None,
+    ) -> StateCommitted[StateT] | StateConflict:
+        """Write *state* and commit, if the workflow is at *expected_version*.
+
+        *state_prime* is another name of *state*; give exactly one of the two.
+        Behaves as :func:`try_commit`, but a loss is always returned, at every isolation
+        level, with the row as it is after the loss. A connection that is lost on the
+        way leaves open whether the commit was done. It is sent again then: either it
+        wins, or the row has its effect id and the outcome is *replayed*.
+
+        Raises OutcomeUnknown if that could not be found out.
+        """
+        write = prepare(
+            self._statements,
+            workflow_key,
+            expected_version,
+            _the_one(state, state_prime),
+            provenance,
+            expected_effect_id=expected_effect_id,
+            base=base,
+        )
+        statements, sent = self._statements, False
+        try:
+            with self._connections.commit() as connection:
+                sent = True
+                session = self._connections.filtering(connection)
+                return compare_and_set(connection, statements, write, session=session)
+        except (DBAPIError, OSError) as error:
+            conflict = refused(statements, write, error)
+            if conflict is None:
+                if classify(error, committing=sent) is not ErrorKind.UNKNOWN:
+                    raise
+                return self._commit_again(write, error)
+        # By a statement or by COMMIT: the row is read when that is over.
+        with self._connections.autocommit() as connection:
+            session = self._connections.filtering(connection)
+            found = read_visible(connection, statements, [workflow_key], session)
+        current = found.get(workflow_key)
+        if current is None and session is not None:
+            return conflict  # A row that is hidden is not the same as none.
+        return conflict_of_write(statements, write, current) or conflict
+
+    def _commit_again(
+        self, write: Write, cause: BaseException
+    ) -> StateCommitted[StateT] | StateConflict:
+        """Send *write* again, until its outcome is known.
+
+        As long as the first one may still be in progress, its row lock keeps the second
+        waiting; and whichever of the two is done first makes the other one lose.
+        """
+        retrying = Retrying(
+            stop=self._resolve.stop,
+            wait=self._resolve.wait,
+            sleep=self._wait.sleep,
+            retry=retry_if_exception(_may_pass),
+            reraise=True,
+        )
+        try:
+            outcome = retrying(self._send_again, write)
+        except (DBAPIError, OSError, PoolTimeoutError):
+            outcome = None
+        if outcome is None or (
+            isinstance(outcome, StateConflict)
+            and outcome.actual_version not in {write.version - 1, write.version}
+        ):
+            # Other commits have replaced the version that would tell.
+            raise OutcomeUnknown(
+                self._statements.entity,
+                write.workflow_key,
+                (write.provenance.effect_id,),
+            ) from cause
+        return outcome
+
+    def _send_again(self, write: Write) -> StateCommitted[StateT] | StateConflict:
+        with self._connections.transaction("READ COMMITTED") as connection:
+            limit_lock_waits(connection)
+            session = self._connections.filtering(connection)
+            return compare_and_set(
+                connection, self._statements, write, again=True, session=session
+            )
+
+
+def _the_one(state: StateT, state_prime: StateT) -> StateT:
+    if (state is NOT_GIVEN) is (state_prime is NOT_GIVEN):
+        raise TypeError("try_commit() takes either state= or state_prime=")
+    return state_prime if state is NOT_GIVEN else state
+
+
+def _may_pass(error: BaseException) -> bool:
+    kinds = {ErrorKind.TRANSIENT, ErrorKind.UNKNOWN}
+    return classify(error, committing=True) in kinds

@@ -1,0 +1,76 @@
+"""The instances that a session holds of rows committed outside its unit of work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import inspect
+from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.util import identity_key
+
+from ..errors import UnflushedChanges
+from ..orm.tracking import changed_in_place, rebase
+from ..orm.version_guard import saw
+from ..orm.write_log import record
+from ..values.row_version import RowVersion
+from ..values.snapshot import StateCommitted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Mapper, Session
+
+    from ..row.statements import Statements
+    from ..values.snapshot import WorkflowSnapshot
+    from ..values.write import Batch, Write
+
+
+def held_instance(session: Session, mapper: Mapper[Any], workflow_key: str) -> Any:
+    """Return the session's instance of the row; raise if it has unflushed changes."""
+    instance = session.identity_map.get(identity_key(mapper.class_, workflow_key))
+    if instance is not None and (
+        instance in session.deleted
+        or session.is_modified(instance)
+        or changed_in_place(instance)
+    ):
+        raise UnflushedChanges(mapper.class_.__name__, workflow_key)
+    return instance
+
+
+def adopt(
+    session: Session,
+    connection: Connection,
+    statements: Statements[Any],
+    batch: Batch,
+    outcomes: Sequence[object],
+    held: Mapping[str, Any],
+) -> None:
+    """Let *session* know what of *batch* was committed.
+
+    *held* are those instances of the rows that it holds, by key.
+    """
+    own = [
+        index
+        for index, each in enumerate(outcomes)
+        # What an earlier transaction wrote is no evidence of this one.
+        if isinstance(each, StateCommitted) and not each.replayed
+    ]
+    if own:
+        record(session, connection, statements, batch.take(own), held)
+    if held:
+        for write, outcome in zip(batch, outcomes, strict=True):
+            if write.workflow_key in held and isinstance(outcome, StateCommitted):
+                _update_instance(held[write.workflow_key], write, outcome.snapshot)
+
+
+def _update_instance(
+    instance: Any, write: Write, snapshot: WorkflowSnapshot[Any]
+) -> None:
+    """Make *instance* hold what its row holds now."""
+    rebase(instance, "state", write.state_text)
+    set_committed_value(instance, "version", snapshot.version)
+    set_committed_value(instance, "updated_at", snapshot.updated_at)
+    set_committed_value(instance, "schema_version", write.schema_version)
+    set_committed_value(instance, "provenance", write.provenance)
+    saw(inspect(instance), RowVersion(snapshot.version, write.provenance.effect_id))
