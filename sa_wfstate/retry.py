@@ -65,18 +65,18 @@ class RetryPolicy:
             raise ValueError(f"deadline must not be negative, got {self.deadline}")
 
     @classmethod
-    def contended(cls, *, deadline: float = 30.0) -> Self:
-        """Make a policy for "others write too": each loss means that somebody won.
+    def for_contention(cls, *, deadline: float = 30.0) -> Self:
+        """Return a policy for contention, where each conflict means another commit.
 
-        Short pauses, and as many attempts as fit into *deadline* seconds.
+        The pauses are short; there are as many attempts as fit into *deadline* seconds.
         """
         return cls(max_attempts=None, deadline=deadline)
 
     @classmethod
-    def held(cls, *, deadline: float = 30.0) -> Self:
-        """Make a policy for "somebody holds it": a lock that lasts for seconds.
+    def for_lock_wait(cls, *, deadline: float = 30.0) -> Self:
+        """Return a policy for locks and failures that last for seconds.
 
-        Trying often gains nothing; pauses grow from 100 ms to 2 s.
+        Frequent attempts gain nothing there; the pauses grow from 100 ms to 2 s.
         """
         return cls(max_attempts=None, base_delay=0.1, max_delay=2.0, deadline=deadline)
 

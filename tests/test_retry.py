@@ -79,7 +79,9 @@ def test_impossible_policy_is_refused(arguments: dict[str, float | None]) -> Non
         RetryPolicy(**arguments)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("policy", [RetryPolicy.contended(), RetryPolicy.held()])
+@pytest.mark.parametrize(
+    "policy", [RetryPolicy.for_contention(), RetryPolicy.for_lock_wait()]
+)
 def test_presets_end(policy: RetryPolicy) -> None:
     """The presets set no number of attempts, but a deadline."""
     assert policy.next_delay(10_000, 0) is not None

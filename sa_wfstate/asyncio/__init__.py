@@ -103,7 +103,7 @@ class CanonicalStore(Generic[StateT]):
         bind: AsyncEngine | async_sessionmaker[Any],
         entity: Entity[StateT],
         *,
-        resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
+        resolve: RetryPolicy = RetryPolicy.for_lock_wait(),  # noqa: B008 - it is frozen
     ) -> None:
         self._store = _AwaitingStore(sync_bind(bind), entity, resolve=resolve)
 
@@ -144,7 +144,7 @@ async def run_transaction(
     fn: Callable[[AsyncSession], Awaitable[T]],
     *,
     retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
-    resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
+    resolve: RetryPolicy = RetryPolicy.for_lock_wait(),  # noqa: B008 - it is frozen
 ) -> T:
     """Async version of :func:`sa_wfstate.run_transaction`."""
     attempt: Any = None
@@ -182,7 +182,7 @@ class ReducerService(Generic[StateT]):
         ],
         *,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
-        resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
+        resolve: RetryPolicy = RetryPolicy.for_lock_wait(),  # noqa: B008 - it is frozen
         initial: Callable[[], StateT] | None = None,
         dedup: type[ActionDedupMixin] | None = None,
         dedup_ttl: timedelta = TTL,
@@ -190,9 +190,9 @@ class ReducerService(Generic[StateT]):
         | None = None,
         writers: Iterable[Writer] = (),
         fold: int = 1,
-        escalate: bool = True,
+        lock_on_contention: bool = True,
         lock_limit: float = 10.0,
-        keep: int = 1024,
+        cache_size: int = 1024,
         hooks: Hooks | None = None,
     ) -> None:
         self._service: _reducer.ReducerService[StateT] = _AwaitingService(
@@ -207,9 +207,9 @@ class ReducerService(Generic[StateT]):
             on_intents=on_intents,
             writers=writers,
             fold=fold,
-            escalate=escalate,
+            lock_on_contention=lock_on_contention,
             lock_limit=lock_limit,
-            keep=keep,
+            cache_size=cache_size,
             hooks=hooks,
         )
 

@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 RETRY = RetryPolicy(max_attempts=10, base_delay=1.0, max_delay=300.0)
 """For a receiver that is down for minutes."""
 
-_PAUSES = RetryPolicy.held()
+_PAUSES = RetryPolicy.for_lock_wait()
 _LONGEST_ERROR = 500
 _SETTLE_EVERY = 1.0
 

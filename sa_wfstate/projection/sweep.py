@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_RETRY = RetryPolicy.held()
+_RETRY = RetryPolicy.for_lock_wait()
 
 
 class Swept(NamedTuple):

@@ -61,7 +61,7 @@ StateT = TypeVar("StateT")
 
 _log = logging.getLogger(__name__)
 
-_PAUSES = RetryPolicy.held()
+_PAUSES = RetryPolicy.for_lock_wait()
 _SWEEP = "sweep"
 _SWEEP_PAGE = 2000
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)

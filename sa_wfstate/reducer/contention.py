@@ -43,8 +43,8 @@ class HotKeys(Generic[ItemT, ResultT, KeptT]):
 
     *work* does the work of some tickets of one line and settles each of them. *orphan*
     is given those whose caller has gone meanwhile, when the line is left. *fold* is the
-    most tickets that are worked on at once, *keep* the number of lines at rest that are
-    kept.
+    most tickets that are worked on at once, *cache_size* the number of lines at rest
+    that are kept.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class HotKeys(Generic[ItemT, ResultT, KeptT]):
         orphan: Callable[[Ticket[ItemT, ResultT]], None],
         *,
         fold: int,
-        keep: int,
+        cache_size: int,
     ) -> None:
         self._waiting = waiting
         self._work = work
         self._orphan = orphan
         self._fold = fold
-        self._keep = keep
+        self._cache_size = cache_size
         self._busy: dict[str, Line[ItemT, ResultT, KeptT]]
         self._idle: OrderedDict[str, Line[ItemT, ResultT, KeptT]]
         self.empty()
@@ -242,7 +242,7 @@ class HotKeys(Generic[ItemT, ResultT, KeptT]):
             elif self._busy.get(line.key) is line:
                 del self._busy[line.key]
                 self._idle[line.key] = line
-                while len(self._idle) > self._keep:
+                while len(self._idle) > self._cache_size:
                     self._idle.popitem(last=False)
         if following is not None:
             self._wake(line, following)

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 class ReducerLoop:
     """Commit actions of one key, or make one attempt for those of many.
 
-    *resolve* says how long to ask what became of a COMMIT; *escalate* allows to lock
-    rows.
+    *resolve* limits the search for the outcome of an unanswered COMMIT;
+    *lock_on_contention* allows to lock rows.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ReducerLoop:
         retry: RetryPolicy,
         *,
         resolve: RetryPolicy,
-        escalate: bool,
+        lock_on_contention: bool,
     ) -> None:
         self._statements = statements
         self._entity = statements.entity
@@ -59,7 +59,7 @@ class ReducerLoop:
         self._hooks = hooks
         self._retry = retry
         self._resolve = resolve
-        self._escalate = escalate
+        self._lock_on_contention = lock_on_contention
 
     def commit(self, line: ActionLine, tickets: list[ActionTicket]) -> None:
         """Commit the actions of *tickets* together; settle each of them."""
@@ -107,7 +107,7 @@ class ReducerLoop:
         return 0.0 if hurry else pause
 
     def _locking(self, line: ActionLine) -> bool:
-        return self._escalate and line.locks > 0
+        return self._lock_on_contention and line.locks > 0
 
     def _note_retry(self, run: Run, call: RetryCallState) -> None:
         delay = call.upcoming_sleep

@@ -87,12 +87,11 @@ class ReducerService(Generic[StateT]):
 
     *fold* is the largest number of actions that wait for one key in this process and
     may be committed together, as one version whose provenance lists them all under
-    "folded"; 1 folds nothing. *escalate* allows to lock the row of a key that other
-    processes write too. *lock_limit* is the number of seconds for which the reducer, or
-    a writer, may hold the lock of a row: after that the database ends the transaction,
-    and the attempt is lost. *keep* is the number of keys whose last state is kept for a
-    moment.
-    *hooks* are told what happens.
+    "folded"; 1 folds nothing. *lock_on_contention* allows to lock the row of a key that
+    other processes write too. *lock_limit* is the number of seconds for which the
+    reducer, or a writer, may hold the lock of a row: after that the database ends the
+    transaction, and the attempt is lost. *cache_size* is the number of keys whose last
+    state is cached, for a second. *hooks* are called as actions are handled.
 
     >>> service = ReducerService(engine, Order, reducer)  # doctest: +SKIP
     >>> service.handle(action).version  # doctest: +SKIP
@@ -108,7 +107,7 @@ class ReducerService(Generic[StateT]):
         reducer: Reducer[StateT],
         *,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
-        resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
+        resolve: RetryPolicy = RetryPolicy.for_lock_wait(),  # noqa: B008 - it is frozen
         initial: Callable[[], StateT] | None = None,
         dedup: type[ActionDedupMixin] | None = None,
         dedup_ttl: timedelta = TTL,
@@ -116,9 +115,9 @@ class ReducerService(Generic[StateT]):
         | None = None,
         writers: Iterable[Writer] = (),
         fold: int = 1,
-        escalate: bool = True,
+        lock_on_contention: bool = True,
         lock_limit: float = 10.0,
-        keep: int = 1024,
+        cache_size: int = 1024,
         hooks: Hooks | None = None,
     ) -> None:
         if fold < 1:
@@ -157,14 +156,14 @@ class ReducerService(Generic[StateT]):
             self._hooks,
             retry,
             resolve=resolve,
-            escalate=escalate,
+            lock_on_contention=lock_on_contention,
         )
         self._keys: HotKeys[Action[Any], Handled, Base] = HotKeys(
             self._wait,
             self._loop.commit,
             self._hand_over_orphan,
             fold=fold,
-            keep=keep,
+            cache_size=cache_size,
         )
 
     def handle(self, action: Action[Any]) -> StateCommitted[StateT]:

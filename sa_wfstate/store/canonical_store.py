@@ -54,7 +54,7 @@ class CanonicalStore(Generic[StateT]):
         bind: Engine | sessionmaker[Any],
         entity: Entity[StateT],
         *,
-        resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
+        resolve: RetryPolicy = RetryPolicy.for_lock_wait(),  # noqa: B008 - it is frozen
     ) -> None:
         self._resolve = resolve
         self._wait = self._waiting()

@@ -34,7 +34,7 @@ def run_transaction(
     fn: Callable[[Session], T],
     *,
     retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
-    resolve: RetryPolicy = RetryPolicy.held(),  # noqa: B008 - it is frozen
+    resolve: RetryPolicy = RetryPolicy.for_lock_wait(),  # noqa: B008 - it is frozen
 ) -> T:
     """Call ``fn(session)`` in a transaction, commit, and return what *fn* returned.
 

@@ -303,7 +303,7 @@ def test_lines_are_released() -> None:
         tickets[0].settle(None)
 
     keys: HotKeys[int, None, str] = HotKeys(
-        Blocking(), work, lambda _: None, fold=1, keep=10
+        Blocking(), work, lambda _: None, fold=1, cache_size=10
     )
     for number in range(20_000):
         keys.submit(str(number), keys.ticket(number, number))

@@ -218,7 +218,7 @@ class Bench:
             self.work,
             lambda ticket: self.orphans.append(ticket.item),
             fold=fold,
-            keep=8,
+            cache_size=8,
         )
 
     def work(self, _: object, tickets: list[Any]) -> None:

@@ -303,7 +303,7 @@ def test_gives_up_after_the_last_attempt(engine: Engine) -> None:
 
     hooks = Recorded()
     service(engine).handle(action("a"))
-    handle = service(engine, reducer, escalate=False, hooks=hooks).handle
+    handle = service(engine, reducer, lock_on_contention=False, hooks=hooks).handle
     with pytest.raises(ReducerGaveUp, match="not committed after 3") as caught:
         handle(action("b"))
     error = caught.value

@@ -51,7 +51,7 @@ class Delivery:
         self.options: dict[str, Any] = {
             "initial": lambda: {"begun": 1},
             "dedup": ActionDedupLog,
-            "retry": RetryPolicy.contended(),
+            "retry": RetryPolicy.for_contention(),
             "fold": int(fold),
         }
 
