@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 class Turn(Protocol):
     """What one caller waits for: that its work is done, or that it may do it."""
 
-    def grant(self, serve: Callable[[], None]) -> None:
-        """Let the caller, or a task in its name, call *serve*; once, however often."""
+    def grant(self, process: Callable[[], None]) -> None:
+        """Let the caller, or a task for it, call *process*; only once if repeated."""
 
     def finish(self) -> None:
         """End the wait."""
 
     def wait(self) -> None:
-        """Wait for grant() or finish(); where it was granted, call *serve*."""
+        """Wait for grant() or finish(); where it was granted, call *process*."""
 
     def forfeits(self) -> bool:
         """Return whether what was granted ends with a caller that stops waiting."""
@@ -78,15 +78,15 @@ class Blocking:
 class _BlockingTurn:
     """Waits for a lock: an Event that a signal interrupts may stay locked for ever."""
 
-    __slots__ = ("_gate", "_serve")
+    __slots__ = ("_gate", "_process")
 
     def __init__(self) -> None:
         self._gate = Lock()
         self._gate.acquire()
-        self._serve: Callable[[], None] | None = None
+        self._process: Callable[[], None] | None = None
 
-    def grant(self, serve: Callable[[], None]) -> None:
-        self._serve = serve
+    def grant(self, process: Callable[[], None]) -> None:
+        self._process = process
         self.finish()
 
     def finish(self) -> None:
@@ -95,11 +95,11 @@ class _BlockingTurn:
 
     def wait(self) -> None:
         self._gate.acquire()
-        if self._serve is not None:
-            self._serve()
+        if self._process is not None:
+            self._process()
 
     def forfeits(self) -> bool:
-        return self._serve is not None
+        return self._process is not None
 
 
 class Awaiting:
@@ -135,11 +135,11 @@ class _AwaitingTurn:
         self._context = copy_context()
         self._granted = False
 
-    def grant(self, serve: Callable[[], None]) -> None:
+    def grant(self, process: Callable[[], None]) -> None:
         if self._granted:
             return
         self._granted = True
-        task = self._loop.create_task(greenlet_spawn(serve), context=self._context)
+        task = self._loop.create_task(greenlet_spawn(process), context=self._context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

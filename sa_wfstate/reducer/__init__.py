@@ -1,1 +1,1 @@
-"""Internal: the reducer service: queue per key, attempts, retry."""
+"""Internal: commit actions through a pure reducer, one queue per key, with retries."""

@@ -1,8 +1,7 @@
 """One attempt: read, reduce, compare and set.
 
-What was decided on a state that then turns out to be old counts for nothing, an
-exception of the reducer included: it comes out when the state that it is based on has
-been read or committed.
+A decision on a stale state is discarded, an exception of the reducer too: it is raised
+only if its state was read for this attempt or has been committed.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from ..store.bulk import commit_batch
 from ..store.connections import READ_COMMITTED, limit_idle_time, limit_lock_waits
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from ..values.write import Batch
-from .run import Handled, replayed
+from .action_batch import ActionResult, replayed
 
 if TYPE_CHECKING:
     from ..dedup import DedupLog, Processed
     from ..row.statements import Statements
     from ..store.connections import Connections
+    from .action_batch import ActionBatch, Baseline
     from .reductions import Reductions
-    from .run import Base, Run
 
 
 StateT = TypeVar("StateT")
@@ -45,11 +44,11 @@ Writer = Callable[[Connection, WorkflowSnapshot[Any], Sequence[Intent]], None]
 
 
 class ClaimedBefore(Exception):
-    """One of the actions was processed by somebody else meanwhile."""
+    """One of the actions was processed by another transaction meanwhile."""
 
 
 class _Undo(Exception):
-    """Rolls a transaction back that was only to look."""
+    """Roll back a transaction that only reads."""
 
 
 class Attempts(Generic[StateT]):
@@ -78,167 +77,173 @@ class Attempts(Generic[StateT]):
         self._commits_apart = log is not None or bool(writers)
 
     def make(
-        self, run: Run, *, kept: Base | None = None, lock: bool = False
+        self, batch: ActionBatch, *, cached: Baseline | None = None, lock: bool = False
     ) -> StateConflict | None:
-        """Make one attempt; None if each action of *run* is settled.
+        """Make one attempt; return its conflict, None if *batch* is settled.
 
-        Starts from *kept*, if that is given, or locks the row before it is read.
+        Starts from *cached*, if given; with *lock*, locks the row before reading it.
         """
-        run.begin()
+        batch.begin()
         if self._connections.filters():
-            kept = None  # Its row may be hidden from the next session.
+            cached = None  # Its row may be hidden from the next session.
         if lock:
             # At a stricter level the lock would end in a serialization failure.
             with self._connections.transaction(READ_COMMITTED) as connection:
                 limit_idle_time(connection, self._lock_limit)
-                base = self._read(connection, run, lock=True)
-                self._reductions.reduce(run, base)
-                (outcome,) = self._write(connection, [run])
-                run.committing = True
+                baseline = self._read(connection, batch, lock=True)
+                self._reductions.reduce(batch, baseline)
+                (outcome,) = self._write(connection, [batch])
+                batch.committing = True
         else:
-            self._reductions.reduce(run, kept or self._read_alone(run))
-            if run.base.kept and not run.done:
-                # An error is no answer before its state is known to be the newest.
-                self._reductions.reduce(run, self._read_alone(run))
-            (outcome,) = self._commit([run])
+            self._reductions.reduce(batch, cached or self._read_alone(batch))
+            if batch.baseline.cached and not batch.accepted:
+                # An error counts only if its state is known to be current.
+                self._reductions.reduce(batch, self._read_alone(batch))
+            (outcome,) = self._commit([batch])
         if isinstance(outcome, StateConflict):
             return outcome
-        run.settle(outcome)
+        batch.settle(outcome)
         return None
 
-    def make_many(self, runs: list[Run]) -> list[StateConflict | None]:
-        """Make one attempt for *runs*, of different keys; return the conflict of each.
+    def make_many(self, batches: list[ActionBatch]) -> list[StateConflict | None]:
+        """Make one attempt for *batches* of different keys; return their conflicts.
 
-        A run that cannot be reduced is settled with its error.
+        A batch that cannot be reduced is settled with its error.
         """
         with self._connections.autocommit() as connection:
-            keys = [run.key for run in runs]
+            keys = [batch.key for batch in batches]
             session = self._connections.filtering(connection)
             rows = read_visible(connection, self._statements, keys, session)
             if self._log is not None:
-                ids = [t.item.action_id for run in runs for t in run.tickets]
+                ids = [t.item.action_id for batch in batches for t in batch.requests]
                 found = self._log.lookup(connection, keys, ids)
-        for run in runs:
-            run.begin()
+        for batch in batches:
+            batch.begin()
             try:
-                snapshot = rows.get(run.key)
+                snapshot = rows.get(batch.key)
                 if self._log is not None:
-                    self._replay_found(run, found, snapshot)
-                base = self._reductions.base(run, snapshot)
-                self._reductions.reduce(run, base)
+                    self._replay_found(batch, found, snapshot)
+                baseline = self._reductions.baseline(batch, snapshot)
+                self._reductions.reduce(batch, baseline)
             except (WorkflowNotFound, PayloadError, SchemaVersionAhead) as error:
-                run.fail(error)
-        outcomes = self._commit(runs)
+                batch.fail(error)
+        outcomes = self._commit(batches)
         conflicts: list[StateConflict | None] = []
-        for run, outcome in zip(runs, outcomes, strict=True):
+        for batch, outcome in zip(batches, outcomes, strict=True):
             if isinstance(outcome, StateConflict):
                 conflicts.append(outcome)
             else:
-                run.settle(outcome)
+                batch.settle(outcome)
                 conflicts.append(None)
         return conflicts
 
-    def find_out(self, run: Run) -> bool | None:
-        """Return whether *run*, whose COMMIT was not answered, is committed.
+    def was_committed(self, batch: ActionBatch) -> bool | None:
+        """Return whether *batch*, whose COMMIT was not answered, is committed.
 
-        If it is, its actions are settled; None if that cannot be known any more. Waits
-        for a COMMIT that is still going on, by locking the row. A row that does not
-        exist cannot be locked: it is created instead, and that is rolled back.
+        If it is, settle it; return None if that can no longer be known. Locking the row
+        waits for a COMMIT in progress. A row that does not exist cannot be locked: it
+        is created, and that is rolled back.
         """
-        assert run.write is not None  # noqa: S101
-        write, log = run.write, self._log
+        assert batch.write is not None  # noqa: S101
+        write, log = batch.write, self._log
         committed: bool | None = None
         snapshot: WorkflowSnapshot[StateT] | None = None
         transaction = self._connections.transaction(READ_COMMITTED)
         with suppress(_Undo), transaction as connection:
             limit_lock_waits(connection)
-            look = partial(self._statements.versions, connection, [run.key], lock=True)
-            found = look().get(run.key)
+            look = partial(
+                self._statements.versions, connection, [batch.key], lock=True
+            )
+            found = look().get(batch.key)
             creating = found is None and write.version == 1
             if creating and self._statements.create(connection, write) is None:
-                found = look().get(run.key)
+                found = look().get(batch.key)
             version, effect_id = found or (0, None)
             if effect_id == write.provenance.effect_id:
                 committed = True
-                snapshot = self._statements.read(connection, run.key)
+                snapshot = self._statements.read(connection, batch.key)
             elif log is not None:
-                ids = [step.ticket.item.action_id for step in run.done]
-                claims = log.lookup(connection, [run.key], ids)
-                # The time of a transaction tells it from another delivery's.
+                ids = [each.request.item.action_id for each in batch.accepted]
+                claims = log.lookup(connection, [batch.key], ids)
+                # The transaction's time tells it from another delivery's.
                 committed = any(
-                    processed.processed_at == run.claimed.get(action)
+                    processed.processed_at == batch.claimed.get(action)
                     for action, processed in claims.items()
                 )
             elif (version, effect_id) == (write.version - 1, write.base_effect_id):
                 committed = False
             raise _Undo
         if committed:
-            if run.answer is not None:
-                snapshot = run.answer.snapshot
+            if batch.answer is not None:
+                snapshot = batch.answer.snapshot
             entity = self._statements.entity
-            run.settle(replayed(entity, run.key, write.version, snapshot))
+            batch.settle(replayed(entity, batch.key, write.version, snapshot))
         return committed
 
     def _commit(
-        self, runs: list[Run]
+        self, batches: list[ActionBatch]
     ) -> list[StateCommitted[StateT] | StateConflict | None]:
-        """Write what *runs* have led to in a transaction of its own."""
+        """Write the new states of *batches* in a transaction of its own."""
         apart, connections = self._commits_apart, self._connections
         with connections.transaction() if apart else connections.commit() as connection:
             if self._writers:
                 limit_idle_time(connection, self._lock_limit)
-            for run in runs:
-                run.committing = not apart
-            outcomes = self._write(connection, runs)
-            for run in runs:
-                run.committing = True
+            for batch in batches:
+                batch.committing = not apart
+            outcomes = self._write(connection, batches)
+            for batch in batches:
+                batch.committing = True
         return outcomes
 
-    def _read_alone(self, run: Run) -> Base:
+    def _read_alone(self, batch: ActionBatch) -> Baseline:
         with self._connections.autocommit() as connection:
-            return self._read(connection, run)
+            return self._read(connection, batch)
 
-    def _read(self, connection: Connection, run: Run, *, lock: bool = False) -> Base:
-        """Read the row, and settle the actions that are in the dedup log."""
+    def _read(
+        self, connection: Connection, batch: ActionBatch, *, lock: bool = False
+    ) -> Baseline:
+        """Read the row; settle the actions that are in the dedup log."""
         session = self._connections.filtering(connection)
-        rows = read_visible(connection, self._statements, [run.key], session, lock=lock)
-        snapshot = rows.get(run.key)
+        rows = read_visible(
+            connection, self._statements, [batch.key], session, lock=lock
+        )
+        snapshot = rows.get(batch.key)
         if self._log is not None:
-            ids = [ticket.item.action_id for ticket in run.tickets]
-            found = self._log.lookup(connection, [run.key], ids)
-            self._replay_found(run, found, snapshot)
-        return self._reductions.base(run, snapshot)
+            ids = [request.item.action_id for request in batch.requests]
+            found = self._log.lookup(connection, [batch.key], ids)
+            self._replay_found(batch, found, snapshot)
+        return self._reductions.baseline(batch, snapshot)
 
     def _replay_found(
         self,
-        run: Run,
+        batch: ActionBatch,
         found: dict[tuple[str, Any], Processed],
         snapshot: WorkflowSnapshot[StateT] | None,
     ) -> None:
         entity = self._statements.entity
-        for ticket in list(run.tickets):
-            processed = found.get((run.key, ticket.item.action_id))
+        for request in list(batch.requests):
+            processed = found.get((batch.key, request.item.action_id))
             if processed is None:
                 continue
-            run.tickets.remove(ticket)
+            batch.requests.remove(request)
             try:
-                request_hash = ticket.item.payload_hash()
-                refuse_reuse(run.key, ticket.item.action_id, processed, request_hash)
+                request_hash = request.item.payload_hash()
+                refuse_reuse(batch.key, request.item.action_id, processed, request_hash)
             except (ActionIdReused, PayloadError) as error:
-                ticket.fail(error)
+                request.fail(error)
             else:
-                outcome = replayed(entity, run.key, processed.version, snapshot)
-                ticket.settle(Handled(outcome, ()))
+                outcome = replayed(entity, batch.key, processed.version, snapshot)
+                request.settle(ActionResult(outcome, ()))
 
     def _write(
-        self, connection: Connection, runs: list[Run]
+        self, connection: Connection, batches: list[ActionBatch]
     ) -> list[StateCommitted[StateT] | StateConflict | None]:
-        """Write what the actions have led to; None for those that led to nothing."""
+        """Write the new states; return outcomes, None where there is none to write."""
         writes = []
-        for run in runs:
-            if run.done:
-                run.write = self._reductions.write(run)
-                writes.append(run.write)
+        for batch in batches:
+            if batch.accepted:
+                batch.write = self._reductions.write(batch)
+                writes.append(batch.write)
         outcomes = {
             outcome.workflow_key: outcome
             for outcome in commit_batch(
@@ -248,37 +253,37 @@ class Attempts(Generic[StateT]):
                 session=self._connections.filtering(connection),
             )
         }
-        won = {
+        committed = {
             key: outcome
             for key, outcome in outcomes.items()
             if isinstance(outcome, StateCommitted)
         }
-        winners = [run for run in runs if run.key in won]
-        for run in winners:
-            run.answer = won[run.key]
-        self._claim(connection, winners)
-        for run in winners if self._writers else ():
-            intents = [intent for step in run.done for intent in step.intents]
+        committing = [batch for batch in batches if batch.key in committed]
+        for batch in committing:
+            batch.answer = committed[batch.key]
+        self._claim(connection, committing)
+        for batch in committing if self._writers else ():
+            intents = [intent for each in batch.accepted for intent in each.intents]
             for writer in self._writers:
-                writer(connection, won[run.key].snapshot, intents)
-        return [outcomes.get(run.key) for run in runs]
+                writer(connection, committed[batch.key].snapshot, intents)
+        return [outcomes.get(batch.key) for batch in batches]
 
-    def _claim(self, connection: Connection, runs: list[Run]) -> None:
-        if self._log is None or not runs:
+    def _claim(self, connection: Connection, batches: list[ActionBatch]) -> None:
+        if self._log is None or not batches:
             return
         claims = [
             Claim(
-                run.key,
-                step.ticket.item.action_id,
-                digest(step.text),
-                step.ticket.item.payload_hash(),
-                run.base.version + 1,
+                batch.key,
+                each.request.item.action_id,
+                digest(each.text),
+                each.request.item.payload_hash(),
+                batch.baseline.row.version + 1,
             )
-            for run in runs
-            for step in run.done
+            for batch in batches
+            for each in batch.accepted
         ]
         claimed = self._log.claim(connection, claims)
         if claimed is None:
             raise ClaimedBefore
-        for run in runs:
-            run.claimed = claimed
+        for batch in batches:
+            batch.claimed = claimed

@@ -1,17 +1,16 @@
-"""Hot keys: the callers of one process that want the same key take turns.
+"""KeyQueues: the callers of one process that want the same key take turns.
 
-Each key in work has a :class:`~sa_wfstate.reducer.key_queue.Line`. Its first caller
-serves: it does its own work and, if folding is on, that of those who wait behind it,
-then lets the next caller serve. So the tasks of a process never race each other, each
-waits at most for those before it, and the one who serves starts from what the last one
-committed. Who has work for many keys at once holds their lines meanwhile.
+Each key in use has a :class:`~sa_wfstate.reducer.key_queue.KeyQueue`. The caller of its
+first request processes that one and, if folding is on, the requests behind it; then the
+next caller has its turn. So the tasks of a process do not conflict with each other, a
+request waits only for those before it, and processing starts from the state that was
+committed last. A caller with work for many keys holds their queues meanwhile.
 
-A signal handler may raise at any line of this module. Therefore the queue alone says
-whether a line is busy, every step out of a line may be repeated, and a caller that is
-interrupted repeats them all.
+A signal handler may raise at any line of this module. Therefore a queue is busy if and
+only if it has requests, each step that removes a request may be repeated, and a caller
+that is interrupted repeats them all.
 
-A line at rest holds nothing of value for long. A bounded number of them is kept, the
-one used longest ago goes first.
+Idle queues are an LRU cache.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakSet
 
-from .key_queue import Line, Ticket
+from .key_queue import KeyQueue, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -34,228 +33,235 @@ if TYPE_CHECKING:
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
-KeptT = TypeVar("KeptT")
+CachedT = TypeVar("CachedT")
 DoneT = TypeVar("DoneT")
 
 
-class HotKeys(Generic[ItemT, ResultT, KeptT]):
-    """The lines of all keys.
+class KeyQueues(Generic[ItemT, ResultT, CachedT]):
+    """The queues of all keys.
 
-    *work* does the work of some tickets of one line and settles each of them. *orphan*
-    is given those whose caller has gone meanwhile, when the line is left. *fold* is the
-    most tickets that are worked on at once, *cache_size* the number of lines at rest
+    *process* is called with a queue and some of its requests, and settles each of them.
+    *abandoned* is called with each processed request whose caller has left. *fold* is
+    the most requests that are processed at once, *cache_size* the number of idle queues
     that are kept.
     """
 
     def __init__(
         self,
         waiting: Waiting,
-        work: Callable[
-            [Line[ItemT, ResultT, KeptT], list[Ticket[ItemT, ResultT]]], None
+        process: Callable[
+            [KeyQueue[ItemT, ResultT, CachedT], list[Request[ItemT, ResultT]]], None
         ],
-        orphan: Callable[[Ticket[ItemT, ResultT]], None],
+        abandoned: Callable[[Request[ItemT, ResultT]], None],
         *,
         fold: int,
         cache_size: int,
     ) -> None:
         self._waiting = waiting
-        self._work = work
-        self._orphan = orphan
+        self._process = process
+        self._abandoned = abandoned
         self._fold = fold
         self._cache_size = cache_size
-        self._busy: dict[str, Line[ItemT, ResultT, KeptT]]
-        self._idle: OrderedDict[str, Line[ItemT, ResultT, KeptT]]
-        self.empty()
+        self._busy: dict[str, KeyQueue[ItemT, ResultT, CachedT]]
+        self._idle: OrderedDict[str, KeyQueue[ItemT, ResultT, CachedT]]
+        self.reset()
         _all.add(self)
 
-    def ticket(self, item: ItemT, identity: Hashable) -> Ticket[ItemT, ResultT]:
-        """Make a ticket for the caller."""
-        return Ticket(item, identity, self._waiting.turn())
+    def request(self, item: ItemT, identity: Hashable) -> Request[ItemT, ResultT]:
+        """Make a request for the caller."""
+        return Request(item, identity, self._waiting.turn())
 
-    def submit(self, key: str, ticket: Ticket[ItemT, ResultT]) -> None:
-        """Stand in the line of *key* until *ticket* is settled, or has taken the line.
+    def submit(self, key: str, request: Request[ItemT, ResultT]) -> None:
+        """Queue *request* for *key*, and wait until it is settled or holds the queue.
 
-        A caller that is interrupted leaves the line. If its work had begun by then, it
-        is finished where another thread or task does it.
+        A caller that is interrupted withdraws its request. If another thread or task is
+        processing it by then, that is finished.
         """
         try:
             with self._lock:
-                line = self._busy.get(key)
-                if line is None:
-                    line = self._open(key, ticket)
+                queue = self._busy.get(key)
+                if queue is None:
+                    queue = self._open(key, request)
                 else:
-                    line.queue.append(ticket)
-                first = line.queue[0] is ticket
+                    queue.requests.append(request)
+                first = queue.requests[0] is request
             if first:
-                self._wake(line, ticket)
-            ticket.turn.wait()
+                self._wake(queue, request)
+            request.turn.wait()
         except BaseException as error:
-            self._leave(key, ticket, error)
+            self._withdraw(key, request, error)
             raise
 
     def hold(
         self,
         keys: Sequence[str],
-        work: Callable[[list[Line[ItemT, ResultT, KeptT]]], DoneT],
+        work: Callable[[list[KeyQueue[ItemT, ResultT, CachedT]]], DoneT],
     ) -> DoneT:
-        """Call *work* with the lines of those of *keys* on which nobody works.
+        """Call *work* with the idle queues of *keys*, and hold them meanwhile.
 
-        If there are none, wait for the turn in the first one. As nobody waits for a
-        line while holding another, no two callers can wait for each other.
+        If none is idle, wait for the first one. As no caller waits for a queue while it
+        holds another, they cannot deadlock.
         """
         nothing: Any = None
         turn = self._waiting.turn()
-        ticket = Ticket[ItemT, ResultT](nothing, None, turn, takes_line=True)
+        request = Request[ItemT, ResultT](nothing, None, turn, wants_queue=True)
         try:
             try:
-                self._take_free(keys, ticket)
-                if not ticket.taken:
-                    self.submit(keys[0], ticket)
-                    ticket.result()  # Raises if the line was given up.
-                    self._take_free(keys, ticket)
-                return work(self._taken(keys, ticket))
+                self._acquire_free(keys, request)
+                if not request.started:
+                    self.submit(keys[0], request)
+                    request.result()  # Raises if the request was withdrawn.
+                    self._acquire_free(keys, request)
+                return work(self._acquired(keys, request))
             except BaseException:
-                for line in self._taken(keys, ticket):
-                    line.forget()
+                for queue in self._acquired(keys, request):
+                    queue.forget()
                 raise
             finally:
-                self._give_back(keys, ticket)
+                self._release_acquired(keys, request)
         except BaseException:
-            self._give_back(keys, ticket)
+            self._release_acquired(keys, request)
             raise
 
-    def empty(self) -> None:
-        """Begin anew: in a process that was forked, nobody is going to serve."""
+    def reset(self) -> None:
+        """Start with empty queues: after a fork the threads of the parent are gone."""
         self._lock = Lock()
         self._busy = {}
         self._idle = OrderedDict()
 
-    def _take_free(self, keys: Iterable[str], ticket: Ticket[ItemT, ResultT]) -> None:
+    def _acquire_free(
+        self, keys: Iterable[str], request: Request[ItemT, ResultT]
+    ) -> None:
         with self._lock:
             for key in keys:
                 if key not in self._busy:
-                    self._open(key, ticket)
-                    ticket.taken = True
+                    self._open(key, request)
+                    request.started = True
 
-    def _taken(
-        self, keys: Iterable[str], ticket: Ticket[ItemT, ResultT]
-    ) -> list[Line[ItemT, ResultT, KeptT]]:
+    def _acquired(
+        self, keys: Iterable[str], request: Request[ItemT, ResultT]
+    ) -> list[KeyQueue[ItemT, ResultT, CachedT]]:
         with self._lock:
-            lines = [self._busy[key] for key in keys if key in self._busy]
-            return [line for line in lines if ticket in line.queue]
+            queues = [self._busy[key] for key in keys if key in self._busy]
+            return [queue for queue in queues if request in queue.requests]
 
-    def _give_back(self, keys: Iterable[str], ticket: Ticket[ItemT, ResultT]) -> None:
-        # Of all that are busy: one that it has left may not have been passed on yet.
+    def _release_acquired(
+        self, keys: Iterable[str], request: Request[ItemT, ResultT]
+    ) -> None:
+        # All busy ones: an interrupted release may not have woken the next request.
         with self._lock:
-            lines = [self._busy[key] for key in keys if key in self._busy]
-        for line in lines:
-            self._release(line, [ticket])
+            queues = [self._busy[key] for key in keys if key in self._busy]
+        for queue in queues:
+            self._release(queue, [request])
 
     def _open(
-        self, key: str, ticket: Ticket[ItemT, ResultT]
-    ) -> Line[ItemT, ResultT, KeptT]:
-        line = self._idle.pop(key, None) or Line(key)
-        line.queue.append(ticket)  # First: no line is busy without a queue.
-        self._busy[key] = line
-        return line
+        self, key: str, request: Request[ItemT, ResultT]
+    ) -> KeyQueue[ItemT, ResultT, CachedT]:
+        queue = self._idle.pop(key, None) or KeyQueue(key)
+        queue.requests.append(request)  # First: a busy queue has requests.
+        self._busy[key] = queue
+        return queue
 
     def _wake(
-        self, line: Line[ItemT, ResultT, KeptT], ticket: Ticket[ItemT, ResultT]
+        self, queue: KeyQueue[ItemT, ResultT, CachedT], request: Request[ItemT, ResultT]
     ) -> None:
-        if ticket.takes_line:
-            ticket.taken = True
-            ticket.turn.finish()
+        if request.wants_queue:
+            request.started = True
+            request.turn.finish()
         else:
-            ticket.turn.grant(partial(self._serve, line, ticket))
+            request.turn.grant(partial(self._process_batch, queue, request))
 
-    def _serve(
-        self, line: Line[ItemT, ResultT, KeptT], ticket: Ticket[ItemT, ResultT]
+    def _process_batch(
+        self, queue: KeyQueue[ItemT, ResultT, CachedT], request: Request[ItemT, ResultT]
     ) -> None:
         try:
             with self._lock:
-                if not line.queue or line.queue[0] is not ticket:
-                    return  # It has left the line meanwhile.
-                ticket.batch = line.next(self._fold)
-                for each in ticket.batch:
-                    each.taken = True
-            self._work(line, ticket.batch)
-            orphans = self._release(line, ticket.batch)
+                if not queue.requests or queue.requests[0] is not request:
+                    return  # It was withdrawn meanwhile.
+                request.batch = queue.next_batch(self._fold)
+                for each in request.batch:
+                    each.started = True
+            self._process(queue, request.batch)
+            abandoned = self._release(queue, request.batch)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
-                # The event loop is being closed: nobody is going to serve.
-                ticket.batch = list(line.queue)
-                for each in ticket.batch:
+                # The event loop is being closed: no task will process the others.
+                request.batch = list(queue.requests)
+                for each in request.batch:
                     each.fail(error)
-            self._give_up(line, ticket, error)
+            self._abort(queue, request, error)
             raise
-        for orphan in orphans:
-            self._orphan(orphan)
+        for each in abandoned:
+            self._abandoned(each)
 
-    def _leave(
-        self, key: str, ticket: Ticket[ItemT, ResultT], error: BaseException
+    def _withdraw(
+        self, key: str, request: Request[ItemT, ResultT], error: BaseException
     ) -> None:
         with self._lock:
-            line = self._busy.get(key)
-            alone = not ticket.taken or ticket.takes_line or ticket.turn.forfeits()
-            ticket.abandoned = not alone and not ticket.finished
-        if alone and line is not None:
-            self._give_up(line, ticket, error)
-        if ticket.finished and ticket.succeeded:
-            self._waiting.detach(partial(self._orphan, ticket))
+            queue = self._busy.get(key)
+            alone = (
+                not request.started or request.wants_queue or request.turn.forfeits()
+            )
+            request.abandoned = not alone and not request.finished
+        if alone and queue is not None:
+            self._abort(queue, request, error)
+        if request.finished and request.succeeded:
+            self._waiting.detach(partial(self._abandoned, request))
 
-    def _give_up(
+    def _abort(
         self,
-        line: Line[ItemT, ResultT, KeptT],
-        ticket: Ticket[ItemT, ResultT],
+        queue: KeyQueue[ItemT, ResultT, CachedT],
+        request: Request[ItemT, ResultT],
         error: BaseException,
     ) -> None:
-        """Take *ticket* and what was done with it from the line; the rest is served."""
-        line.forget()
-        ticket.fail(error)
+        """Remove *request* and what is settled of its batch; the rest is processed."""
+        queue.forget()
+        request.fail(error)
         with self._lock:
-            if ticket in line.queue:
-                over = [each for each in ticket.batch if each.settled or each.abandoned]
-                for each in ticket.batch:
-                    each.taken = each in over
-                ticket.batch = over
-        self._release(line, ticket.batch or [ticket])
+            if request in queue.requests:
+                over = [
+                    each for each in request.batch if each.settled or each.abandoned
+                ]
+                for each in request.batch:
+                    each.started = each in over
+                request.batch = over
+        self._release(queue, request.batch or [request])
 
     def _release(
         self,
-        line: Line[ItemT, ResultT, KeptT],
-        tickets: Sequence[Ticket[ItemT, ResultT]],
-    ) -> list[Ticket[ItemT, ResultT]]:
-        """Take *tickets* from the line; return those whose caller has gone.
+        queue: KeyQueue[ItemT, ResultT, CachedT],
+        requests: Sequence[Request[ItemT, ResultT]],
+    ) -> list[Request[ItemT, ResultT]]:
+        """Remove *requests* from the queue; return those whose caller has left.
 
-        Then the next in the line has its turn, or the line is put to rest. All this may
-        be done twice.
+        Then the next request has its turn, or the queue becomes idle. May be repeated.
         """
         following = None
         with self._lock:
-            for ticket in tickets:
-                if ticket in line.queue:
-                    line.queue.remove(ticket)
-                ticket.finished = True
-            orphans = [ticket for ticket in tickets if ticket.abandoned]
-            if line.queue:
-                following = line.queue[0]
-            elif self._busy.get(line.key) is line:
-                del self._busy[line.key]
-                self._idle[line.key] = line
+            for request in requests:
+                if request in queue.requests:
+                    queue.requests.remove(request)
+                request.finished = True
+            abandoned = [request for request in requests if request.abandoned]
+            if queue.requests:
+                following = queue.requests[0]
+            elif self._busy.get(queue.key) is queue:
+                del self._busy[queue.key]
+                self._idle[queue.key] = queue
                 while len(self._idle) > self._cache_size:
                     self._idle.popitem(last=False)
         if following is not None:
-            self._wake(line, following)
-        for ticket in tickets:
-            ticket.turn.finish()
-        return orphans
+            self._wake(queue, following)
+        for request in requests:
+            request.turn.finish()
+        return abandoned
 
 
-def _empty_all() -> None:
+def _reset_all() -> None:
     for keys in list(_all):
-        keys.empty()
+        keys.reset()
 
 
-_all: WeakSet[HotKeys[Any, Any, Any]] = WeakSet()
+_all: WeakSet[KeyQueues[Any, Any, Any]] = WeakSet()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_empty_all)
+    os.register_at_fork(after_in_child=_reset_all)

@@ -1,15 +1,14 @@
-"""One line: those who wait for one key, and what is known of it.
+"""KeyQueue: the requests of one key, its cached state, and when to lock its row.
 
-What was committed last is only likely to stand, other processes write too. It is
-offered to the next for :data:`FRESH` seconds, as long as nobody else was seen to write:
-once it has turned out old, each attempt reads the row first, until one finds it as it
-was left here.
+The state that was committed last may be stale, as other processes write too. It is
+cached for :data:`FRESH` seconds, until another writer is noticed: after a stale state
+each attempt reads the row first, until one finds it as it was left here.
 
-Who has lost pauses and tries again. At the second loss in a row the row is locked
-before it is read. A pause would hold up those behind it: if there are any, it is left
-out and the row locked at once, by the one that lost and by :data:`STICKY` times as many
-commits as wait behind it. So a key that crowds of several processes want is locked
-nearly always, and one that two write now and then hardly ever.
+After a conflict the attempt is repeated, after a pause; from the second conflict on the
+row is locked before it is read. With requests waiting, a pause would block them (head-
+of-line blocking): then the row is locked at once, for the repeated attempt and for
+:data:`STICKY` commits per waiting request. So a key that many callers of several
+processes want is locked nearly always, and one with an occasional conflict hardly ever.
 """
 
 from __future__ import annotations
@@ -27,26 +26,26 @@ if TYPE_CHECKING:
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
-KeptT = TypeVar("KeptT")
+CachedT = TypeVar("CachedT")
 
 FRESH = 1.0
-"""For how long, in seconds, what was seen of a key is taken for likely."""
+"""For how long, in seconds, the last committed state is cached."""
 
 STICKY = 8
-"""For how many commits a row is locked, after a loss, for each caller that waits.
+"""For how many commits a row is locked after a conflict, per waiting request.
 
-With one each, every eighth to sixteenth attempt was a loss again; more gains nothing.
+With one, every eighth to sixteenth attempt was a conflict again; more gains nothing.
 """
 
 MOST_LOCKED = 64
-"""For how many commits at most: the crowd may have gone, and each may be of many."""
+"""For how many commits at most: contention may end, and a commit may fold many."""
 
 
-class Ticket(Generic[ItemT, ResultT]):
-    """The place of one caller in a line, and later its result.
+class Request(Generic[ItemT, ResultT]):
+    """What one caller wants of a key, and later its result.
 
-    Two of one *identity* are not served together. With *takes_line* the caller does not
-    want to be served: it wants the line itself, when its turn has come.
+    Two requests of one *identity* are not put in one batch. With *wants_queue* there is
+    nothing to process: the caller wants to hold the queue.
     """
 
     __slots__ = (
@@ -58,9 +57,9 @@ class Ticket(Generic[ItemT, ResultT]):
         "identity",
         "item",
         "settled",
-        "taken",
-        "takes_line",
+        "started",
         "turn",
+        "wants_queue",
     )
 
     def __init__(
@@ -69,27 +68,27 @@ class Ticket(Generic[ItemT, ResultT]):
         identity: Hashable,
         turn: Turn,
         *,
-        takes_line: bool = False,
+        wants_queue: bool = False,
     ) -> None:
         self.item = item
         self.identity = identity
         self.turn = turn
-        self.takes_line = takes_line
+        self.wants_queue = wants_queue
         self.settled = False
-        self.taken = False  # It is being served, or has taken its line.
-        self.batch: list[Ticket[ItemT, ResultT]] = []  # What its caller serves.
-        self.abandoned = False  # The caller has gone before it was finished.
+        self.started = False  # It is being processed, or holds its queue.
+        self.batch: list[Request[ItemT, ResultT]] = []  # Processed by its caller.
+        self.abandoned = False  # Its caller left before it was finished.
         self.finished = False
         self._result: ResultT | None = None
         self._error: BaseException | None = None
 
     def settle(self, result: ResultT) -> None:
-        """Give the caller its result; the first one stands."""
+        """Set the result; the first one stands."""
         if not self.settled:
             self._result, self.settled = result, True
 
     def fail(self, error: BaseException) -> None:
-        """Raise *error* in the caller."""
+        """Make *error* the result, to be raised in the caller."""
         if not self.settled:
             self._error, self.settled = error, True
 
@@ -99,62 +98,62 @@ class Ticket(Generic[ItemT, ResultT]):
         return self.settled and self._error is None
 
     def result(self) -> ResultT:
-        """Return what was settled, or raise what it failed with."""
+        """Return the result, or raise the error."""
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]
 
 
-class Line(Generic[ItemT, ResultT, KeptT]):
-    """Those who wait for one key, and what is known of it.
+class KeyQueue(Generic[ItemT, ResultT, CachedT]):
+    """The requests of one key, and its last committed state.
 
-    The first in the *queue* has its turn; a ticket stays there until it is finished.
+    The first of *requests* has its turn; a request stays until it is finished.
     """
 
-    __slots__ = ("_kept", "_undisturbed", "key", "known_since", "locks", "queue")
+    __slots__ = ("_cached", "_undisturbed", "committed_at", "key", "locks", "requests")
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.queue: deque[Ticket[ItemT, ResultT]] = deque()
-        self.locks = 0  # How many commits are to lock their row.
-        self.known_since = 0.0  # When the last commit was known to be done.
-        self._kept: KeptT | None = None
+        self.requests: deque[Request[ItemT, ResultT]] = deque()
+        self.locks = 0  # How many commits are to lock the row.
+        self.committed_at = 0.0  # When the last commit had returned.
+        self._cached: CachedT | None = None
         self._undisturbed = True
 
     @property
     def waiting(self) -> int:
-        """How many wait behind those that are being served."""
-        return sum(not ticket.taken for ticket in self.queue.copy())
+        """How many requests wait behind those in progress."""
+        return sum(not request.started for request in self.requests.copy())
 
     @property
-    def kept(self) -> KeptT | None:
-        """What was committed last, if it is likely that it still stands."""
-        fresh = self._undisturbed and monotonic() < self.known_since + FRESH
-        return self._kept if fresh else None
+    def cached(self) -> CachedT | None:
+        """The state that was committed last, unless it is likely to be stale."""
+        fresh = self._undisturbed and monotonic() < self.committed_at + FRESH
+        return self._cached if fresh else None
 
-    def won(self, kept: KeptT, base: KeptT) -> None:
-        """Note that *kept* was committed, on top of *base*."""
-        self._undisturbed = self._kept is None or self._kept == base
-        self._kept, self.known_since = kept, monotonic()
+    def note_commit(self, committed: CachedT, baseline: CachedT) -> None:
+        """Cache what was committed, on top of *baseline*."""
+        self._undisturbed = self._cached is None or self._cached == baseline
+        self._cached, self.committed_at = committed, monotonic()
         self.locks = max(0, self.locks - 1)
 
-    def lost(self, attempt: int) -> None:
-        """Note that attempt number *attempt* lost."""
+    def note_conflict(self, attempt: int) -> None:
+        """Note that attempt number *attempt* had a conflict."""
         self._undisturbed = False
         if attempt > 1 or self.waiting:
             self.locks = min(1 + STICKY * self.waiting, MOST_LOCKED)
 
     def forget(self) -> None:
-        """Keep nothing: it may not be true any more."""
-        self._kept = None
+        """Drop the cached state: it may be stale."""
+        self._cached = None
 
-    def next(self, most: int) -> list[Ticket[ItemT, ResultT]]:
-        """Return the next to be served: up to *most*, no two of one identity."""
-        following: list[Ticket[ItemT, ResultT]] = []
+    def next_batch(self, most: int) -> list[Request[ItemT, ResultT]]:
+        """Return the next requests: up to *most*, no two of one identity."""
+        following: list[Request[ItemT, ResultT]] = []
         seen = set()
-        for ticket in islice(self.queue, most):
-            if ticket.takes_line or ticket.identity in seen:
+        for request in islice(self.requests, most):
+            if request.wants_queue or request.identity in seen:
                 break
-            seen.add(ticket.identity)
-            following.append(ticket)
+            seen.add(request.identity)
+            following.append(request)
         return following

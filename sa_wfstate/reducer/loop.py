@@ -1,7 +1,7 @@
-"""The loop: attempt after attempt, until the actions of a run are settled.
+"""ReducerLoop: repeat attempts until the actions of a batch are settled.
 
-It decides what an attempt starts from (what is kept of the line, the row, or the locked
-row), what a loss or an error means for the next one, and when to give up.
+It decides where an attempt starts (the cached state, the row, or the locked row), how a
+conflict or an error affects the next one, and when to give up.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ..errors import OutcomeUnknown, ReducerGaveUp, StateConflict
 from ..hooks.base import notify
 from ..retry import ErrorKind, classify
 from ..store.compare_and_set import refused
+from .action_batch import ActionBatch
 from .attempt import ClaimedBefore
 from .nesting import attempt_on
-from .run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from ..hooks.base import Hooks
     from ..retry import RetryPolicy
     from ..row.statements import Statements
+    from .action_batch import ActionQueue, ActionRequest, Baseline
     from .attempt import Attempts
-    from .run import ActionLine, ActionTicket, Base
 
 
 class ReducerLoop:
-    """Commit actions of one key, or make one attempt for those of many.
+    """Commit actions of one key, or make one attempt for those of many keys.
 
     *resolve* limits the search for the outcome of an unanswered COMMIT;
     *lock_on_contention* allows to lock rows.
@@ -61,136 +61,149 @@ class ReducerLoop:
         self._resolve = resolve
         self._lock_on_contention = lock_on_contention
 
-    def commit(self, line: ActionLine, tickets: list[ActionTicket]) -> None:
-        """Commit the actions of *tickets* together; settle each of them."""
-        run = Run(line.key, tickets)
+    def commit(self, queue: ActionQueue, requests: list[ActionRequest]) -> None:
+        """Commit the actions of *requests* together; settle each of them."""
+        batch = ActionBatch(queue.key, requests)
         retrying = Retrying(
             retry=retry_if_result(_is_conflict) | retry_if_exception(_is_transient),
-            wait=partial(self._pause, line),
+            wait=partial(self._pause, queue),
             stop=self._retry.stop,
             sleep=self._wait.sleep,
-            before_sleep=partial(self._note_retry, run),
-            retry_error_callback=partial(self._give_up, run),
+            before_sleep=partial(self._note_retry, batch),
+            retry_error_callback=partial(self._give_up, batch),
         )
         try:
             try:
-                attempt = partial(retrying, self._attempt, line, run)
-                attempt_on(self._entity, line.key, attempt)
-            except Exception as error:  # noqa: BLE001 - it is the callers'
-                run.fail(error)
+                attempt = partial(retrying, self._attempt, queue, batch)
+                attempt_on(self._entity, queue.key, attempt)
+            except Exception as error:  # noqa: BLE001 - the callers get it
+                batch.fail(error)
         except BaseException as error:
-            # The others of this batch are served by the next, if that is safe.
-            if run.committing:
-                run.fail(self._unknown(run, error))
+            # If that is safe, the others of this batch are processed again.
+            if batch.committing:
+                batch.fail(self._unknown(batch, error))
             raise
 
-    def commit_many(self, lines: Sequence[ActionLine], runs: list[Run]) -> None:
-        """Make one attempt for *runs*, of *lines*; what loses is left unsettled."""
-        for run in runs:
-            run.attempts = 1
+    def commit_many(
+        self, queues: Sequence[ActionQueue], batches: list[ActionBatch]
+    ) -> None:
+        """Make one attempt for the *batches* of *queues*; leave conflicts unsettled."""
+        for batch in batches:
+            batch.attempts = 1
         try:
-            make = partial(self._attempts.make_many, runs)
-            conflicts = attempt_on(self._entity, runs[0].key, make)
-        except Exception as error:  # noqa: BLE001 - each finds out by itself
-            for line in lines:
-                line.forget()
-            self._find_out(runs, error)
+            make = partial(self._attempts.make_many, batches)
+            conflicts = attempt_on(self._entity, batches[0].key, make)
+        except Exception as error:  # noqa: BLE001 - handle() tries each again
+            for queue in queues:
+                queue.forget()
+            self._settle_uncertain(batches, error)
         else:
-            for line, run, conflict in zip(lines, runs, conflicts, strict=True):
-                self._note_outcome(line, run, conflict)
+            for queue, batch, conflict in zip(queues, batches, conflicts, strict=True):
+                self._note_outcome(queue, batch, conflict)
 
-    def _pause(self, line: ActionLine, call: RetryCallState) -> float:
+    def _pause(self, queue: ActionQueue, call: RetryCallState) -> float:
         pause = self._retry.wait(call)
-        # Under the lock of the row the next attempt wins, and a pause would hold up
-        # those who wait. Where nobody does, it leaves the row to the others.
-        hurry = self._locking(line) and line.waiting and pause < float("inf")
-        return 0.0 if hurry else pause
+        # Under the row lock the next attempt wins, and a pause would delay the queue.
+        # With an empty queue the pause lets other processes commit.
+        skip = self._locking(queue) and queue.waiting and pause < float("inf")
+        return 0.0 if skip else pause
 
-    def _locking(self, line: ActionLine) -> bool:
-        return self._lock_on_contention and line.locks > 0
+    def _locking(self, queue: ActionQueue) -> bool:
+        return self._lock_on_contention and queue.locks > 0
 
-    def _note_retry(self, run: Run, call: RetryCallState) -> None:
+    def _note_retry(self, batch: ActionBatch, call: RetryCallState) -> None:
         delay = call.upcoming_sleep
-        notify(self._hooks.retried, self._entity, run.key, run.attempts, delay)
+        notify(self._hooks.retried, self._entity, batch.key, batch.attempts, delay)
 
-    def _give_up(self, run: Run, call: RetryCallState) -> None:
+    def _give_up(self, batch: ActionBatch, call: RetryCallState) -> None:
         assert call.outcome is not None  # noqa: S101
         seconds = call.seconds_since_start or 0.0
         gave_up = ReducerGaveUp(
-            self._entity, run.key, run.conflict, run.attempts, seconds
+            self._entity, batch.key, batch.conflict, batch.attempts, seconds
         )
-        gave_up.__cause__ = call.outcome.exception() or run.conflict
-        run.fail(gave_up)
+        gave_up.__cause__ = call.outcome.exception() or batch.conflict
+        batch.fail(gave_up)
 
-    def _attempt(self, line: ActionLine, run: Run) -> StateConflict | None:
-        """Make one attempt; another one at once if it started from what had been old.
+    def _attempt(self, queue: ActionQueue, batch: ActionBatch) -> StateConflict | None:
+        """Make one attempt, and another at once if the cached state was stale before.
 
-        That it still stood was a guess. It being wrong is no sign of a race: no reason
-        to pause, nor one of the attempts that the policy allows.
+        A stale cache is no sign of contention: it is no reason to pause, and does not
+        count as an attempt of the policy.
         """
         while True:
-            run.attempts += 1
-            began, known_since = monotonic(), line.known_since
-            lock = self._locking(line)
-            conflict = self._try(line, run, None if lock else line.kept, lock=lock)
-            self._note_outcome(line, run, conflict)
-            # Somebody has written between the last commit here and the end of this
-            # attempt: before it rather than during it, if that was the longer time.
+            batch.attempts += 1
+            began, committed_at = monotonic(), queue.committed_at
+            lock = self._locking(queue)
+            conflict = self._try(
+                queue, batch, None if lock else queue.cached, lock=lock
+            )
+            self._note_outcome(queue, batch, conflict)
+            # The other commit fell between the last one here and the end of this
+            # attempt: probably before the attempt, if that part was longer.
             if (
                 conflict is None
-                or not run.base.kept
-                or began - known_since < monotonic() - began
+                or not batch.baseline.cached
+                or began - committed_at < monotonic() - began
             ):
                 return conflict
 
     def _try(
-        self, line: ActionLine, run: Run, kept: Base | None, *, lock: bool
+        self,
+        queue: ActionQueue,
+        batch: ActionBatch,
+        cached: Baseline | None,
+        *,
+        lock: bool,
     ) -> StateConflict | None:
-        while run.tickets:
+        while batch.requests:
             try:
-                return self._attempts.make(run, kept=kept, lock=lock)
+                return self._attempts.make(batch, cached=cached, lock=lock)
             except ClaimedBefore:
-                line.forget()
-                kept = None  # To be read again, and the log with it.
+                queue.forget()
+                cached = None  # Read the row and the log again.
             except StateConflict as refusal:
                 return refusal
             except (DBAPIError, OSError) as error:
-                line.forget()
-                self._find_out([run], error)
-                if run.settled:
+                queue.forget()
+                self._settle_uncertain([batch], error)
+                if batch.settled:
                     return None
-                if run.write is None:
+                if batch.write is None:
                     raise
-                conflict = refused(self._statements, run.write, error)
+                conflict = refused(self._statements, batch.write, error)
                 if conflict is None:
                     raise
                 return conflict
         return None
 
     def _note_outcome(
-        self, line: ActionLine, run: Run, conflict: StateConflict | None
+        self, queue: ActionQueue, batch: ActionBatch, conflict: StateConflict | None
     ) -> None:
         if conflict is not None:
-            run.conflict = conflict
-            line.lost(run.attempts)
-            notify(self._hooks.conflicted, self._entity, conflict, run.attempts)
-        elif run.write is not None:
-            line.won(run.written, run.base)
+            batch.conflict = conflict
+            queue.note_conflict(batch.attempts)
+            notify(self._hooks.conflicted, self._entity, conflict, batch.attempts)
+        elif batch.write is not None:
+            queue.note_commit(batch.next_baseline, batch.baseline)
 
-    def _find_out(self, runs: Sequence[Run], error: BaseException) -> None:
-        """Settle those of *runs* that are committed, or of which it cannot be known."""
+    def _settle_uncertain(
+        self, batches: Sequence[ActionBatch], error: BaseException
+    ) -> None:
+        """Settle those of *batches* that are committed, or whose outcome is unknown."""
         if classify(error, committing=True) is not ErrorKind.UNKNOWN:
             return
-        doubtful = [run for run in runs if run.committing and run.write is not None]
+        uncertain = [
+            batch for batch in batches if batch.committing and batch.write is not None
+        ]
 
         def look() -> None:
-            while doubtful:
-                run = doubtful[0]
-                if self._attempts.find_out(run) is None:
-                    run.fail(self._unknown(run, error))
-                if run.settled:
-                    run.begin()  # What it has written may be old by now.
-                del doubtful[0]
+            while uncertain:
+                batch = uncertain[0]
+                if self._attempts.was_committed(batch) is None:
+                    batch.fail(self._unknown(batch, error))
+                if batch.settled:
+                    batch.begin()  # The state it wrote may be stale by now.
+                del uncertain[0]
 
         retrying = Retrying(
             stop=self._resolve.stop,
@@ -202,13 +215,13 @@ class ReducerLoop:
         try:
             retrying(look)
         except (DBAPIError, OSError, PoolTimeoutError):
-            for run in doubtful:
-                run.fail(self._unknown(run, error))
-                run.begin()
+            for batch in uncertain:
+                batch.fail(self._unknown(batch, error))
+                batch.begin()
 
-    def _unknown(self, run: Run, error: BaseException) -> OutcomeUnknown:
-        effects = (run.write.provenance.effect_id,) if run.write else ()
-        unknown = OutcomeUnknown(self._entity, run.key, effects)
+    def _unknown(self, batch: ActionBatch, error: BaseException) -> OutcomeUnknown:
+        effects = (batch.write.provenance.effect_id,) if batch.write else ()
+        unknown = OutcomeUnknown(self._entity, batch.key, effects)
         unknown.__cause__ = error
         return unknown
 

@@ -1,11 +1,10 @@
-"""What runs within an attempt must not hand in actions: it would wait for itself.
+"""Refuse actions that are handled from within an attempt: they would deadlock.
 
-The reducer, the writers and whatever else is called between the first look at a row and
-its commit hold the line of a key. From there an action of the same key would wait for a
-place that only its own return makes free; one of another key may wait for somebody who
-waits for this one. And all of it would happen again after a conflict. So it is refused,
-for every key and every service, in the thread or task of the attempt and in the tasks
-that it starts, until the attempt is over.
+The reducer, the writers and all other code that an attempt calls hold the queue of its
+key. An action of the same key would wait there for its own caller; one of another key
+may wait for a request that waits for this one. Also, a conflict would repeat it. So
+handle() is refused, for every key and every service, in the thread or task of the
+attempt and in the tasks that it starts, until the attempt is over.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ ResultT = TypeVar("ResultT")
 
 
 class _Attempt:
-    """The attempt that is under way; tasks that it starts may see it end."""
+    """An attempt in progress; tasks that it starts may outlive it."""
 
     __slots__ = ("over", "where")
 
@@ -36,10 +35,10 @@ _current: ContextVar[_Attempt | None] = ContextVar("wfstate_attempt", default=No
 
 
 def attempt_on(entity: str, workflow_key: str, make: Callable[[], ResultT]) -> ResultT:
-    """Call *make*, and refuse meanwhile what is handed in from within it."""
+    """Call *make*; refuse nested actions until it returns."""
     attempt = _Attempt(f"{entity} {workflow_key!r}")
-    # Twice, as a signal handler may raise in the inner clause. What is over need not be
-    # taken out of the context.
+    # Twice, as a signal handler may raise in the inner clause. An attempt that is over
+    # may stay in the context.
     try:
         try:
             _current.set(attempt)

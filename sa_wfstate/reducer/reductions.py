@@ -1,7 +1,7 @@
-"""From a row to the next one, with no database at hand.
+"""Run the reducer: from a row to the next one, without the database.
 
-A state is handed to the reducer freshly built from its JSON each time, so what a
-reducer does to the object it was given reaches nobody else.
+Each call of the reducer gets a state built from its JSON, so a reducer that changes the
+object affects nothing else.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pydantic_core import to_jsonable_python
 from ..errors import PayloadError, WorkflowNotFound
 from ..payload.actions import Reduction
 from ..values.provenance import Provenance
+from ..values.row_version import RowVersion
 from ..values.write import Write
-from .run import Base, Step
+from .action_batch import Baseline, ReducedAction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
     from ..payload.actions import Action, Intent, Reducer
     from ..row.statements import Statements
     from ..values.snapshot import WorkflowSnapshot
-    from .run import Run
+    from .action_batch import ActionBatch
 
 
 StateT = TypeVar("StateT")
 
 
 class Reductions(Generic[StateT]):
-    """Run *reducer* over actions; *initial* makes the state of a row not there yet.
+    """Run *reducer* over actions; *initial* makes the state of a missing row.
 
-    *takes_intents* says that what the reducer asks for is handed on.
+    Without *takes_intents* a reducer that returns intents is refused.
     """
 
     def __init__(
@@ -52,49 +53,52 @@ class Reductions(Generic[StateT]):
         self._initial = initial
         self._takes_intents = takes_intents
 
-    def base(self, run: Run, snapshot: WorkflowSnapshot[StateT] | None) -> Base:
-        """Return what *run* starts from, with *snapshot* in its row now."""
+    def baseline(
+        self, batch: ActionBatch, snapshot: WorkflowSnapshot[StateT] | None
+    ) -> Baseline:
+        """Return the baseline of *batch*, with *snapshot* in its row."""
         if snapshot is not None:
             text = self._statements.state_type.dump(snapshot.state)
-            return Base(snapshot.version, snapshot.provenance.effect_id, text)
+            row = RowVersion(snapshot.version, snapshot.provenance.effect_id)
+            return Baseline(row, text)
         if self._initial is None:
-            if run.tickets:
-                raise WorkflowNotFound(self._statements.entity, run.key)
-            return run.base
-        return Base(text=self._dump(run.key, self._initial()))
+            if batch.requests:
+                raise WorkflowNotFound(self._statements.entity, batch.key)
+            return batch.baseline
+        return Baseline(text=self._dump(batch.key, self._initial()))
 
-    def reduce(self, run: Run, base: Base) -> None:
-        """Run the reducer over the actions, each on the state the last one left."""
-        run.base = base
-        run.steps = []
-        text = base.text
-        for ticket in run.tickets:
+    def reduce(self, batch: ActionBatch, baseline: Baseline) -> None:
+        """Run the reducer over the actions, each on the state of the one before."""
+        batch.baseline = baseline
+        batch.reduced = []
+        text = baseline.text
+        for request in batch.requests:
             intents: Sequence[Intent] = ()
             error = None
             try:
                 state = self._statements.state_type.load(text)
-                result = self._waiting.call(self._reducer, state, ticket.item)
+                result = self._waiting.call(self._reducer, state, request.item)
                 if isinstance(result, Reduction):
                     result, intents = result.state, tuple(result.intents)
-                    self._check_intents(run.key, ticket.item, intents)
-                text = self._dump(run.key, result)
+                    self._check_intents(batch.key, request.item, intents)
+                text = self._dump(batch.key, result)
             except Exception as raised:  # noqa: BLE001 - it goes to the caller
                 error = raised
-            run.steps.append(Step(ticket, text, intents, error))
+            batch.reduced.append(ReducedAction(request, text, intents, error))
 
-    def write(self, run: Run) -> Write:
-        """Return what *run* is to put into its row."""
-        done = run.done
+    def write(self, batch: ActionBatch) -> Write:
+        """Return the write of *batch*."""
+        accepted = batch.accepted
         return Write(
-            run.key,
-            run.base.version + 1,
-            done[-1].text,
-            _provenance([step.ticket.item for step in done]),
+            batch.key,
+            batch.baseline.row.version + 1,
+            accepted[-1].text,
+            _provenance([each.request.item for each in accepted]),
             self._statements.schema.write_version,
-            run.base.effect_id,
-            # What a default made at the reading is in no row yet.
+            batch.baseline.row.effect_id,
+            # A default that was made by reading is in no row yet.
             unchanged=self._statements.state_type.codec.reads_alike
-            and done[-1].text == run.base.text,
+            and accepted[-1].text == batch.baseline.text,
         )
 
     def _check_intents(
@@ -116,7 +120,7 @@ class Reductions(Generic[StateT]):
 
 
 def _provenance(actions: list[Action[Any]]) -> Provenance:
-    """Make the provenance of one attempt; folded, each action has its own in it."""
+    """Make the provenance of one attempt; a fold lists that of each action."""
     effect_id, timestamp = str(uuid4()), datetime.now(UTC).isoformat()
     each = [
         {

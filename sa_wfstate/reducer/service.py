@@ -1,4 +1,4 @@
-"""ReducerService: read, reduce, commit, and again after a conflict.
+"""ReducerService: read, reduce, commit, and retry after a conflict.
 
 ::
 
@@ -9,23 +9,23 @@
     service = ReducerService(engine, Order, reducer, initial=OrderState)
     committed = service.handle(action)
 
-The reducer is pure: it is given a state and an action and returns the next state, or a
-Reduction of a state and intents. Everything else is done here. One attempt is
+The reducer is a pure function of a state and an action; it returns the next state, or a
+Reduction of a state and intents. One attempt
 
-1. the state: what this process committed a moment ago, or else what is read now;
-2. the reducer, with no connection held;
-3. the compare-and-set, and in its transaction the claims of the dedup log and whatever
-   else is to be written with it. Without those it is a single statement.
+1. takes the state that this process has just committed, or reads it;
+2. calls the reducer, without a connection;
+3. does the compare-and-set; its transaction also has the claims of the dedup log and
+   the writers. Without those it is a single statement.
 
-An action's way from handle() to its commit, room by room:
+An action passes through these modules:
 
 * :mod:`sa_wfstate.reducer.contention` lets the callers of one process that want the
-  same key take turns; a :mod:`queue <sa_wfstate.reducer.key_queue>` knows what was
-  committed last, and whether to lock the row against other processes;
-* :mod:`sa_wfstate.reducer.loop` repeats attempts until one wins, or gives up;
+  same key take turns; a :mod:`queue <sa_wfstate.reducer.key_queue>` caches the state
+  that was committed last, and decides whether to lock the row against other processes;
+* :mod:`sa_wfstate.reducer.loop` repeats attempts until one is committed, or gives up;
 * :mod:`sa_wfstate.reducer.attempt` makes one attempt, in the database;
-* :mod:`sa_wfstate.reducer.reductions` calls the reducer, from row to row;
-* :mod:`sa_wfstate.reducer.run` holds what is passed between them.
+* :mod:`sa_wfstate.reducer.reductions` calls the reducer;
+* :mod:`sa_wfstate.reducer.action_batch` has the records that are passed between them.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from ..retry import RetryPolicy
 from ..row.chunks import CHUNK
 from ..row.keys import check_key
 from ..store.connections import Connections
+from .action_batch import ActionBatch
 from .attempt import Attempts
-from .contention import HotKeys
+from .contention import KeyQueues
 from .loop import ReducerLoop
 from .nesting import refuse_nested
 from .reductions import Reductions
-from .run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     from ..payload.actions import Action, Intent, Reducer
     from ..store.api import Entity
     from ..values.snapshot import StateCommitted
+    from .action_batch import ActionQueue, ActionRequest, ActionResult, Baseline
     from .attempt import Writer
-    from .run import ActionLine, ActionTicket, Base, Handled
 
 
 StateT = TypeVar("StateT")
@@ -73,17 +73,17 @@ class ReducerService(Generic[StateT]):
 
     *bind* is an Engine, or a sessionmaker where sessions choose their engine.
 
-    *retry* says how often an attempt is repeated. When the answer to a commit is lost,
-    *resolve* says for how long and how often to ask again. *initial*, called without
-    arguments, makes the state of a workflow that does not exist yet; without it such an
-    action raises WorkflowNotFound. *dedup* is the mapped class of a dedup log,
-    *dedup_ttl* how long it remembers.
+    *retry* limits the attempts. *resolve* limits the search for the outcome of a commit
+    whose answer is lost. *initial*, called without arguments, makes the state of a
+    workflow that does not exist yet; without it such an action raises WorkflowNotFound.
+    *dedup* is the mapped class of a dedup log, *dedup_ttl* how long its rows are kept.
 
     *on_intents* is called with the outcome and the intents of each action that has any,
     once its commit is final, in the caller of handle(). If the process dies before,
-    they are gone; what must not be lost is written by one of *writers*, which are
-    called with the connection, the snapshot and the intents, inside the transaction of
-    the commit. Without either a reducer that returns intents is refused.
+    they are lost; intents that must not be lost are written by one of *writers* (a
+    transactional outbox), which are called with the connection, the snapshot and the
+    intents, inside the transaction of the commit. Without either a reducer that returns
+    intents is refused.
 
     *fold* is the largest number of actions that wait for one key in this process and
     may be committed together, as one version whose provenance lists them all under
@@ -128,7 +128,7 @@ class ReducerService(Generic[StateT]):
         self._wait = self._waiting()
         if isinstance(self._wait, Blocking) and iscoroutinefunction(reducer):
             raise TypeError(
-                "the reducer is a coroutine function; take the ReducerService of "
+                "the reducer is a coroutine function; use the ReducerService of "
                 "sa_wfstate.asyncio"
             )
         self._statements = statements_of(entity)
@@ -158,42 +158,42 @@ class ReducerService(Generic[StateT]):
             resolve=resolve,
             lock_on_contention=lock_on_contention,
         )
-        self._keys: HotKeys[Action[Any], Handled, Base] = HotKeys(
+        self._keys: KeyQueues[Action[Any], ActionResult, Baseline] = KeyQueues(
             self._wait,
             self._loop.commit,
-            self._hand_over_orphan,
+            self._deliver_abandoned,
             fold=fold,
             cache_size=cache_size,
         )
 
     def handle(self, action: Action[Any]) -> StateCommitted[StateT]:
-        """Commit what the reducer makes of *action*, and return when that is final.
+        """Commit the state that the reducer returns for *action*.
 
-        With a dedup log an action that was processed before gives the outcome of that
-        time again, with ``replayed=True``.
+        With a dedup log an action that was processed before gets its first outcome
+        again, with ``replayed=True``.
 
-        Raises ReducerGaveUp when the retry policy is exhausted, NestedHandle if it is
-        called by a reducer or a writer, WorkflowNotFound, ActionIdReused, PayloadError
-        if the new state cannot be stored or its intents have no taker, and whatever the
-        reducer raises; nothing is written then. When the answer to the commit is lost,
-        what became of it is found out, also after the last attempt: if it was done, it
-        comes back with ``replayed=True`` and its intents are handed over.
-        OutcomeUnknown is raised if the database stays out of reach, or if the row has
-        moved on since and there is no dedup log to tell.
+        Raises ReducerGaveUp when the retry policy is exhausted, NestedHandle if called
+        by a reducer or a writer, WorkflowNotFound, ActionIdReused, PayloadError if the
+        new state cannot be stored or its intents have no receiver, and any error of the
+        reducer; nothing is written then. When the answer to the commit is lost, its
+        outcome is looked up, also after the last attempt: if it was committed, it is
+        returned with ``replayed=True`` and its intents are delivered. OutcomeUnknown is
+        raised if the database stays out of reach, or if the row has a later version and
+        there is no dedup log.
         """
         check_key(self._entity, action.workflow_key)
         refuse_nested(self._entity, action.workflow_key)
         started = monotonic()
         notify(self._hooks.started, self._entity, action)
-        ticket = self._keys.ticket(action, action.action_id)
+        request = self._keys.request(action, action.action_id)
         try:
-            self._keys.submit(action.workflow_key, ticket)
-            handled = ticket.result()
+            self._keys.submit(action.workflow_key, request)
+            result = request.result()
         except ReducerGaveUp as error:
             seconds = monotonic() - started
             notify(self._hooks.gave_up, self._entity, action, error, seconds)
             raise
-        return self._conclude(action, handled, started)
+        return self._conclude(action, result, started)
 
     def handle_many(
         self, actions: Iterable[Action[Any]]
@@ -201,29 +201,29 @@ class ReducerService(Generic[StateT]):
         """Handle *actions* in few transactions; return one result each, in their order.
 
         Actions of one key are folded, in the order given, and many keys are committed
-        by one statement. Meanwhile it stands in the lines of these keys. What loses
-        there goes through :meth:`handle`, one by one. An error of one action is
-        returned in its place and does not keep the others from being committed.
+        by one statement, which holds the queues of these keys. After a conflict the
+        actions of its key go through :meth:`handle`, one by one. An error of one action
+        is returned in its place; the others are committed.
         """
         given = list(actions)
         started = monotonic()
         results: dict[int, StateCommitted[StateT] | Exception] = {}
-        batch: dict[str, dict[Any, int]] = {}
+        by_key: dict[str, dict[Any, int]] = {}
         for number, action in enumerate(given):
-            batch.setdefault(action.workflow_key, {}).setdefault(
+            by_key.setdefault(action.workflow_key, {}).setdefault(
                 action.action_id, number
             )
         if given:
             refuse_nested(self._entity, given[0].workflow_key)
-        pending = list(batch)
+        pending = list(by_key)
         while pending:
-            work = partial(self._commit_lines, given, batch)
-            tickets = self._keys.hold(pending[:CHUNK], work)
-            held = {ticket.item.workflow_key for ticket in tickets.values()}
+            work = partial(self._commit_queues, given, by_key)
+            requests = self._keys.hold(pending[:CHUNK], work)
+            held = {request.item.workflow_key for request in requests.values()}
             pending = [key for key in pending if key not in held]
-            for number, ticket in tickets.items():
-                if ticket.settled:
-                    results[number] = self._result(ticket, started)
+            for number, request in requests.items():
+                if request.settled:
+                    results[number] = self._result(request, started)
         for number, action in enumerate(given):
             if number not in results:
                 try:
@@ -232,47 +232,47 @@ class ReducerService(Generic[StateT]):
                     results[number] = error
         return [results[number] for number in range(len(given))]
 
-    def _commit_lines(
+    def _commit_queues(
         self,
         given: Sequence[Action[Any]],
-        batch: Mapping[str, Mapping[Any, int]],
-        lines: Sequence[ActionLine],
-    ) -> dict[int, ActionTicket]:
-        """Commit what *batch* has for *lines*; return its tickets, by their number."""
-        tickets = {
-            number: self._keys.ticket(given[number], number)
-            for line in lines
-            for number in batch[line.key].values()
+        by_key: Mapping[str, Mapping[Any, int]],
+        queues: Sequence[ActionQueue],
+    ) -> dict[int, ActionRequest]:
+        """Commit the actions of *queues*; return requests by number in *given*."""
+        requests = {
+            number: self._keys.request(given[number], number)
+            for queue in queues
+            for number in by_key[queue.key].values()
         }
-        runs = [
-            Run(line.key, [tickets[n] for n in batch[line.key].values()])
-            for line in lines
+        batches = [
+            ActionBatch(queue.key, [requests[n] for n in by_key[queue.key].values()])
+            for queue in queues
         ]
-        self._loop.commit_many(lines, runs)
-        return tickets
+        self._loop.commit_many(queues, batches)
+        return requests
 
     def _result(
-        self, ticket: ActionTicket, started: float
+        self, request: ActionRequest, started: float
     ) -> StateCommitted[StateT] | Exception:
-        notify(self._hooks.started, self._entity, ticket.item)
+        notify(self._hooks.started, self._entity, request.item)
         try:
-            return self._conclude(ticket.item, ticket.result(), started)
+            return self._conclude(request.item, request.result(), started)
         except Exception as error:  # noqa: BLE001 - it is returned
             return error
 
     def _conclude(
-        self, action: Action[Any], handled: Handled, started: float
+        self, action: Action[Any], result: ActionResult, started: float
     ) -> StateCommitted[StateT]:
-        outcome = handled.outcome
+        outcome = result.outcome
         hook = self._hooks.duplicate if outcome.replayed else self._hooks.committed
         notify(hook, self._entity, action, outcome, monotonic() - started)
-        self._hand_over(handled)
+        self._deliver(result)
         return outcome
 
-    def _hand_over(self, handled: Handled) -> None:
-        if self._on_intents is not None and handled.intents:
-            self._wait.call(self._on_intents, handled.outcome, handled.intents)
+    def _deliver(self, result: ActionResult) -> None:
+        if self._on_intents is not None and result.intents:
+            self._wait.call(self._on_intents, result.outcome, result.intents)
 
-    def _hand_over_orphan(self, ticket: ActionTicket) -> None:
-        if ticket.succeeded:
-            notify(self._hand_over, ticket.result())  # Nobody is there to be told.
+    def _deliver_abandoned(self, request: ActionRequest) -> None:
+        if request.succeeded:
+            notify(self._deliver, request.result())  # No caller gets an error.

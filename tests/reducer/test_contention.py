@@ -28,12 +28,12 @@ from sa_wfstate._concurrency import Blocking
 from sa_wfstate.dedup import ActionDedupMixin
 from sa_wfstate.errors import OutcomeUnknown
 from sa_wfstate.hooks import Hooks
-from sa_wfstate.reducer.contention import HotKeys
+from sa_wfstate.reducer.contention import KeyQueues
 from sa_wfstate.reducer.key_queue import (
     MOST_LOCKED,
     STICKY,
-    Line,
-    Ticket,
+    KeyQueue,
+    Request,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Heard(Hooks):
 
 
 class Gate:
-    """Hold the first commit until enough others stand in the line."""
+    """Hold the first commit until enough requests wait."""
 
     def __init__(self, behind: int) -> None:
         self.behind = behind
@@ -105,8 +105,8 @@ class Gate:
     def __call__(self, state: OrderState, action: Action[int]) -> OrderState:
         if not self.open:
             self.open = True
-            line = self.service._keys._busy["o-1"]
-            while line.waiting < self.behind:
+            queue = self.service._keys._busy["o-1"]
+            while queue.waiting < self.behind:
                 time.sleep(0.001)
         return note(state, action)
 
@@ -135,8 +135,8 @@ def test_threads_of_one_process_do_not_conflict(engine: Engine, dedup: Any) -> N
     assert stored(engine) == (200, list(range(200)))
 
 
-def test_callers_are_served_in_order(engine: Engine) -> None:
-    """A line is first come, first served."""
+def test_callers_have_their_turn_in_order(engine: Engine) -> None:
+    """A queue is first in, first out."""
     service = gated(engine, 9)
     threads = []
     for number in range(10):
@@ -264,54 +264,54 @@ def test_loser_locks_the_row(engine: Engine) -> None:
 
 def test_crowd_behind_a_loser_locks_for_a_while() -> None:
     """A first loss is paused for, unless others wait behind; then the row is locked."""
-    line: Line[Any, Any, int] = Line("o-1")
-    line.won(7, 6)
-    line.lost(1)
-    assert line.locks == 0
-    line.lost(2)
-    assert line.locks == 1
-    line.won(9, 8)
-    assert line.locks == 0
+    queue: KeyQueue[Any, Any, int] = KeyQueue("o-1")
+    queue.note_commit(7, 6)
+    queue.note_conflict(1)
+    assert queue.locks == 0
+    queue.note_conflict(2)
+    assert queue.locks == 1
+    queue.note_commit(9, 8)
+    assert queue.locks == 0
     for number in range(3):
-        line.queue.append(Ticket(number, number, Blocking().turn()))
-    line.lost(1)
-    assert line.locks == 1 + 3 * STICKY
+        queue.requests.append(Request(number, number, Blocking().turn()))
+    queue.note_conflict(1)
+    assert queue.locks == 1 + 3 * STICKY
     for number in range(100):
-        line.queue.append(Ticket(number, number, Blocking().turn()))
-    line.lost(1)
-    assert line.locks == MOST_LOCKED
+        queue.requests.append(Request(number, number, Blocking().turn()))
+    queue.note_conflict(1)
+    assert queue.locks == MOST_LOCKED
 
 
 def test_what_turned_out_old_is_not_offered_again() -> None:
-    """It is, once a row was read that nobody else had written since."""
-    line: Line[Any, Any, int] = Line("o-1")
-    line.won(7, 6)
-    assert line.kept == 7
-    line.lost(1)
-    assert line.kept is None
-    line.won(9, 8)
-    assert line.kept is None
-    line.won(10, 9)
-    assert line.kept == 10
+    """It is, once the row was read as this process had left it."""
+    queue: KeyQueue[Any, Any, int] = KeyQueue("o-1")
+    queue.note_commit(7, 6)
+    assert queue.cached == 7
+    queue.note_conflict(1)
+    assert queue.cached is None
+    queue.note_commit(9, 8)
+    assert queue.cached is None
+    queue.note_commit(10, 9)
+    assert queue.cached == 10
 
 
 def test_lines_are_released() -> None:
-    """A million distinct keys leave no more than the lines that may be kept."""
+    """A million distinct keys leave no more queues than the cache may hold."""
 
-    def work(line: Any, tickets: Any) -> None:
-        line.won("x", "x")
-        tickets[0].settle(None)
+    def work(queue: Any, requests: Any) -> None:
+        queue.note_commit("x", "x")
+        requests[0].settle(None)
 
-    keys: HotKeys[int, None, str] = HotKeys(
+    keys: KeyQueues[int, None, str] = KeyQueues(
         Blocking(), work, lambda _: None, fold=1, cache_size=10
     )
     for number in range(20_000):
-        keys.submit(str(number), keys.ticket(number, number))
+        keys.submit(str(number), keys.request(number, number))
     assert (len(keys._busy), len(keys._idle)) == (0, 10)
 
 
-def test_interrupted_server_leaves_the_line_to_the_next(engine: Engine) -> None:
-    """Ctrl-C in the one who serves: others of its batch learn that it is unknown."""
+def test_interrupted_caller_releases_the_queue(engine: Engine) -> None:
+    """After Ctrl-C in one caller the requests behind it are processed."""
     gate = Gate(2)
 
     def reducer(state: OrderState, action: Action[int]) -> OrderState:
@@ -338,8 +338,8 @@ def test_interrupted_server_leaves_the_line_to_the_next(engine: Engine) -> None:
     assert results == [KeyboardInterrupt, 1, 2]
 
 
-def test_many_stand_in_the_lines(engine: Engine) -> None:
-    """Batches in opposite orders and single actions: nobody conflicts, nobody waits."""
+def test_many_hold_the_queues(engine: Engine) -> None:
+    """Batches in opposite orders and single actions: no conflict and no deadlock."""
     heard = Heard()
     service = ReducerService(engine, Order, note, initial=OrderState, hooks=heard)
     keys = [f"o-{n}" for n in range(6)]
@@ -369,7 +369,7 @@ def test_many_stand_in_the_lines(engine: Engine) -> None:
 
 
 def test_many_do_not_wait_for_one_busy_key(engine: Engine) -> None:
-    """The keys that are free are committed while somebody is at work on another."""
+    """The keys that are free are committed while another is in use."""
     gate, seen = Gate(1), []
 
     def reducer(state: OrderState, each: Action[int]) -> OrderState:
@@ -390,8 +390,8 @@ def test_many_do_not_wait_for_one_busy_key(engine: Engine) -> None:
     assert stored(engine) == (2, [0, 1])
 
 
-async def test_cancelled_batch_gives_its_lines_back(async_engine: AsyncEngine) -> None:
-    """Whether it waits for a line or holds some."""
+async def test_cancelled_batch_releases_its_queues(async_engine: AsyncEngine) -> None:
+    """Whether it waits for a queue or holds some."""
     reducing, go = asyncio.Event(), asyncio.Event()
 
     async def reducer(state: OrderState, each: Action[int]) -> OrderState:
@@ -420,7 +420,7 @@ async def test_cancelled_batch_gives_its_lines_back(async_engine: AsyncEngine) -
 
 
 async def test_line_granted_to_a_cancelled_batch(async_engine: AsyncEngine) -> None:
-    """Its turn comes, and it is cancelled before it knows: the line is passed on."""
+    """It is cancelled after its turn has come: the next request has its turn."""
     reducing, go = asyncio.Event(), asyncio.Event()
 
     async def reducer(state: OrderState, each: Action[int]) -> OrderState:
@@ -561,7 +561,7 @@ async def test_tasks_keep_their_context(async_engine: AsyncEngine) -> None:
 
 
 def test_closing_loop_ends_all_callers(engine: Engine) -> None:
-    """When asyncio.run() is left, nobody waits for a commit that does not come."""
+    """When asyncio.run() is left, no caller waits for a commit that does not come."""
     from sqlalchemy.ext.asyncio import create_async_engine
 
     async def main() -> None:

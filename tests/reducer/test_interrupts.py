@@ -37,14 +37,11 @@ from sa_wfstate import (
 from sa_wfstate import _concurrency as waiting
 from sa_wfstate._concurrency import Blocking
 from sa_wfstate.dedup import ActionDedupMixin
+from sa_wfstate.reducer import action_batch, contention, key_queue, nesting
 from sa_wfstate.reducer import attempt as attempts
-from sa_wfstate.reducer import contention as hotkeys
-from sa_wfstate.reducer import key_queue as lines
 from sa_wfstate.reducer import loop as reducer_loop
-from sa_wfstate.reducer import nesting
-from sa_wfstate.reducer import run as runs
 from sa_wfstate.reducer import service as reducer
-from sa_wfstate.reducer.contention import HotKeys
+from sa_wfstate.reducer.contention import KeyQueues
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,8 +51,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 LIMIT = 10.0
-QUEUE = (hotkeys, lines, waiting)
-SERVICE = (*QUEUE, nesting, reducer, reducer_loop, runs, attempts)
+QUEUE = (contention, key_queue, waiting)
+SERVICE = (*QUEUE, nesting, reducer, reducer_loop, action_batch, attempts)
 
 
 class Base(DeclarativeBase):
@@ -212,36 +209,36 @@ class Bench:
 
     def __init__(self, fold: int = 8) -> None:
         self.worked: list[int] = []
-        self.orphans: list[int] = []
-        self.keys: HotKeys[int, int, Any] = HotKeys(
+        self.abandoned: list[int] = []
+        self.keys: KeyQueues[int, int, Any] = KeyQueues(
             Blocking(),
             self.work,
-            lambda ticket: self.orphans.append(ticket.item),
+            lambda request: self.abandoned.append(request.item),
             fold=fold,
             cache_size=8,
         )
 
-    def work(self, _: object, tickets: list[Any]) -> None:
-        for ticket in tickets:
-            ticket.settle(ticket.item)
-            self.worked.append(ticket.item)
+    def work(self, _: object, requests: list[Any]) -> None:
+        for request in requests:
+            request.settle(request.item)
+            self.worked.append(request.item)
 
     def submit(self, number: int) -> int:
-        ticket = self.keys.ticket(number, number)
-        self.keys.submit("o-1", ticket)
-        return ticket.result()
+        request = self.keys.request(number, number)
+        self.keys.submit("o-1", request)
+        return request.result()
 
     def wait_for(self, queue: int, unless: Future[Any] | None = None) -> None:
-        """Wait until so many stand in the line, one less if *unless* has left it."""
-        while len(self.keys._busy["o-1"].queue) < queue:
+        """Wait for so many requests, one less once *unless* is done."""
+        while len(self.keys._busy["o-1"].requests) < queue:
             if unless is not None and unless.done():
                 queue, unless = queue - 1, None
             time.sleep(0.0002)
 
 
 @pytest.mark.parametrize("fold", [1, 8])
-def test_error_at_any_line_of_one_who_serves_others(fold: int) -> None:
-    """Those who wait behind it are served, once, and learn nothing of it."""
+def test_error_at_any_line_of_one_who_processes_others(fold: int) -> None:
+    """The requests behind it are processed, once, without its error."""
     number, where = 0, " "
     with ThreadPoolExecutor(4) as threads:
         while where:
@@ -279,7 +276,7 @@ def test_error_at_any_line_of_one_who_serves_others(fold: int) -> None:
 
 
 def test_error_of_one_who_waits() -> None:
-    """It leaves the line; what is done for it nonetheless is handed on."""
+    """Its request is withdrawn; if it is processed nonetheless, it is abandoned."""
     number, where = 0, " "
     with ThreadPoolExecutor(2) as threads:
         while where:
@@ -289,7 +286,7 @@ def test_error_of_one_who_waits() -> None:
                 bench: Bench = bench, interrupt: Interrupt = interrupt
             ) -> None:
                 with interrupt:
-                    bench.keys.submit("o-1", bench.keys.ticket(2, 2))
+                    bench.keys.submit("o-1", bench.keys.request(2, 2))
 
             def crowd(
                 _: object,
@@ -309,7 +306,7 @@ def test_error_of_one_who_waits() -> None:
             assert not bench.keys._busy, where
             assert threads.submit(bench.submit, 5).result(LIMIT) == 5, where
             if 2 in bench.worked and where:
-                assert bench.orphans == [2], where
+                assert bench.abandoned == [2], where
             number += 1
     assert number > 10
 
@@ -403,7 +400,7 @@ async def test_cancellation_at_any_await(
     fold: int,
     many: bool,
 ) -> None:
-    """Of one who serves, waits or holds lines: the others are served."""
+    """Of a caller that processes, waits or holds queues: the others get results."""
     create_tables(Base.metadata)
 
     async def slowly(state: OrderState, each: Action[int]) -> OrderState:

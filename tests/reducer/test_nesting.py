@@ -98,7 +98,7 @@ def test_reducer_is_refused(
     key: str,
     same: bool,
 ) -> None:
-    """Its own key, another one, another service: an error, and the line is free."""
+    """Its own key, another one, another service: an error, and a released queue."""
     services: list[ReducerService[OrderState]] = []
 
     def reducer(state: OrderState, each: Action[int]) -> OrderState:
@@ -131,7 +131,7 @@ def test_reducer_is_refused(
 
 
 def test_two_reducers_that_want_each_other_s_key(engine: Engine) -> None:
-    """Two lines whose servers would wait for one another do not."""
+    """Two queues whose callers would wait for one another do not."""
     both = threading.Barrier(2)
 
     def reducer(state: OrderState, each: Action[int]) -> OrderState:
@@ -185,7 +185,7 @@ def test_hook_of_a_conflict_is_refused(
 def test_outside_an_attempt_it_is_allowed(
     engine: Engine, in_time: Callable[..., Any]
 ) -> None:
-    """Intent callbacks and the hooks of a result run when the line is left."""
+    """Intent callbacks and the hooks of a result run when the queue is released."""
 
     class Following(Hooks):
         def committed(self, _: object, each: Action[int], *__: object) -> None:
@@ -257,7 +257,7 @@ async def test_task_that_outlives_the_reducer_may(async_engine: AsyncEngine) -> 
 
 
 async def test_intents_of_a_cancelled_caller(async_engine: AsyncEngine) -> None:
-    """They are handed over off the line too: their handler may use the same key."""
+    """They are delivered without the queue too: their handler may use the same key."""
     handed: asyncio.Queue[int] = asyncio.Queue()
     reducing, go = asyncio.Event(), asyncio.Event()
 
@@ -298,13 +298,13 @@ async def test_intents_of_a_caller_cancelled_too_late(
         async_engine, Order, reducer, initial=OrderState, on_intents=on_intents
     )
     keys: Any = orders._service._keys
-    serve = keys._serve
+    process = keys._process_batch
 
-    def serve_then_cancel(*arguments: Any) -> None:
-        serve(*arguments)
+    def process_then_cancel(*arguments: Any) -> None:
+        process(*arguments)
         task.cancel()
 
-    keys._serve = serve_then_cancel
+    keys._process_batch = process_then_cancel
     task = asyncio.create_task(orders.handle(action(1)))
     async with asyncio.timeout(LIMIT):
         with pytest.raises(asyncio.CancelledError):

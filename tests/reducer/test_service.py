@@ -247,7 +247,7 @@ def test_conflict_is_reduced_again(engine: Engine) -> None:
 
 
 def test_locked_attempt_wins(engine: Engine) -> None:
-    """Once it has lost, the row is locked: nobody can write before the reducer ends."""
+    """After conflicts the row is locked: no other write until the reducer ends."""
 
     def reducer(state: OrderState, action: Action[str]) -> OrderState:
         try:
@@ -406,7 +406,7 @@ def test_bad_result_is_refused(engine: Engine, result: Any) -> None:
 
 
 def test_returned_state_is_not_shared(engine: Engine) -> None:
-    """What a reducer does later to an object that it has seen reaches nobody."""
+    """A reducer that later changes an object it has seen affects no outcome."""
     mine: list[OrderState] = []
 
     def reducer(state: OrderState, action: Action[str]) -> OrderState:
@@ -472,7 +472,7 @@ def test_intents_without_a_taker_are_refused(engine: Engine, dedup: Any) -> None
 
 
 def test_intent_handler_may_handle_the_same_key(engine: Engine) -> None:
-    """The line of the key is left before the intents are handed over."""
+    """The queue of the key is released before the intents are delivered."""
 
     def reducer(state: OrderState, action: Action[str]) -> Reduction[OrderState]:
         intents = [Intent(intent_type="more", target="o-1")]
@@ -677,7 +677,7 @@ def test_lost_answer_is_found_out(
 def test_lost_answer_that_cannot_be_found_out(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others have written since: nobody can tell, and the effect is named."""
+    """After later writes the outcome is unknown, and the effect is named."""
     orders = service(engine)
     orders.handle(action("a"))
     commit = Connections.commit

@@ -1,0 +1,143 @@
+"""ActionBatch: the actions of one key that are committed together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from ..errors import VersionNotKept
+from ..payload.actions import Action
+from ..values.row_version import NOTHING, RowVersion
+from ..values.snapshot import StateCommitted, WorkflowSnapshot
+from .key_queue import KeyQueue, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from ..errors import StateConflict
+    from ..payload.actions import Intent
+    from ..values.write import Write
+
+
+StateT = TypeVar("StateT")
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The row version that an attempt starts from, and its state as JSON *text*.
+
+    If *cached*, it was not read for this attempt.
+    """
+
+    row: RowVersion = NOTHING
+    text: str = field(default="", compare=False)
+    cached: bool = field(default=False, compare=False)
+
+
+class ActionResult(NamedTuple):
+    """The result of a request."""
+
+    outcome: StateCommitted[Any]
+    intents: Sequence[Intent]
+
+
+ActionRequest = Request[Action[Any], ActionResult]
+ActionQueue = KeyQueue[Action[Any], ActionResult, Baseline]
+
+
+class ReducedAction(NamedTuple):
+    """An action with the state that it led to and its intents, or with its error."""
+
+    request: ActionRequest
+    text: str
+    intents: Sequence[Intent]
+    error: Exception | None
+
+
+class ActionBatch:
+    """The actions of one key that are committed together, in one or more attempts."""
+
+    def __init__(self, key: str, requests: Sequence[ActionRequest]) -> None:
+        self.key = key
+        self.requests = list(requests)
+        self.attempts = 0
+        self.baseline = Baseline()
+        self.reduced: list[ReducedAction] = []
+        self.conflict: StateConflict | None = None  # Of the last lost attempt.
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what the last attempt has sent."""
+        self.write: Write | None = None
+        self.answer: StateCommitted[Any] | None = None  # Of the write, before COMMIT.
+        self.claimed: Mapping[tuple[str, UUID], datetime] = {}
+        self.committing = False  # Whether COMMIT may have been sent.
+
+    @property
+    def settled(self) -> bool:
+        """Whether each request has its result."""
+        return all(request.settled for request in self.requests)
+
+    @property
+    def accepted(self) -> list[ReducedAction]:
+        """The actions that led to a state."""
+        return [each for each in self.reduced if each.error is None]
+
+    @property
+    def next_baseline(self) -> Baseline:
+        """The baseline that this batch leaves once it is committed."""
+        assert self.write is not None  # noqa: S101
+        row = RowVersion(self.write.version, self.write.provenance.effect_id)
+        return Baseline(row, self.write.state_text, cached=True)
+
+    def settle(self, outcome: StateCommitted[Any] | None) -> None:
+        """Settle each request, with *outcome* unless its reducer raised.
+
+        *outcome* is None if there was nothing to commit.
+        """
+        for request, _, intents, error in self.reduced:
+            if error is not None:
+                request.fail(error)
+            elif outcome is not None:
+                own = StateCommitted(
+                    self.key,
+                    outcome.version,
+                    partial(_copy_of, outcome),
+                    replayed=outcome.replayed,
+                    attempts=self.attempts,
+                )
+                request.settle(ActionResult(own, intents))
+
+    def fail(self, error: BaseException) -> None:
+        """Settle each request that has no result yet with *error*."""
+        for request in self.requests:
+            request.fail(error)
+
+
+def _copy_of(outcome: StateCommitted[StateT]) -> WorkflowSnapshot[StateT]:
+    """Copy the snapshot: of several folded actions each caller gets its own."""
+    return outcome.snapshot.model_copy(deep=True)
+
+
+def replayed(
+    entity: str,
+    key: str,
+    version: int | None,
+    snapshot: WorkflowSnapshot[StateT] | None,
+) -> StateCommitted[StateT]:
+    """Return the outcome of an action that was processed before, as *version*.
+
+    *snapshot* is the row as it is now, of any version.
+    """
+    if version is None:  # The writer of the dedup log did not give it.
+        version = 0 if snapshot is None else snapshot.version
+
+    def first() -> WorkflowSnapshot[StateT]:
+        if snapshot is None or snapshot.version != version:
+            raise VersionNotKept(entity, key, version)
+        return snapshot
+
+    return StateCommitted(key, version, first, replayed=True)
