@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
 from importlib.metadata import version as version_of
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+PUBLIC = [
+    "",
+    "asyncio",
+    "errors",
+    "dedup",
+    "history",
+    "projection",
+    "outbox",
+    "hooks",
+    "upcasting",
+    "alembic",
+    "canonical",
+    "testing",
+    "versions",
+]
+"""The public modules, below the package."""
 
 project = "sa_wfstate"
 author = "sa_wfstate contributors"
@@ -28,10 +51,40 @@ autodoc_preserve_defaults = True
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!sa_wfstate(\.|$)).*"),
-    # Annotations name the module that defines a class, pages the package it is
-    # imported from.
-    (r"py:.*", r"sa_wfstate\.[a-z_]+\.\w+"),
+    # Annotations and bases name internal types, too.
+    (r"py:.*", rf"sa_wfstate\.(?!({'|'.join(PUBLIC[1:])})\.)[a-z_]+\..*"),
 ]
 
 html_theme = "furo"
 html_title = "sa_wfstate"
+
+
+@cache
+def public_paths() -> dict[str, str]:
+    """Return the one path of each public name, by every path that leads to it."""
+    paths: dict[str, str] = {}
+    for name in PUBLIC:
+        module = import_module(f"sa_wfstate.{name}".rstrip("."))
+        for public in module.__all__:
+            value, here = getattr(module, public), f"{module.__name__}.{public}"
+            path = f"{getattr(value, '__module__', module.__name__)}.{public}"
+            paths[here] = paths.setdefault(path, here)
+    return paths
+
+
+def link_public(app: Sphinx, env: Any, node: Any, text: Any) -> Any:
+    """Link what an annotation or a docstring names by another path."""
+    target, paths = node.get("reftarget", ""), public_paths()
+    for path in (target, f"{node.get('py:module')}.{target}", f"sa_wfstate.{target}"):
+        owner, _, member = path.rpartition(".")
+        found = paths.get(path) or (owner in paths and f"{paths[owner]}.{member}")
+        if found and found != target:
+            return env.domains["py"].resolve_xref(
+                env, node["refdoc"], app.builder, node["reftype"], found, node, text
+            )
+    return None
+
+
+def setup(app: Sphinx) -> None:
+    """Extend Sphinx, which calls this."""
+    app.connect("missing-reference", link_public)

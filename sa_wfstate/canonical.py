@@ -21,6 +21,17 @@ from .outbox.table import IntentMixin
 from .projection.definition import ProjectionMixin
 from .projection.watermarks import WatermarkMixin
 
+__all__ = [
+    "ActionDedupLog",
+    "CanonicalBase",
+    "ProjectionWatermark",
+    "StateDict",
+    "WorkflowHistory",
+    "WorkflowIntent",
+    "WorkflowProjection",
+    "WorkflowState",
+]
+
 StateDict = Annotated[dict[str, Any], Field(min_length=1)]
 """A plain-dict state; it must not be empty."""
 

@@ -56,6 +56,8 @@ from .store.connections import Connections
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+__all__ = ["ActionDedupMixin", "cleanup_expired", "remember", "should_process"]
+
 
 TTL = timedelta(hours=6)
 """How long an action is remembered at least, unless said otherwise."""

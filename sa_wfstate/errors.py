@@ -41,6 +41,29 @@ if TYPE_CHECKING:
 
     from .values.snapshot import WorkflowSnapshot
 
+__all__ = [
+    "ActionIdReused",
+    "ConflictReason",
+    "KeyNotAssignable",
+    "MappingError",
+    "NestedHandle",
+    "OutcomeUnknown",
+    "PayloadError",
+    "ProjectionBehind",
+    "ReducerGaveUp",
+    "SchemaVersionAhead",
+    "StateConflict",
+    "UnflushedChanges",
+    "UnversionedWrite",
+    "VersionNotAssignable",
+    "VersionNotInHistory",
+    "VersionNotKept",
+    "VersionNotSeen",
+    "WorkflowNotFound",
+    "WorkflowStateError",
+    "WriteSuppressed",
+]
+
 
 @dataclass_transform(eq_default=False)
 class WorkflowStateError(Exception):

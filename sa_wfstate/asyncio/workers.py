@@ -31,7 +31,7 @@ StateT = TypeVar("StateT")
 
 
 class ProjectionStore(Generic[StateT]):
-    """Async version of :class:`sa_wfstate.ProjectionStore`."""
+    """Async version of :class:`sa_wfstate.projection.ProjectionStore`."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class ProjectionStore(Generic[StateT]):
         *,
         fallback: Fallback = "canonical",
     ) -> ProjectionRead:
-        """Async version of :meth:`sa_wfstate.ProjectionStore.get`."""
+        """Async version of :meth:`sa_wfstate.projection.ProjectionStore.get`."""
         return await greenlet_spawn(
             self._store.get,
             workflow_key,
@@ -58,12 +58,12 @@ class ProjectionStore(Generic[StateT]):
         )
 
     async def get_version(self, workflow_key: str) -> int | None:
-        """Async version of :meth:`sa_wfstate.ProjectionStore.get_version`."""
+        """Async :meth:`sa_wfstate.projection.ProjectionStore.get_version`."""
         return await greenlet_spawn(self._store.get_version, workflow_key)
 
 
 class ProjectionWorker(Generic[StateT]):
-    """Async version of :class:`sa_wfstate.ProjectionWorker`."""
+    """Async version of :class:`sa_wfstate.projection.ProjectionWorker`."""
 
     def __init__(
         self,
@@ -91,20 +91,23 @@ class ProjectionWorker(Generic[StateT]):
         )
 
     async def run(self, stop: Stop) -> None:
-        """Async version of :meth:`sa_wfstate.ProjectionWorker.run`."""
+        """Async version of :meth:`sa_wfstate.projection.ProjectionWorker.run`."""
         await greenlet_spawn(self._worker.run, stop)
 
     async def follow(self) -> int:
-        """Async version of :meth:`sa_wfstate.ProjectionWorker.follow`."""
+        """Async version of :meth:`sa_wfstate.projection.ProjectionWorker.follow`."""
         return await greenlet_spawn(self._worker.follow)
 
     async def sweep(self) -> int:
-        """Async version of :meth:`sa_wfstate.ProjectionWorker.sweep`."""
+        """Async version of :meth:`sa_wfstate.projection.ProjectionWorker.sweep`."""
         return await greenlet_spawn(self._worker.sweep)
 
 
 class IntentDispatcher:
-    """Async version of :class:`sa_wfstate.IntentDispatcher`; so may the handler be."""
+    """Async version of :class:`sa_wfstate.outbox.IntentDispatcher`.
+
+    The handler may be a coroutine function.
+    """
 
     def __init__(
         self,
@@ -130,11 +133,11 @@ class IntentDispatcher:
         )
 
     async def run(self, stop: Stop) -> None:
-        """Async version of :meth:`sa_wfstate.IntentDispatcher.run`."""
+        """Async version of :meth:`sa_wfstate.outbox.IntentDispatcher.run`."""
         await greenlet_spawn(self._dispatcher.run, stop)
 
     async def dispatch(self, stop: Stop | None = None) -> int:
-        """Async version of :meth:`sa_wfstate.IntentDispatcher.dispatch`."""
+        """Async version of :meth:`sa_wfstate.outbox.IntentDispatcher.dispatch`."""
         return await greenlet_spawn(self._dispatcher.dispatch, stop)
 
 

@@ -274,7 +274,7 @@ def store_twice(engine: Engine) -> None:
 
 def documented_repair() -> str:
     """Return the statement that the reference of errors gives for the table tasks."""
-    page = Path(__file__).parents[1] / "docs/reference/errors.md"
+    page = Path(__file__).parents[2] / "docs/reference/errors.md"
     _, _, statement = page.read_text().partition("```sql\n")
     return statement.partition("```")[0]
 
