@@ -32,11 +32,12 @@ author = "sa_wfstate contributors"
 copyright = f"2026, {author}"  # noqa: A001 - Sphinx's name for it
 release = version = version_of("sa-wfstate")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxcontrib.mermaid"]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build", "bench", "changelog.d", "examples"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist", "smartquotes"]
+myst_fence_as_directive = ["mermaid"]  # A plain fence is rendered by GitHub, too.
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
