@@ -252,7 +252,7 @@ def _instrument(
     _check(cls.__name__, key, column.type)
     manager = manager_of_class(cls)
     track(manager, key, column.type)
-    column.type.owner = column.type.owner or (cls.__name__, column)
+    column.type.column_name = column.type.column_name or f"{cls.__name__} {column.key}"
     attribute.__class__ = TrackedAttribute
     impl: Any = attribute.impl
     impl_class: Any = type(impl)

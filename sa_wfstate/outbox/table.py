@@ -41,7 +41,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, Mapper, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.elements import conv
 
-from ..row.names import check_texts
+from ..row.names import check_texts, naming_rows
 from ..row.types import PydanticJSON
 from ..store.connections import Connections
 
@@ -108,7 +108,8 @@ def store_intents(
     intents: type[IntentMixin],
 ) -> Callable[[Connection, WorkflowSnapshot[Any], Sequence[Intent]], None]:
     """Return the writer that makes a ReducerService store its intents in *intents*."""
-    statement = insert(table_of(intents))
+    entity, table = intents.__name__, table_of(intents)
+    statement = insert(table)
 
     def write(
         connection: Connection, snapshot: WorkflowSnapshot[Any], given: Sequence[Intent]
@@ -129,9 +130,10 @@ def store_intents(
             for position, intent in enumerate(given)
         ]
         for row in rows:
-            check_texts(intents.__name__, row)
+            check_texts(entity, row)
         if rows:
-            connection.execute(statement, rows)
+            with naming_rows(entity, table, rows):
+                connection.execute(statement, rows)
 
     return write
 

@@ -50,7 +50,7 @@ from ..errors import MappingError
 from ..orm.entity import statements_of
 from ..orm.flush import attach
 from ..row.chunks import chunks
-from ..row.names import check_texts
+from ..row.names import check_texts, naming_rows
 from ..row.types import PydanticJSON
 
 if TYPE_CHECKING:
@@ -177,7 +177,8 @@ class Projection(Generic[StateT]):
         if not ordered:
             return set()
         upsert = self._upsert(connection.dialect.name, over)
-        return set(connection.execute(upsert, ordered).scalars())
+        with naming_rows(self._row_class, self.table, ordered):
+            return set(connection.execute(upsert, ordered).scalars())
 
     def _upsert(self, dialect: str, over: str) -> Any:
         if (dialect, over) not in self._upserts:

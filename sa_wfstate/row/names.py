@@ -1,20 +1,18 @@
-"""Errors of values that a row cannot hold, with the name of the row in them."""
+"""Name the row in the error of a value that it cannot hold."""
 
 from __future__ import annotations
 
-from inspect import currentframe
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PayloadError
 from ..payload.roundtrip import unstorable_text
+from .types import PydanticJSON
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from sqlalchemy import Column
-
-
-_FRAMES = 8
+    from sqlalchemy import Table
 
 
 def check_texts(entity: str, row: Mapping[str, Any]) -> None:
@@ -25,41 +23,32 @@ def check_texts(entity: str, row: Mapping[str, Any]) -> None:
             raise PayloadError(f"{entity} {row['workflow_key']!r}", name, problem)
 
 
-def with_row(
-    error: PayloadError, owner: tuple[str, Column[Any]] | None, value: object
-) -> PayloadError:
-    """Return *error*, which refuses to bind *value*, with the name of its row.
+@contextmanager
+def naming_rows(
+    entity: str, table: Table, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[None]:
+    """Name the row in a PayloadError that is raised while *rows* are written.
 
-    *owner* is the mapped class and the column, if there is one. Where the row is not
-    known, as in an UPDATE of many, they are named alone.
+    A column type does not know the row of the value that it binds. So after an error
+    the values are encoded again, to find the row that is refused.
     """
-    if owner is None:
-        return error
-    entity, column = owner
-    names = [each.key for each in column.table.primary_key]
-    if "workflow_key" in names:
-        names = ["workflow_key"]
-    row = _parameters_beside(value)
-    if row.keys() >= set(names):
-        key = tuple(row[name] for name in names)
-        entity += f" {key[0] if len(key) == 1 else key!r}"
-    return PayloadError(f"{entity} {column.key}", error.path, error.problem)
+    try:
+        yield
+    except PayloadError as error:
+        for row in rows:
+            _check_json(entity, table, row, error)
+        raise
 
 
-def _parameters_beside(value: object) -> Mapping[str, Any]:
-    """Return the parameters that are being bound, *value* among them; {} if unknown.
-
-    A type is given a value and not told of its row: the caller of its processor has
-    that in a dict. It is looked for only where *value* is refused.
-    """
-    frame = currentframe()
-    for _ in range(_FRAMES):
-        frame = frame and frame.f_back
-        for found in list(frame.f_locals.values()) if frame else ():
-            if (
-                type(found) is dict
-                and len(found) > 1
-                and any(each is value for each in found.values())
-            ):
-                return found
-    return {}
+def _check_json(
+    entity: str, table: Table, row: Mapping[str, Any], error: PayloadError
+) -> None:
+    for column in table.c:
+        value = row.get(column.key)
+        if value is None or not isinstance(column.type, PydanticJSON):
+            continue
+        where = f"{entity} {row['workflow_key']!r} {column.key}"
+        try:
+            column.type.codec.encode(value, where=where)
+        except PayloadError as located:
+            raise located from error.__cause__

@@ -21,7 +21,6 @@ from ..errors import PayloadError
 from ..payload.codec import Codec
 from .encoded import encoded_of
 from .json_text import AsText, FromText, TextOf, json_of, state_text, text_getter
-from .names import with_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -112,8 +111,8 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     cache_ok = True
     comparator_factory = _Comparator
     _names_row = True
-    owner: tuple[str, Any] | None = None
-    """The mapped class and the column whose type it is, where that is known."""
+    column_name: str | None = None
+    """The mapped class and the column, as errors name them, where they are known."""
 
     def __init__(
         self,
@@ -149,7 +148,7 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     def unread(self) -> UnreadJSON:
         """Return the same type for the ORM, which reads the text first."""
         unread = UnreadJSON(self.type_, payload_schema=self.payload_schema)
-        unread.owner = self.owner
+        unread.column_name = self.column_name
         return unread
 
     def stored(self, text: str) -> str:
@@ -191,7 +190,9 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
             try:
                 return stored(encode(value))
             except PayloadError as error:
-                raise with_row(error, self.owner, value) from error.__cause__
+                name = self.column_name or error.where
+                cause = error.__cause__
+                raise PayloadError(name, error.path, error.problem) from cause
 
         return process
 
@@ -214,9 +215,7 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
         return lambda value: None if value is None else load(text_of(value))
 
     def _text_getter(self, coltype: object) -> Callable[[Any], str]:
-        owner = self.owner
-        name = self.codec.name if owner is None else f"{owner[0]}.{owner[1].key}"
-        return text_getter(coltype, name)
+        return text_getter(coltype, self.column_name or self.codec.name)
 
     def compare_values(self, x: Any, y: Any) -> bool:
         """Compare as JSON: for Python, True equals 1 and 1.0.

@@ -195,7 +195,7 @@ def test_deserializer_of_the_engine_is_named(driver: Driver) -> None:
         assert session.get_one(Plain, 2).number == 1.5
         session.expire_all()
         numbers = text("SELECT id, number FROM plain WHERE id = 2")
-        with pytest.raises(PayloadError, match=r"Plain\.number: .*CAST\(column"):
+        with pytest.raises(PayloadError, match=r"Plain number: .*CAST\(column"):
             session.scalars(select(Plain).from_statement(numbers)).all()
         assert session.scalar(select(1)) == 1
 

@@ -197,8 +197,19 @@ def test_projection_is_refused_with_its_row(engine: Engine, text: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [*TEXTS, HUGE, float("nan")], ids=range(4))
-def test_statement_of_the_application_names_the_row(engine: Engine, bad: Any) -> None:
-    """In Core and in the ORM, of one row and of many, where a row is written."""
+def test_flush_names_the_row(engine: Engine, bad: Any) -> None:
+    """Of a class without a state, too."""
+    with Session(engine) as session:
+        session.add(Pair(one=1, two="x", doc=[bad]))
+        with pytest.raises(PayloadError, match=r"Pair \(1, 'x'\) doc"):
+            session.flush()
+
+
+@pytest.mark.parametrize("bad", [*TEXTS, HUGE, float("nan")], ids=range(4))
+def test_statement_of_the_application_names_the_column(
+    engine: Engine, bad: Any
+) -> None:
+    """In Core and in the ORM, of one row and of many; a type does not know its row."""
     intent = {
         "version": 1,
         "position": 0,
@@ -210,24 +221,17 @@ def test_statement_of_the_application_names_the_row(engine: Engine, bad: Any) ->
     state = Job().model_copy(update={"free": {"x": bad}})
     one = {"workflow_key": "i", "payload": 1} | intent
     two = {"workflow_key": "j", "payload": {"x": bad}} | intent
+    states = [
+        {"workflow_key": "a", "state": Job()},
+        {"workflow_key": "b", "state": state},
+    ]
     attempts: list[tuple[Any, Any, str]] = [
-        (insert(JobIntent), [one, two], r"JobIntent 'j' payload, at '\*'"),
-        (insert(table), [one, two], r"JobIntent 'j' payload, at '\*'"),
-        (insert(table).values(two), None, r"JobIntent 'j' payload, at '\*'"),
-        (insert(JobIntent).values(**two), None, r"JobIntent 'j' payload, at '\*'"),
-        (
-            insert(Task),
-            [
-                {"workflow_key": "a", "state": Job()},
-                {"workflow_key": "b", "state": state},
-            ],
-            r"Task 'b' state, at 'free\.\*'",
-        ),
-        (
-            insert(Pair).values(one=1, two="x", doc=[bad]),
-            None,
-            r"Pair \(1, 'x'\) doc, at '0'",
-        ),
+        (insert(JobIntent), [one, two], r"JobIntent payload, at '\*'"),
+        (insert(table), [one, two], r"JobIntent payload, at '\*'"),
+        (insert(table).values(two), None, r"JobIntent payload, at '\*'"),
+        (insert(JobIntent).values(**two), None, r"JobIntent payload, at '\*'"),
+        (insert(Task), states, r"Task state, at 'free\.\*'"),
+        (insert(Pair).values(one=1, two="x", doc=[bad]), None, "Pair doc, at '0'"),
         (update(Pair).values(doc=[bad]), None, "Pair doc, at '0'"),
     ]
     for statement, parameters, where in attempts:
