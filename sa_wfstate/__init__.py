@@ -9,6 +9,7 @@ from .errors import (
     WorkflowNotFound,
     WorkflowStateError,
 )
+from .orm.events import listen_to_mappings as _listen_to_mappings
 from .orm.mixin import WorkflowStateMixin
 from .payload.actions import Action, Intent, Reduction
 from .reducer.service import ReducerService
@@ -23,6 +24,8 @@ from .values.provenance import Provenance
 from .values.snapshot import StateCommitted, WorkflowSnapshot
 
 __version__ = _version("sa-wfstate")
+
+_listen_to_mappings()
 
 __all__ = [
     "Action",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
+from sqlalchemy import inspect
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -36,7 +38,7 @@ class CommitListener(Protocol):
 
 @runtime_checkable
 class KeepsEffects(Protocol):
-    """A side writer that can tell later which effects were committed."""
+    """A commit listener that can tell later which effects were committed."""
 
     def keeps(
         self, connection: Connection, workflow_key: str, effect_ids: Sequence[str]
@@ -49,8 +51,14 @@ _listeners: WeakKeyDictionary[Mapper[Any], tuple[CommitListener, ...]] = (
 )
 
 
+def attach(entity: type[Any], listener: CommitListener) -> None:
+    """Call *listener* for each commit of *entity* and its subclasses from now on."""
+    mapper: Mapper[Any] = inspect(entity)
+    _listeners[mapper] = (*_listeners.get(mapper, ()), listener)
+
+
 def listeners_of(mapper: Mapper[Any]) -> tuple[CommitListener, ...]:
-    """Return the side writers of the class of *mapper*, its parents' first."""
+    """Return the commit listeners of the class of *mapper*, its parents' first."""
     if not _listeners:
         return ()
     lineage = lineage_of(mapper)
@@ -68,6 +76,6 @@ def lineage_of(mapper: Mapper[Any]) -> list[Mapper[Any]]:
 def follow(
     connection: Connection, mapper: Mapper[Any], commits: Sequence[StateCommitted[Any]]
 ) -> None:
-    """Let the side writers of *mapper* follow *commits*."""
+    """Call the commit listeners of *mapper* with *commits*."""
     for writer in listeners_of(mapper):
         writer.written(connection, commits)

@@ -36,19 +36,19 @@ from sqlalchemy import (
     Uuid,
     bindparam,
     delete,
-    event,
     func,
     inspect,
     select,
     tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Mapped, Mapper, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.elements import conv
 
 from ._concurrency import require_at_least
 from .errors import ActionIdReused
 from .payload.actions import digest
+from .row.auxiliary import AuxiliaryTable
 from .row.chunks import chunks
 from .row.keys import check_key
 from .store.connections import Connections
@@ -63,7 +63,7 @@ TTL = timedelta(hours=6)
 """How long an action is remembered at least, unless said otherwise."""
 
 
-class ActionDedupMixin:
+class ActionDedupMixin(AuxiliaryTable):
     """The columns of a dedup log, for a mapped class of the application's own.
 
     >>> class OrderActions(ActionDedupMixin, Base):  # doctest: +SKIP
@@ -91,13 +91,11 @@ class ActionDedupMixin:
     version: Mapped[int | None] = mapped_column(BigInteger, sort_order=-10)
     """The version that the action's commit wrote."""
 
-
-@event.listens_for(ActionDedupMixin, "after_mapper_constructed", propagate=True)
-def _add_index(mapper: Mapper[Any], _: type[Any]) -> None:
-    table: Any = mapper.local_table
-    name = conv(f"idx_{table.name}_expires")
-    if name not in {index.name for index in table.indexes}:
-        Index(name, table.c.expires_at)
+    @classmethod
+    def _complete_table(cls, table: Table) -> None:
+        name = conv(f"idx_{table.name}_expires")
+        if name not in {index.name for index in table.indexes}:
+            Index(name, table.c.expires_at)
 
 
 class Claim(NamedTuple):

@@ -30,10 +30,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Mapped, Mapper, mapped_column
 from sqlalchemy.sql.functions import FunctionElement
 
-from ..commit_listeners import lineage_of
+from ..commit_listeners import attach, lineage_of
 from ..errors import MappingError
 from ..orm.entity import statements_of
-from ..orm.flush import attach
 from ..row.chunks import chunks
 from ..row.columns import columns_of
 from ..row.sql import effect_id_of

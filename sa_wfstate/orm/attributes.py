@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import PydanticUserError
-from sqlalchemy import Column, event, type_coerce
+from sqlalchemy import Column, type_coerce
 from sqlalchemy.orm import (
     ColumnProperty,
     InstanceState,
@@ -30,7 +30,6 @@ from ..errors import MappingError, PayloadError
 from ..payload.traits import losses
 from ..row.columns import column_of
 from ..row.types import Before, PydanticJSON, Unread, UnreadJSON
-from . import unit_of_work as flush_events  # noqa: F401 - it writes what is tracked
 from .baseline import is_changed, original, read, take_base, track, tracked
 from .refusals import refusing
 from .tracking import hold, touch
@@ -239,16 +238,16 @@ def _marked(
     return get
 
 
-@event.listens_for(object, "attribute_instrument", propagate=True)
-def _instrument(
+def attribute_instrument(
     cls: type[Any], key: str, attribute: InstrumentedAttribute[Any]
-) -> None:
+) -> bool:
+    """Track *attribute* if its column is a PydanticJSON; return whether it is."""
     prop = getattr(attribute.comparator, "prop", None)
     if not isinstance(prop, ColumnProperty):
-        return
+        return False
     column = prop.columns[0]
     if not isinstance(column, Column) or not isinstance(column.type, PydanticJSON):
-        return
+        return False
     _check(cls.__name__, key, column.type)
     manager = manager_of_class(cls)
     track(manager, key, column.type)
@@ -260,11 +259,11 @@ def _instrument(
     if prop.strategy_key == _PLAIN and len(prop.columns) == 1:
         prop.strategy_key = (*_PLAIN, ("sa_wfstate", True))
         prop.strategy = prop._get_strategy(prop.strategy_key)  # noqa: SLF001
+    return True
 
 
-@event.listens_for(Mapper, "after_mapper_constructed")
 @refusing
-def _check_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
+def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     for key, column in mapper.columns.items():
         if isinstance(column.type, PydanticJSON):
             # A class that it refers to may not be defined yet: then when it is used.

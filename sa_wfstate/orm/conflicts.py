@@ -14,9 +14,8 @@ import sys
 from collections import defaultdict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
-from sqlalchemy import Connection, Dialect, ExceptionContext, TwoPhaseTransaction, event
+from sqlalchemy import Connection, ExceptionContext, TwoPhaseTransaction
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
@@ -26,7 +25,7 @@ from ..retry import SERIALIZATION_FAILURE, UNIQUE_VIOLATION, sqlstate
 from ..values.row_version import NOTHING, RowVersion
 from ..values.snapshot import WorkflowSnapshot
 from .criteria import HIDDEN, filtering
-from .write_log import Deed, Entry, existing_ledger, on_first_write, written_on
+from .write_log import Deed, Entry, existing_ledger, written_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -77,8 +76,7 @@ def conflict_of_all(conflicts: Sequence[StateConflict]) -> StateConflict | None:
     return first if first is None else first.together_with(tuple(others))
 
 
-@event.listens_for(Session, "after_soft_rollback")
-def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
+def after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
     ledger = existing_ledger(session)
     if ledger is None:
         return
@@ -203,19 +201,7 @@ def _beside(connection: Connection) -> Connection:
     return beside.execution_options(schema_translate_map=schemas)
 
 
-_attended: WeakSet[Dialect] = WeakSet()
-
-
-def _listen(connection: Connection) -> None:
-    if connection.dialect not in _attended:
-        _attended.add(connection.dialect)
-        event.listen(connection.engine, "handle_error", _commit_refused)
-
-
-on_first_write.append(_listen)
-
-
-def _commit_refused(context: ExceptionContext) -> None:
+def handle_error(context: ExceptionContext) -> None:
     """Translate the serialization failure of a COMMIT that holds workflow rows.
 
     The server's transaction is over by then, so the rows are read in the next one. That
@@ -234,6 +220,8 @@ def _commit_refused(context: ExceptionContext) -> None:
     first: dict[tuple[Statements[Any], str], Entry] = {}
     for entry in written_on(connection):
         first.setdefault((entry.statements, entry.workflow_key), entry)
+    if not first:
+        return
     try:
         lost, unmoved = _judge(list(first.values()))
     except SQLAlchemyError:

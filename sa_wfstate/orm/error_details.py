@@ -9,9 +9,7 @@ of other tables are left as they are. So is ``error.orig.diag``, for who asks fo
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
-from sqlalchemy import Engine, event
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.expression import UpdateBase
 
@@ -21,17 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ExceptionContext
 
 
-_attended: WeakSet[Engine] = WeakSet()
-
-
-def hide_details(engine: Engine) -> None:
-    """Hide what rows hold from the errors of *engine*, if it hides parameters."""
-    if engine.hide_parameters and engine not in _attended:
-        _attended.add(engine)
-        event.listen(engine, "handle_error", _hide)
-
-
-def _hide(context: ExceptionContext) -> None:
+def handle_error(context: ExceptionContext) -> None:
     error, original = context.sqlalchemy_exception, context.original_exception
     if error is None or not _holds_payloads(context.execution_context):
         return

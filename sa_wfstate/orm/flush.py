@@ -7,10 +7,9 @@ before the next statement is sent. Rows that are deleted together are looked at 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import Connection, Table, event, inspect
+from sqlalchemy import Connection, Table, inspect
 from sqlalchemy.orm import (
     InstanceState,
     LoaderCallableStatus,
@@ -22,30 +21,24 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
 
-from ..commit_listeners import CommitListener, _listeners, follow, listeners_of
 from ..errors import PayloadError, VersionNotSeen
 from ..row.keys import check_key
-from ..row.types import Unread
 from ..values.row_version import NOTHING, RowVersion
-from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from .collecting import Unstamped, will_write
+from .commit_feed import follow_flush
 from .entity import statements_of
 from .mixin import WorkflowStateMixin
 from .session_state import flush_of
-from .unit_of_work import on_deletion, settle
+from .unit_of_work import settle
 from .version_guard import effect_id_in, key_of, require_row_counts, seen_of
 from .write_log import (
     Deed,
     Entry,
     Ledger,
     account_of,
-    attend,
     existing_ledger,
     ledger_of,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 
 def _session(state: InstanceState[Any]) -> Session:
@@ -65,19 +58,7 @@ def _note(
     key = "" if _gets_key(state) else key_of(state)
     entry = Entry(deed, statements, key, base, effect_id, account, state)
     ledger.expect(state, entry)
-    attend(connection)
     return entry
-
-
-def _expect_deletion(session: Session, state: InstanceState[Any]) -> None:
-    if issubclass(state.class_, WorkflowStateMixin) and any(
-        each.post_update for each in state.mapper.relationships
-    ):
-        # It is written before any event tells of it.
-        ledger_of(session).check(state)
-
-
-on_deletion.append(_expect_deletion)
 
 
 def _gets_key(state: InstanceState[Any]) -> bool:
@@ -91,8 +72,7 @@ def _gets_key(state: InstanceState[Any]) -> bool:
     return True
 
 
-@event.listens_for(WorkflowStateMixin, "before_insert", propagate=True, raw=True)
-def _before_insert(
+def before_insert(
     _: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
     session = _session(state)
@@ -107,13 +87,12 @@ def _before_insert(
         _note(Deed.INSERT, connection, state, NOTHING)
 
 
-@event.listens_for(WorkflowStateMixin, "before_update", propagate=True, raw=True)
-def _before_update(
+def before_update(
     mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
     likely = will_write(state)
     if not likely and seen_of(state) is None:
-        return  # If another listener changes it, _returned() refuses to write it.
+        return  # If another listener changes it, refresh_flush() refuses to write it.
     _stamp(mapper, state)
     base = ledger_of(_session(state)).check(state)
     entry = _note(Deed.UPDATE, connection, state, base)
@@ -137,8 +116,7 @@ def _stamp(mapper: Mapper[Any], state: InstanceState[Any]) -> None:
         state.committed_state["provenance"] = Unstamped(state, was, stamp)
 
 
-@event.listens_for(WorkflowStateMixin, "before_delete", propagate=True, raw=True)
-def _before_delete(
+def before_delete(
     mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
     session = _session(state)
@@ -198,8 +176,7 @@ def _verify_deletes(
         )
 
 
-@event.listens_for(WorkflowStateMixin, "refresh_flush", propagate=True, raw=True)
-def _returned(
+def refresh_flush(
     state: InstanceState[Any], flush_context: UOWTransaction | None, attributes: Any
 ) -> None:
     """Note that a statement was sent; each but a DELETE sets the version."""
@@ -247,10 +224,9 @@ def _note_post_update(state: InstanceState[Any], version: int) -> Entry:
     return entry
 
 
-@event.listens_for(WorkflowStateMixin, "after_insert", propagate=True, raw=True)
-@event.listens_for(WorkflowStateMixin, "after_update", propagate=True, raw=True)
-@event.listens_for(WorkflowStateMixin, "after_delete", propagate=True, raw=True)
-def _done(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> None:
+def after_write(
+    _: Mapper[Any], connection: Connection, state: InstanceState[Any]
+) -> None:
     entry = ledger_of(_session(state)).pending.get(state)
     if entry is None:
         return
@@ -268,13 +244,12 @@ def _done(_: Mapper[Any], connection: Connection, state: InstanceState[Any]) -> 
     entry.won = True
 
 
-@event.listens_for(Session, "after_flush")
-def _after_flush(session: Session, _: object) -> None:
+def after_flush(session: Session, _: object) -> None:
     ledger = existing_ledger(session)
     if ledger is not None:
         for state in ledger.pending:
             _unmark(state)
-        ledger.flushed()
+        follow_flush(*ledger.flushed())
 
 
 def _unmark(state: InstanceState[Any]) -> None:
@@ -289,170 +264,20 @@ def _unmark(state: InstanceState[Any]) -> None:
             set_committed_value(instance, "provenance", was.was)
 
 
-@event.listens_for(Session, "after_transaction_create")
-def _begun(session: Session, transaction: SessionTransaction) -> None:
+def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
     ledger = existing_ledger(session)
     if ledger is not None and transaction.nested:
         ledger.mark(transaction)
 
 
-@event.listens_for(Session, "after_commit")
-def _committed(session: Session) -> None:
+def after_commit(session: Session) -> None:
     ledger = existing_ledger(session)
     if ledger is not None and not session.in_nested_transaction():
         ledger.forget()
 
 
-@event.listens_for(Session, "after_transaction_end")
-def _ended(session: Session, transaction: SessionTransaction) -> None:
+def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     ledger = existing_ledger(session)
     if ledger is not None and transaction.parent is None:
         ledger.undo(transaction)  # Nothing is left to undo if it was committed.
         ledger.forget()
-
-
-_KEY = "sa_wfstate.side_writes"
-
-
-def attach(entity: type[WorkflowStateMixin[Any]], writer: CommitListener) -> None:
-    """Call *writer* for every commit of *entity* and of its subclasses from now on."""
-    mapper: Mapper[Any] = inspect(entity)
-    if mapper not in _listeners:
-        for name, listener in _LISTENERS.items():
-            event.listen(entity, name, listener, propagate=True, raw=True)
-    if not event.contains(Session, "after_flush", _follow_flush):
-        event.listen(Session, "before_flush", _forget_failed_flush)
-        event.listen(Session, "after_flush", _follow_flush)
-    _listeners[mapper] = (*_listeners.get(mapper, ()), writer)
-
-
-class _Noted(NamedTuple):
-    """A row that a flush may write: its version before, or for a deletion its key."""
-
-    connection: Connection
-    mapper: Mapper[Any]
-    what: Any
-
-
-class _Flushed:
-    """What one flush is writing, by instance.
-
-    Where side writers are attached to a class and to a subclass of it, the events of an
-    instance come twice.
-    """
-
-    def __init__(self) -> None:
-        self.saved: dict[InstanceState[Any], _Noted] = {}
-        self.deleted: dict[InstanceState[Any], _Noted] = {}
-
-
-def _flushed(state: InstanceState[Any]) -> _Flushed | None:
-    session = state.session
-    if session is None:
-        return None
-    flushed: _Flushed = session.info.setdefault(_KEY, _Flushed())
-    return flushed
-
-
-def _note_version_before(
-    mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
-) -> None:
-    flushed, instance = _flushed(state), state.obj()
-    if flushed is not None and instance is not None:
-        flushed.saved[state] = _Noted(connection, mapper, int(instance.version))
-
-
-def _after_write(
-    mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
-) -> None:
-    flushed = _flushed(state)
-    if flushed is not None and state not in flushed.saved:
-        before = state.dict["version"] - 1
-        flushed.saved[state] = _Noted(connection, mapper, before)
-
-
-def _after_delete(
-    mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
-) -> None:
-    flushed = _flushed(state)
-    if flushed is not None:
-        key = state.dict["workflow_key"]
-        flushed.deleted[state] = _Noted(connection, mapper, key)
-
-
-_LISTENERS = {
-    "before_update": _note_version_before,
-    "after_insert": _after_write,
-    "after_update": _after_write,
-    "after_delete": _after_delete,
-}
-
-
-def _snapshot(
-    mapper: Mapper[Any], state: InstanceState[Any], version: int
-) -> WorkflowSnapshot[Any]:
-    """Read the row from its instance; the state is a copy, as from the database."""
-    instance: Any = state.obj()
-    column_type: Any = mapper.columns["state"].type
-    value = state.dict.get("state")
-    if value is None:
-        value = instance.state
-    text = value.text if isinstance(value, Unread) else column_type.dump(value)
-    return WorkflowSnapshot(
-        workflow_key=instance.workflow_key,
-        version=version,
-        state=column_type.load(text),
-        updated_at=instance.updated_at,
-        schema_version=instance.schema_version,
-        provenance=instance.provenance,
-    )
-
-
-def _forget_failed_flush(session: Session, *_: object) -> None:
-    session.info.pop(_KEY, None)  # A flush that failed has left its notes.
-
-
-def _follow_flush(session: Session, *_: object) -> None:
-    flushed: _Flushed | None = session.info.pop(_KEY, None)
-    if flushed is None:
-        return
-    for (connection, mapper), keys in _grouped(flushed.deleted):
-        for writer in listeners_of(mapper):
-            writer.deleted(connection, keys)
-    passed: dict[InstanceState[Any], _Noted] = {}
-    last: dict[InstanceState[Any], _Noted] = {}
-    for state, (connection, mapper, before) in flushed.saved.items():
-        version = _version_of(state)
-        # An UPDATE has counted the version; without one there was nothing to write.
-        if version > before:
-            last[state] = _Noted(connection, mapper, _commit(mapper, state, version))
-        if version > before + 1:
-            commit = _commit(mapper, state, version - 1)
-            passed[state] = _Noted(connection, mapper, commit)
-    for (connection, mapper), commits in _grouped(passed):
-        for writer in listeners_of(mapper):
-            writer.passed(connection, commits)
-    for (connection, mapper), commits in _grouped(last):
-        follow(connection, mapper, commits)
-
-
-def _version_of(state: InstanceState[Any]) -> int:
-    instance: Any = state.obj()
-    return int(instance.version)
-
-
-def _commit(
-    mapper: Mapper[Any], state: InstanceState[Any], version: int
-) -> StateCommitted[Any]:
-    return StateCommitted(
-        state.dict["workflow_key"], version, lambda: _snapshot(mapper, state, version)
-    )
-
-
-def _grouped(
-    noted: dict[InstanceState[Any], _Noted],
-) -> Iterable[tuple[tuple[Connection, Mapper[Any]], list[Any]]]:
-    groups: defaultdict[tuple[Connection, Mapper[Any]], list[Any]] = defaultdict(list)
-    for connection, mapper, what in noted.values():
-        groups[connection, mapper].append(what)
-    return groups.items()

@@ -31,7 +31,7 @@ from typing import (
     overload,
 )
 
-from sqlalchemy import BigInteger, DateTime, Integer, Table, Text, event, func, text
+from sqlalchemy import BigInteger, DateTime, Integer, Table, Text, func, text
 from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr, mapped_column
 from sqlalchemy.orm.attributes import InstrumentedAttribute, instance_state
 
@@ -42,7 +42,6 @@ from ..row.ddl import add_constraints, add_indexes, check_key_references
 from ..row.keys import check_key
 from ..row.types import PydanticJSON
 from ..values.provenance import Provenance
-from . import attributes  # noqa: F401 - it tracks the states
 from .refusals import refusing
 from .version_comparator import compare_effects
 
@@ -213,9 +212,8 @@ def _argument(cls: type[Any], known: dict[Any, Any]) -> Any:
     return None
 
 
-@event.listens_for(WorkflowStateMixin, "after_mapper_constructed", propagate=True)
 @refusing
-def _complete_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
+def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     table = mapper.local_table
     refused = mapper.columns["state"].info.get(_REFUSED)
     if refused is not None:
@@ -271,9 +269,7 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
         )
 
 
-@event.listens_for(WorkflowStateMixin, "before_insert", propagate=True, raw=True)
-@event.listens_for(WorkflowStateMixin, "before_update", propagate=True, raw=True)
-def _stamp(
+def before_save(
     _mapper: Mapper[Any], _connection: Connection, state: InstanceState[Any]
 ) -> None:
     if "workflow_key" in state.committed_state:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, event, select
+from sqlalchemy import select
 from sqlalchemy.schema import ColumnDefault
 
 from ..errors import MappingError, PayloadError, SchemaVersionAhead, WorkflowStateError
@@ -23,6 +23,7 @@ from .refusals import refusing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState, Mapper
 
 
@@ -57,9 +58,8 @@ def skip_unreadable(
             yield instance
 
 
-@event.listens_for(WorkflowStateMixin, "after_mapper_constructed", propagate=True)
 @refusing
-def _complete_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
+def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     if mapper.inherits is not None and not mapper.concrete:
         for name in _DECLARED:
             if name in cls.__dict__:
@@ -74,11 +74,11 @@ def _complete_mapping(mapper: Mapper[Any], cls: type[Any]) -> None:
     column.default = ColumnDefault(payload_schema(mapper).write_version)
 
 
-@event.listens_for(WorkflowStateMixin, "before_insert", propagate=True)
-def _before_insert(
-    mapper: Mapper[Any], _: Connection, target: WorkflowStateMixin[Any]
+def before_insert(
+    mapper: Mapper[Any], _: Connection, state: InstanceState[Any]
 ) -> None:
-    target.schema_version = payload_schema(mapper).write_version
+    instance: Any = state.obj()
+    instance.schema_version = payload_schema(mapper).write_version
 
 
 class _Stored(Follower, int):
@@ -103,8 +103,7 @@ class _Stored(Follower, int):
     __hash__ = int.__hash__
 
 
-@event.listens_for(WorkflowStateMixin, "before_update", propagate=True, raw=True)
-def _before_update(
+def before_update(
     mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
     schema, committed = payload_schema(mapper), state.committed_state
@@ -129,8 +128,7 @@ def _before_update(
     committed["schema_version"] = stored
 
 
-@event.listens_for(WorkflowStateMixin, "after_update", propagate=True, raw=True)
-def _after_update(_: object, __: object, state: InstanceState[Any]) -> None:
+def after_update(_: object, __: object, state: InstanceState[Any]) -> None:
     stored = state.committed_state.get("schema_version")
     if isinstance(stored, _Stored) and is_same(state, "state"):
         del state.committed_state["schema_version"]

@@ -11,35 +11,21 @@ from functools import wraps
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event, inspect
+from sqlalchemy import inspect
 from sqlalchemy.orm import Mapper, Session
 
 from .mixin import WorkflowStateMixin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
-_wrappers: dict[str, Callable[..., Any]] = {}
+def patch_session(wrappers: Mapping[str, Callable[..., Any]]) -> None:
+    """Put *wrappers* around the methods of Session that have their names.
 
-
-def around(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Put the decorated function around the method *name* of Session.
-
-    It is called with that method, the session, and the arguments by their names.
+    Each is called with its method, the session, and the arguments by their names.
     """
-
-    def register(wrapper: Callable[..., Any]) -> Callable[..., Any]:
-        _wrappers[name] = wrapper
-        return wrapper
-
-    return register
-
-
-@event.listens_for(WorkflowStateMixin, "after_mapper_constructed", propagate=True)
-def _wrap(_: Mapper[Any], __: type[Any]) -> None:
-    while _wrappers:
-        name, wrapper = _wrappers.popitem()
+    for name, wrapper in wrappers.items():
         method = Session.__dict__.get(name)  # merge_all() is new in SQLAlchemy 2.1.
         if method is not None:
             setattr(Session, name, _wrapped(method, wrapper))

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event, inspect
+from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import InstanceState, ORMExecuteState, Session
 from sqlalchemy.orm.exc import StaleDataError
@@ -37,7 +37,7 @@ from ..values.row_version import NOTHING, RowVersion
 from .conflicts import conflict_of, conflict_of_all, read_again
 from .entity import statements_of
 from .mixin import WorkflowStateMixin
-from .session_patch import around, workflow_mapper
+from .session_patch import workflow_mapper
 from .tracking import check_unchanged
 from .version_guard import OF_A_BASE, key_of, seen_of, take_over
 
@@ -45,16 +45,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 
-@around("merge")
-def _merge(
+def merge(
     method: Callable[..., Any], session: Session, instance: Any, **options: Any
 ) -> Any:
     with _Merging(session, [instance], options):
         return method(session, instance, **options)
 
 
-@around("merge_all")
-def _merge_all(
+def merge_all(
     method: Callable[..., Any],
     session: Session,
     instances: Iterable[Any],
@@ -65,8 +63,7 @@ def _merge_all(
         return method(session, instances, **options)
 
 
-@event.listens_for(Session, "do_orm_execute")
-def _get_locked(execute: ORMExecuteState) -> Any:
+def do_orm_execute(execute: ORMExecuteState) -> Any:
     """Execute the SELECT of a ``get(…, with_for_update=…)``, and fetch its row."""
     # SQLAlchemy tells by a private option alone that it is going to compare versions.
     if not execute.is_select or not getattr(
@@ -198,16 +195,14 @@ def _carries(state: InstanceState[Any]) -> bool:
     )
 
 
-@event.listens_for(WorkflowStateMixin, "expire", propagate=True, raw=True)
-def _expired(state: InstanceState[Any], attributes: Iterable[str] | None) -> None:
+def expire(state: InstanceState[Any], attributes: Iterable[str] | None) -> None:
     more = _beside(state, attributes)
     if attributes is not None and more and state.persistent:
         session: Any = state.session
         session.expire(state.obj(), [*attributes, *more])
 
 
-@around("refresh")
-def _refresh(
+def refresh(
     method: Callable[..., None],
     session: Session,
     instance: object,

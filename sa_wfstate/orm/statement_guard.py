@@ -32,19 +32,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Delete, Insert, Update, event, inspect
+from sqlalchemy import Delete, Insert, Update, inspect
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import FromStatement, ORMExecuteState, Session
+from sqlalchemy.orm import FromStatement
 
 from ..errors import UnversionedWrite
 from .inserts import check_rows, values_of
 from .mixin import WorkflowStateMixin
-from .session_patch import around, workflow_mapper
+from .session_patch import workflow_mapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sqlalchemy.orm import Mapper
+    from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 
 
 UNVERSIONED: Final = "wfstate_unversioned"
@@ -56,8 +56,7 @@ _NO_RENAME = "create a workflow with the new key and delete the old one"
 _MANY = "use try_commit_many, which checks each row"
 
 
-@event.listens_for(Session, "do_orm_execute")
-def _refuse_unversioned(execute: ORMExecuteState) -> None:
+def do_orm_execute(execute: ORMExecuteState) -> None:
     if execute.is_select:
         return
     mapper, statement = workflow_mapper(execute.bind_mapper), execute.statement
@@ -112,8 +111,7 @@ def _allow(execute: ORMExecuteState, entity: str, what: str) -> None:
         raise UnversionedWrite(entity, what, f"{_MANY}, {_BY_NAME}")
 
 
-@around("bulk_save_objects")
-def _bulk_save(
+def bulk_save_objects(
     method: Callable[..., None],
     session: Session,
     objects: Iterable[object],
@@ -134,8 +132,7 @@ def _bulk_save(
     method(session, objects, **options)
 
 
-@around("bulk_insert_mappings")
-def _bulk_insert(
+def bulk_insert_mappings(
     method: Callable[..., None],
     session: Session,
     mapper: Any,
@@ -149,8 +146,7 @@ def _bulk_insert(
     method(session, mapper, mappings, **options)
 
 
-@around("bulk_update_mappings")
-def _bulk_update(
+def bulk_update_mappings(
     method: Callable[..., None], session: Session, mapper: Any, mappings: Iterable[Any]
 ) -> None:
     workflow = workflow_mapper(mapper)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import event
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import InstanceState, Session, SessionTransactionOrigin
 from sqlalchemy.orm.attributes import flag_dirty, instance_state, set_committed_value
@@ -148,15 +147,13 @@ def altered_in(session: Session) -> MutableMapping[InstanceState[Any], object]:
     return transaction._dirty  # noqa: SLF001
 
 
-@event.listens_for(Session, "before_commit")
-def _before_commit(session: Session) -> None:
+def before_commit(session: Session) -> None:
     # The outermost: a listener may commit a savepoint meanwhile.
     committing = session.get_nested_transaction() or session.get_transaction()
     session.info.setdefault(COMMITTING, committing)
 
 
-@event.listens_for(Session, "after_rollback")
-def _after_rollback(session: Session) -> None:
+def after_rollback(session: Session) -> None:
     """Keep the rollback of a savepoint from expiring what was only looked at."""
     watch = existing_watch(session)
     if watch is None or not session.in_nested_transaction():
@@ -178,17 +175,13 @@ def _committed(session: Session, transaction: SessionTransaction) -> None:
         session.info.pop(COMMITTING, None)
 
 
-@event.listens_for(Session, "after_soft_rollback")
-def _after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
+def after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
     _committed(session, transaction)
     if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
         end_flush(session)
 
 
-@event.listens_for(Session, "after_transaction_create")
-def _after_transaction_create(
-    session: Session, transaction: SessionTransaction
-) -> None:
+def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
     watch = existing_watch(session)
     if watch is not None and transaction.parent is None:
         for state in watch.known:
@@ -199,8 +192,7 @@ def _after_transaction_create(
         watch.flag()
 
 
-@event.listens_for(Session, "after_transaction_end")
-def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     boundary = transaction.parent is None or transaction.nested
     watch = existing_watch(session)
     _committed(session, transaction)
@@ -216,8 +208,6 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
         watch.held.clear()
 
 
-@event.listens_for(Session, "detached_to_persistent")
-def _attached(_: Session, instance: object) -> None:
-    state: InstanceState[Any] = instance_state(instance)
+def detached_to_persistent(_: Session, state: InstanceState[Any]) -> None:
     for key in state.info.get(BASES, ()):
-        hold(state, instance, key)
+        hold(state, state.obj(), key)

@@ -10,38 +10,31 @@ from __future__ import annotations
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
 from sqlalchemy.orm import InstanceState, Session, SessionTransactionOrigin
 from sqlalchemy.orm.attributes import flag_dirty
 
 from ..row.types import Unread
 from .baseline import Base, bases_of, is_changed, tracked
 from .collecting import Kept, prepare_insert, prepare_update
+from .mixin import WorkflowStateMixin
 from .session_state import begin_flush, end_flush, existing_watch, flush_of, watch_of
 from .tracking import COMMITTING, altered_in
+from .write_log import ledger_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sqlalchemy.orm import SessionTransaction, UOWTransaction
 
     from .session_state import Flush, Watch
 
 
-on_deletion: list[Callable[[Session, InstanceState[Any]], None]] = []
-"""Called with each instance that a flush is about to delete, before any other event."""
-
-
-@event.listens_for(Session, "before_flush")
-def _before_flush(
+def before_flush(
     session: Session, flush_context: UOWTransaction, objects: object
 ) -> None:
     end_flush(session)  # One that failed before it had a transaction to roll back.
     begin_flush(session, flush_context, partial=bool(objects))
 
 
-@event.listens_for(Session, "after_transaction_create")
-def _begun(session: Session, transaction: SessionTransaction) -> None:
+def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
     flush = flush_of(session)
     if (
         flush is None
@@ -64,14 +57,21 @@ def _look(session: Session, flush: Flush, context: UOWTransaction) -> None:
     """Find out what is going to be written: behind every listener of before_flush."""
     for state, (is_deleted, _) in list(context.states.items()):
         if is_deleted:
-            for look in on_deletion:
-                look(session, state)
+            _expect_deletion(session, state)
         elif state.key is None and tracked(state):
             watch_of(session)
             prepare_insert(state, flush.written)
     watch = existing_watch(session)
     if watch is not None and watch.held:
         _look_at_held(watch, session, flush, context)
+
+
+def _expect_deletion(session: Session, state: InstanceState[Any]) -> None:
+    if issubclass(state.class_, WorkflowStateMixin) and any(
+        each.post_update for each in state.mapper.relationships
+    ):
+        # It is written before any event tells of it.
+        ledger_of(session).check(state)
 
 
 def _look_at_held(
@@ -114,8 +114,7 @@ def settle(state: InstanceState[Any]) -> None:
                 flush.settled.setdefault((state, key), settled)
 
 
-@event.listens_for(Session, "after_flush")
-def _after_flush(session: Session, _: object) -> None:
+def after_flush(session: Session, _: object) -> None:
     watch, flush = existing_watch(session), flush_of(session)
     if watch is None or flush is None:
         return
@@ -130,8 +129,7 @@ def _after_flush(session: Session, _: object) -> None:
             watch.held[state] = instance
 
 
-@event.listens_for(Session, "after_flush_postexec")
-def _after_flush_postexec(session: Session, _: object) -> None:
+def after_flush_postexec(session: Session, _: object) -> None:
     watch, flush = existing_watch(session), flush_of(session)
     end_flush(session)
     if watch is None or flush is None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_core import from_json
-from sqlalchemy import Connection, event
 from sqlalchemy.orm.attributes import set_committed_value
 
 from ..errors import MappingError, VersionNotSeen
 from ..row.types import Unread
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
-from .mixin import WorkflowStateMixin
 from .version_comparator import Expected
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState
 
 
@@ -59,15 +58,13 @@ def take_over(state: InstanceState[Any], other: InstanceState[Any]) -> None:
     state.info[_KEY] = other.info.get(_KEY)
 
 
-@event.listens_for(WorkflowStateMixin, "load", propagate=True, raw=True)
-def _loaded(state: InstanceState[Any], _: object) -> None:
+def load(state: InstanceState[Any], _: object) -> None:
     values = state.dict
     if "version" in values or "state" in values:
         _see(state, values)
 
 
-@event.listens_for(WorkflowStateMixin, "refresh", propagate=True, raw=True)
-def _refreshed(state: InstanceState[Any], _: object, attributes: Any | None) -> None:
+def refresh(state: InstanceState[Any], _: object, attributes: Any | None) -> None:
     values = state.dict
     # A load in part leaves behind what it defers, as it was, and how to load it.
     deferred = OF_A_BASE & values.keys() & state.callables.keys()

@@ -17,13 +17,12 @@ from __future__ import annotations
 from enum import Enum, auto
 from itertools import chain
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary, ref
 
-from sqlalchemy import Connection, Engine, RootTransaction, Table, event, inspect
+from sqlalchemy import Connection, Engine, RootTransaction, Table, inspect
 from sqlalchemy.orm.attributes import set_committed_value
 
 from ..values.row_version import RowVersion
-from .error_details import hide_details
 from .version_comparator import Expected
 from .version_guard import expect_seen, saw
 
@@ -170,23 +169,7 @@ def written_on(connection: Connection) -> list[Entry]:
     return account_of(connection).entries
 
 
-on_first_write: list[Callable[[Connection], None]] = []
-"""Called when a session is about to write its first workflow row on a connection."""
-
-_attended: WeakSet[Engine] = WeakSet()
-
-
-def _listen(connection: Connection) -> None:
-    if connection.engine not in _attended:
-        _attended.add(connection.engine)
-        event.listen(connection.engine, "rollback_savepoint", _rolled_back)
-
-
-on_first_write.append(_listen)
-on_first_write.append(lambda connection: hide_details(connection.engine))
-
-
-def _rolled_back(connection: Connection, name: str, _: object) -> None:
+def rollback_savepoint(connection: Connection, name: str, _: object) -> None:
     account_of(connection).undo(name)
 
 
@@ -225,15 +208,20 @@ class Ledger:
         """Note what a flush is about to do to the row of *state*."""
         self.pending[state] = entry
 
-    def flushed(self) -> None:
-        """Move what is pending to what is written: the flush has succeeded."""
+    def flushed(self) -> tuple[list[Entry], list[Entry]]:
+        """Move what is pending to what is written: the flush has succeeded.
+
+        Returns the writes that were passed, and the last ones.
+        """
         pending = self.pending.values()
         sent = [e for e in pending if e.sent or e.deed is not Deed.UPDATE]
-        entries = [*self.passed, *sent]
+        passed = self.passed.copy()
+        entries = [*passed, *sent]
         for account in dict.fromkeys(entry.account for entry in entries):
             own = [entry for entry in entries if entry.account is account]
             self.wrote(account, Page(own))
         self._end_flush()
+        return passed, sent
 
     def passes(self, entry: Entry) -> RowVersion:
         """Note that a flush is going to write a row again, and return what it holds."""
@@ -335,7 +323,6 @@ def record(
         ]
 
     ledger.wrote(account, Page(make()) if held else Page([], make))
-    attend(connection)
 
 
 def ledger_of(session: Session) -> Ledger:
@@ -350,9 +337,3 @@ def existing_ledger(session: Session) -> Ledger | None:
     """Return the ledger of *session*, None if it never wrote a workflow row."""
     ledger: Ledger | None = session.info.get(_KEY)
     return ledger
-
-
-def attend(connection: Connection) -> None:
-    """Listen to what happens to *connection*, which writes workflow rows."""
-    for listen in on_first_write:
-        listen(connection)

@@ -30,7 +30,6 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
-    event,
     func,
     insert,
     inspect,
@@ -38,9 +37,10 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.orm import Mapped, Mapper, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.elements import conv
 
+from ..row.auxiliary import AuxiliaryTable
 from ..row.names import check_texts, naming_rows
 from ..row.types import PydanticJSON
 from ..store.connections import Connections
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from ..values.snapshot import StateCommitted, WorkflowSnapshot
 
 
-class IntentMixin:
+class IntentMixin(AuxiliaryTable):
     """The columns of an outbox, for a mapped class of the application's own.
 
     The index on ``due_at`` that the dispatcher needs comes along.
@@ -93,15 +93,12 @@ class IntentMixin:
 
     last_error: Mapped[str | None] = mapped_column(Text, sort_order=-20)
 
-
-@event.listens_for(IntentMixin, "after_mapper_constructed", propagate=True)
-def _add_index(mapper: Mapper[Any], _: type[Any]) -> None:
-    table = mapper.local_table
-    assert isinstance(table, Table)  # noqa: S101
-    name = conv(f"idx_{table.name}_due")
-    if name not in {index.name for index in table.indexes}:
-        alive = table.c.dead_at.is_(None)
-        Index(name, table.c.due_at, postgresql_where=alive, sqlite_where=alive)
+    @classmethod
+    def _complete_table(cls, table: Table) -> None:
+        name = conv(f"idx_{table.name}_due")
+        if name not in {index.name for index in table.indexes}:
+            alive = table.c.dead_at.is_(None)
+            Index(name, table.c.due_at, postgresql_where=alive, sqlite_where=alive)
 
 
 def store_intents(

@@ -46,9 +46,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, mapped_column
 
+from ..commit_listeners import attach
 from ..errors import MappingError
 from ..orm.entity import statements_of
-from ..orm.flush import attach
 from ..row.chunks import chunks
 from ..row.names import check_texts, naming_rows
 from ..row.types import PydanticJSON

@@ -12,11 +12,8 @@ from sqlalchemy.exc import DBAPIError
 
 from .._concurrency import refuse_async
 from ..errors import WorkflowNotFound
-from ..orm import flush as flushes  # noqa: F401 - they listen
-from ..orm import stale_loads  # noqa: F401 - they listen
 from ..orm.criteria import filtering, read_visible
 from ..orm.entity import statements_of
-from ..orm.error_details import hide_details
 from ..orm.mixin import WorkflowStateMixin
 from ..row.keys import check_key
 from ..values.write import Batch
@@ -119,9 +116,7 @@ def try_commit(
 def connection_of(session: Session, statements: Statements[Any]) -> Connection:
     """Return the connection on which *session* reads and writes these rows."""
     refuse_async(session)
-    connection = session.connection(bind_arguments={"mapper": statements.mapper})
-    hide_details(connection.engine)
-    return connection
+    return session.connection(bind_arguments={"mapper": statements.mapper})
 
 
 def read(

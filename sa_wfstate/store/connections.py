@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 from .._concurrency import refuse_async, refuse_sync
 from ..commit_listeners import listeners_of
 from ..orm.criteria import filtering
-from ..orm.error_details import hide_details
+from ..orm.events import attend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ class Connections:
     def __init__(self, bind: Engine | sessionmaker[Any], mapper: Mapper[Any]) -> None:
         refuse_async(bind)
         if isinstance(bind, Engine):
-            hide_details(bind)
+            attend(bind)
         self._bind = bind
         self._mapper = mapper
         self._filtering: dict[Connection, Session] = {}
@@ -79,7 +79,6 @@ class Connections:
                 connection = session.connection(
                     bind_arguments={"mapper": self._mapper}, execution_options=options
                 )
-                hide_details(connection.engine)
                 around = self._filtering.get(connection)
                 try:
                     if filtering(session):

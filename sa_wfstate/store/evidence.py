@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, text
 from sqlalchemy.sql import functions, visitors
 from sqlalchemy.sql.elements import (
     ColumnClause,
@@ -29,6 +29,7 @@ from sqlalchemy.sql.elements import (
 from sqlalchemy.sql.expression import SelectBase, UpdateBase
 
 from ..commit_listeners import KeepsEffects, listeners_of
+from ..orm.events import off_statement, on_statement
 from ..orm.write_log import Deed, Entry, written_on
 from ..values.row_version import RowVersion
 from .connections import limit_lock_waits
@@ -82,7 +83,7 @@ class Evidence:
         self._engine = connection.engine
         options = connection.get_execution_options()
         self._schemas = options.get("schema_translate_map")
-        event.listen(connection, "before_cursor_execute", self._note)
+        on_statement(connection, self._note)
 
     def _note(self, _: object, __: object, statement: str, *rest: Any) -> None:
         compiled = rest[1].compiled
@@ -90,8 +91,7 @@ class Evidence:
 
     def stop(self) -> None:
         """Take no more notes."""
-        if event.contains(self._connection, "before_cursor_execute", self._note):
-            event.remove(self._connection, "before_cursor_execute", self._note)
+        off_statement(self._connection, self._note)
 
     def take(self) -> bool:
         """Note what will tell; return False if the connection has no transaction."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from tenacity import Retrying, retry_if_exception
 
 from .._concurrency import Blocking, Waiting, refuse_async
 from ..errors import OutcomeUnknown
+from ..orm.events import on_begin, on_commit
 from ..retry import READ_ONLY_TRANSACTION, ErrorKind, RetryPolicy, classify, sqlstate
 from .evidence import Evidence, Verdict
 
@@ -93,12 +94,12 @@ class _Attempt:
 
     def make(self, fn: Callable[[Session], T]) -> T:
         session = self._session
-        event.listen(session, "after_begin", self._begun)
+        on_begin(session, self._begun)
         try:
             with session:
                 result: T = self._waiting.call(fn, session)
                 # After the listeners that are there already, which may write.
-                event.listen(session, "before_commit", self._prepare)
+                on_commit(session, self._prepare)
                 session.commit()
         except Exception as error:
             self._leave_standby(error)

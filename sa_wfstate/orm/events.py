@@ -1,0 +1,180 @@
+"""Every event of SQLAlchemy that the package listens to, in the order of the calls.
+
+The listeners of mappings and of their rows are registered when the package is imported,
+those of Session when the first class is mapped that has a PydanticJSON column, and so
+with the first workflow class. What an engine, a session or a connection needs beyond
+that is registered by the functions at the end.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import InstrumentedAttribute, Mapper, Session
+
+from ..row import auxiliary
+from ..row.auxiliary import AuxiliaryTable
+from ..row.types import PydanticJSON
+from . import (
+    attributes,
+    conflicts,
+    error_details,
+    flush,
+    mixin,
+    schema_version,
+    stale_loads,
+    statement_guard,
+    tracking,
+    unit_of_work,
+    version_guard,
+    write_log,
+)
+from .mixin import WorkflowStateMixin as Workflow
+from .session_patch import patch_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _attribute_instrument(
+    cls: type[Any], key: str, attribute: InstrumentedAttribute[Any]
+) -> None:
+    if attributes.attribute_instrument(cls, key, attribute):
+        _listen_to_sessions()
+
+
+def _class_mapped(mapper: Mapper[Any], _: type[Any]) -> None:
+    if any(isinstance(column.type, PydanticJSON) for column in mapper.columns):
+        _listen_to_sessions()
+
+
+def _workflow_mapped(_: Mapper[Any], __: type[Any]) -> None:
+    _patch_sessions()
+
+
+def _after_begin(_: Session, __: object, connection: Connection) -> None:
+    attend(connection.engine)
+
+
+MAPPED: Final = "after_mapper_constructed"
+BEGUN: Final = "after_transaction_create"
+ALL: Final = {"propagate": True}
+RAW: Final = {"propagate": True, "raw": True}
+# Also before the listeners that the application has registered by then.
+FIRST: Final = {"insert": True}
+
+LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...]] = (
+    # A class is mapped.
+    (object, "attribute_instrument", _attribute_instrument, ALL),
+    (Mapper, MAPPED, attributes.after_mapper_constructed, {}),
+    (Mapper, MAPPED, _class_mapped, {}),
+    (Workflow, MAPPED, mixin.after_mapper_constructed, ALL),
+    (Workflow, MAPPED, _workflow_mapped, ALL),
+    (Workflow, MAPPED, schema_version.after_mapper_constructed, ALL),
+    (AuxiliaryTable, MAPPED, auxiliary.after_mapper_constructed, ALL),
+    # A transaction begins.
+    (Session, BEGUN, tracking.after_transaction_create, FIRST),
+    (Session, "after_begin", _after_begin, FIRST),
+    # A row is loaded, refreshed, expired or attached.
+    (Session, "do_orm_execute", statement_guard.do_orm_execute, FIRST),
+    (Session, "do_orm_execute", stale_loads.do_orm_execute, FIRST),
+    (Workflow, "load", version_guard.load, RAW),
+    (Workflow, "refresh", version_guard.refresh, RAW),
+    (Workflow, "expire", stale_loads.expire, RAW),
+    (Session, "detached_to_persistent", tracking.detached_to_persistent, FIRST | RAW),
+    # A flush: its transaction begins behind every listener of before_flush.
+    (Session, "before_flush", unit_of_work.before_flush, FIRST),
+    (Session, BEGUN, unit_of_work.after_transaction_create, FIRST),
+    (Session, BEGUN, flush.after_transaction_create, FIRST),
+    (Workflow, "before_insert", mixin.before_save, RAW),
+    (Workflow, "before_insert", schema_version.before_insert, RAW),
+    (Workflow, "before_insert", flush.before_insert, RAW),
+    (Workflow, "before_update", mixin.before_save, RAW),
+    (Workflow, "before_update", schema_version.before_update, RAW),
+    (Workflow, "before_update", flush.before_update, RAW),
+    (Workflow, "refresh_flush", flush.refresh_flush, RAW),
+    (Workflow, "after_insert", flush.after_write, RAW),
+    (Workflow, "after_update", schema_version.after_update, RAW),
+    (Workflow, "after_update", flush.after_write, RAW),
+    (Workflow, "before_delete", flush.before_delete, RAW),
+    (Workflow, "after_delete", flush.after_write, RAW),
+    (Session, "after_flush", unit_of_work.after_flush, FIRST),
+    (Session, "after_flush", flush.after_flush, FIRST),
+    (Session, "after_flush_postexec", unit_of_work.after_flush_postexec, FIRST),
+    # A transaction ends.
+    (Session, "before_commit", tracking.before_commit, FIRST),
+    (Session, "after_commit", flush.after_commit, FIRST),
+    (Session, "after_rollback", tracking.after_rollback, FIRST),
+    (Session, "after_soft_rollback", tracking.after_soft_rollback, FIRST),
+    (Session, "after_soft_rollback", conflicts.after_soft_rollback, FIRST),
+    (Session, "after_transaction_end", tracking.after_transaction_end, FIRST),
+    (Session, "after_transaction_end", flush.after_transaction_end, FIRST),
+)
+
+METHODS: Final[dict[str, Callable[..., Any]]] = {
+    "merge": stale_loads.merge,
+    "merge_all": stale_loads.merge_all,
+    "refresh": stale_loads.refresh,
+    "bulk_save_objects": statement_guard.bulk_save_objects,
+    "bulk_insert_mappings": statement_guard.bulk_insert_mappings,
+    "bulk_update_mappings": statement_guard.bulk_update_mappings,
+}
+"""The methods of Session that send no event: what is put around them."""
+
+
+def listen_to_mappings() -> None:
+    """Listen to what happens to mapped classes and their rows."""
+    for target, name, listener, options in LISTENERS:
+        if target is not Session:
+            event.listen(target, name, listener, **options)
+
+
+@cache
+def _listen_to_sessions() -> None:
+    for target, name, listener, options in reversed(LISTENERS):
+        if target is Session:
+            event.listen(target, name, listener, **options)
+
+
+@cache
+def _patch_sessions() -> None:
+    patch_session(METHODS)
+
+
+_engines: WeakSet[Engine] = WeakSet()
+
+
+def attend(engine: Engine) -> None:
+    """Listen to the errors and to the savepoints of *engine*."""
+    if engine in _engines:
+        return
+    _engines.add(engine)
+    # Several engines may share a dialect, which is listened to once.
+    if engine.hide_parameters:
+        event.listen(engine.dialect, "handle_error", error_details.handle_error)
+    event.listen(engine.dialect, "handle_error", conflicts.handle_error)
+    event.listen(engine, "rollback_savepoint", write_log.rollback_savepoint)
+
+
+def on_begin(session: Session, listener: Callable[..., None]) -> None:
+    """Call *listener* when *session* begins a transaction on a connection."""
+    event.listen(session, "after_begin", listener)
+
+
+def on_commit(session: Session, listener: Callable[[Session], None]) -> None:
+    """Call *listener* before *session* commits, behind those there are already."""
+    event.listen(session, "before_commit", listener)
+
+
+def on_statement(connection: Connection, listener: Callable[..., None]) -> None:
+    """Call *listener* before *connection* executes a statement."""
+    event.listen(connection, "before_cursor_execute", listener)
+
+
+def off_statement(connection: Connection, listener: Callable[..., None]) -> None:
+    """Undo on_statement()."""
+    if event.contains(connection, "before_cursor_execute", listener):
+        event.remove(connection, "before_cursor_execute", listener)
