@@ -19,9 +19,9 @@ that a row of any age can be read. :class:`Upcaster` adds the same step in SQL.
 While two releases run side by side, the new one can go on writing the old shape, with
 ``__write_schema_version__`` and ``__downcasters__``, one step per version down.
 
-A payload whose row is at the current version crosses the driver as it is, with or
-without the key of its row after it. Any other comes as *marked* text: after a ``v``,
-the JSON list of its schema version, its key (or null) and itself.
+A payload crosses the driver as it is, or as *marked* text: after a ``v``, the JSON list
+of its schema version, the key of its row (or null) and itself. A payload at another
+version than the current one is always marked.
 """
 
 from __future__ import annotations
@@ -41,15 +41,10 @@ if TYPE_CHECKING:
 
 Step = Callable[[Any], Any]
 
+_decode = json.JSONDecoder().raw_decode
+
 MARK: Final = "v"
 """What a marked text starts with; no JSON does."""
-
-BEFORE_KEY: Final = "\x1f"
-"""What comes between a plain text and the key of its row; no JSON holds it."""
-
-MIXED: Final = 0
-"""The schema version of what stands for rows of several versions."""
-
 
 STORED_TWICE: Final = (
     "is a JSON string that holds JSON: a connection's JSON codec has encoded it twice; "
@@ -133,19 +128,15 @@ class PayloadSchema:
         Raises SchemaVersionAhead if it is newer than the code.
         """
         if not text.startswith(MARK):
-            return text.partition(BEFORE_KEY)[0]
-        schema_version, workflow_key, data = from_json(text[len(MARK) :])
-        if schema_version == MIXED:
-            problem = (
-                "is the same in rows of several schema versions, in each of which it "
-                "means something else; group by schema_version as well"
-            )
-            raise PayloadError(self.name_of(None, workflow_key), "", problem)
+            return text
+        schema_version, workflow_key, payload = _unmark(text)
+        if schema_version == self.version:
+            return payload
         if schema_version > self.version:
             raise SchemaVersionAhead(
                 self.entity, workflow_key, schema_version, self.version
             )
-        return self.upcast(data, schema_version, workflow_key)
+        return self.upcast(from_json(payload), schema_version, workflow_key)
 
     def mark(self, text: str, schema_version: int | None, workflow_key: str) -> str:
         """Mark *text* of a row at *schema_version*, unless it is marked or current."""
@@ -155,10 +146,7 @@ class PayloadSchema:
 
     def version_of(self, text: str) -> int:
         """Return the schema version of a *text* that may be marked."""
-        if not text.startswith(MARK):
-            return self.version
-        version: int = from_json(text[len(MARK) :])[0]
-        return version
+        return _unmark(text)[0] if text.startswith(MARK) else self.version
 
     def write(self, text: str) -> str:
         """Return *text*, JSON of the current shape, in the shape that is stored."""
@@ -188,8 +176,8 @@ class PayloadSchema:
     def where(self, text: str) -> str:
         """Name the state in *text*; also its row, if the text is marked."""
         if not text.startswith(MARK):
-            return self.name_of(self.version, text.partition(BEFORE_KEY)[2] or None)
-        schema_version, workflow_key, _ = from_json(text[len(MARK) :])
+            return self.name_of(self.version, None)
+        schema_version, workflow_key, _ = _unmark(text)
         return self.name_of(schema_version, workflow_key)
 
     def name_of(self, schema_version: int | None, workflow_key: str | None) -> str:
@@ -219,6 +207,14 @@ class PayloadSchema:
             if is_stored_twice(data):
                 problem = STORED_TWICE
             raise PayloadError(where, "", problem) from error
+
+
+def _unmark(text: str) -> tuple[int, Any, str]:
+    """Return schema version, workflow key and JSON of the marked *text*."""
+    start = len(MARK) + 1
+    comma = text.index(",", start)
+    workflow_key, end = _decode(text, comma + 1)
+    return int(text[start:comma]), workflow_key, text[end + 1 : -1]
 
 
 def is_stored_twice(data: object) -> bool:

@@ -1,12 +1,8 @@
-"""The text of a JSON column, as SQL selects it, and JSON from a text that is bound.
+"""A JSON column as text in SQL: how it is selected, and how a text is bound.
 
-A state whose row is at the current schema version comes as its plain text, with the key
-of the row after it; any other one as the marked text of
-:mod:`sa_wfstate.payload.schema_versions`.
-
-What is selected depends on the query. One that groups rows has several in one: they are
-named by one of them, and must all be of one schema version. In one that drops rows
-which are alike (DISTINCT, UNION) no key is added, or none would be alike.
+The state of a row is selected with the row's schema version and key, as the marked text
+of :mod:`sa_wfstate.payload.schema_versions`. For the ORM, which has the key, the state
+of a row at the current version is selected as plain text.
 """
 
 from __future__ import annotations
@@ -14,7 +10,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import CompoundSelect, Label, TypeCoerce, literal_column, type_coerce
+from sqlalchemy import (
+    CompoundSelect,
+    Label,
+    Select,
+    TypeCoerce,
+    case,
+    literal_column,
+    type_coerce,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.ext.compiler import compiles
@@ -23,7 +27,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import JSON, String, Text, TypeDecorator
 
 from ..errors import MappingError, PayloadError
-from ..payload.schema_versions import BEFORE_KEY, MARK, MIXED
+from ..payload.schema_versions import MARK
 from .columns import column_of
 
 if TYPE_CHECKING:
@@ -101,87 +105,69 @@ class JSONText(TypeDecorator[str]):
         return FromText(type_coerce(bindparam, Text()))
 
 
-class AsMarkedText(AsText):
-    """The same for a state: plain text only if its row is at the current version.
+class MarkedText(AsText):
+    """The marked text of a state.
 
-    Of the other rows it is the marked text of
-    :mod:`sa_wfstate.payload.schema_versions`. Its clauses are the state, the row's
-    schema_version, the current version, and the row's workflow_key where it is there.
+    Its clauses are the state and the schema_version of its row, and the workflow_key if
+    it is known. It is made when a statement is compiled, so no cache key includes it.
     """
 
-    inherit_cache = True
-    names_row = False
+    inherit_cache = False
+
+    def __init__(self, entity: str, *clauses: Any, alone: bool) -> None:
+        super().__init__(*clauses)
+        self.entity = entity
+        self.alone = alone
+        """The state is selected as a column, not with its entity."""
 
 
-class AsNamedText(AsMarkedText):
-    """The same, for a query that may not select the key: plain text tells it, too."""
-
-    inherit_cache = True
-    names_row = True
+@compiles(MarkedText)
+def _marked(element: MarkedText, compiler: SQLCompiler, **kw: Any) -> str:
+    return _list(element, compiler, "json_quote({})", kw)
 
 
-@compiles(AsMarkedText)
-def _plain_marked_text(element: AsMarkedText, compiler: SQLCompiler, **kw: Any) -> str:
-    return _marked(element, compiler, "{}", "json_quote({})", "char", kw)
+@compiles(MarkedText, "postgresql")
+def _marked_on_postgresql(element: MarkedText, compiler: SQLCompiler, **kw: Any) -> str:
+    return _list(element, compiler, "CAST(to_jsonb({}) AS TEXT)", kw)
 
 
-@compiles(AsMarkedText, "postgresql")
-def _cast_to_marked_text(
-    element: AsMarkedText, compiler: SQLCompiler, **kw: Any
+def _list(
+    element: MarkedText, compiler: SQLCompiler, as_json: str, kw: dict[str, Any]
 ) -> str:
-    as_json = "CAST(to_jsonb({}) AS TEXT)"
-    return _marked(element, compiler, "CAST({} AS TEXT)", as_json, "chr", kw)
-
-
-def _marked(
-    element: AsMarkedText,
-    compiler: SQLCompiler,
-    as_text: str,
-    as_json: str,
-    character: str,
-    kw: dict[str, Any],
-) -> str:
-    state, version, current, *keys = (
+    state, version, *keys = (
         compiler.process(clause, **kw) for clause in element.clauses.clauses
     )
-    if _drops_rows(compiler):
-        keys = []
-    if _groups_rows(compiler):
-        lowest, highest = f"min({version})", f"max({version})"
-        version = f"CASE WHEN {lowest} = {highest} THEN {lowest} ELSE {MIXED} END"
-        keys = [f"min({key})" for key in keys]
-    text = as_text.format(state)
-    as_key = as_json.format(keys[0]) if keys else "'null'"
-    items = " || ',' || ".join((as_text.format(version), as_key, text))
-    marked = f"'{MARK}[' || {items} || ']'"
-    if element.names_row and keys:
-        text = f"{text} || {character}({ord(BEFORE_KEY)}) || {keys[0]}"
-    return f"CASE WHEN {version} = {current} THEN {text} ELSE {marked} END"
+    if element.alone and any(_compares(e, state, compiler) for e in compiler.stack):
+        raise MappingError(
+            element.entity,
+            "its state cannot be selected with DISTINCT, GROUP BY or UNION, which "
+            "compare it as it is stored, in the shape of any schema version; select "
+            "the entity, or the plain JSON, with cast(…, JSONB)",
+        )
+    key = as_json.format(keys[0]) if keys else "'null'"
+    items = f"CAST({version} AS TEXT) || ',' || {key} || ',' || CAST({state} AS TEXT)"
+    return f"'{MARK}[' || {items} || ']'"
 
 
-def _drops_rows(compiler: SQLCompiler) -> bool:
-    """Say whether rows are compared as they are selected."""
-    for entry in compiler.stack:
-        query: Any = entry["selectable"]
-        if isinstance(query, CompoundSelect):
-            if query.keyword.value != "UNION ALL":
-                return True
-        elif getattr(query, "_distinct", False) and not query._distinct_on:  # noqa: SLF001
-            return True
-    return False
-
-
-def _groups_rows(compiler: SQLCompiler) -> bool:
-    query: Any = compiler.current_executable
-    return bool(getattr(query, "_group_by_clauses", ()))
+def _compares(entry: Any, state: str, compiler: Any) -> bool:
+    """Return whether the query in *entry* compares rows by the column *state*."""
+    query = entry["selectable"]
+    if isinstance(query, CompoundSelect):
+        return query.keyword.value != "UNION ALL"
+    if not isinstance(query, Select):
+        return False
+    distinct = compiler.get_select_precolumns(query)
+    grouped = compiler.group_by_clause(query).removeprefix(" GROUP BY ")
+    return distinct.strip() == "DISTINCT" or state in grouped.split(", ")
 
 
 def state_text(
-    column: ColumnElement[Any], schema: PayloadSchema, *, names_row: bool
-) -> AsText:
+    column: ColumnElement[Any], schema: PayloadSchema, *, alone: bool
+) -> ColumnElement[Any]:
     """Return the text of the state in *column*.
 
-    Raises MappingError unless the schema_version of its row is there, too.
+    *alone* marks each text. Raises MappingError unless the row's schema_version is
+    selected, too, and if the query compares states that are selected *alone*.
     """
     inner: Any = column
     while isinstance(inner, (Label, TypeCoerce)):
@@ -206,9 +192,12 @@ def state_text(
             "as well, and workflow_key to have it named in errors; of an expression "
             "select the plain JSON, with type_coerce(…, JSONB)",
         )
+    keys = [] if key is None else [key]
+    marked = MarkedText(schema.entity, column, version, *keys, alone=alone)
+    if alone:
+        return marked
     current: ColumnElement[int] = literal_column(str(schema.version))
-    kind = AsNamedText if names_row else AsMarkedText
-    return kind(column, version, current, *([] if key is None else [key]))
+    return case((version == current, AsText(column)), else_=marked)
 
 
 def json_of(dialect: Dialect) -> TypeEngine[Any]:

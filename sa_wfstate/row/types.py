@@ -110,7 +110,7 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     impl = JSONB
     cache_ok = True
     comparator_factory = _Comparator
-    _names_row = True
+    _selected_alone = True
     column_name: str | None = None
     """The mapped class and the column, as errors name them, where they are known."""
 
@@ -202,9 +202,12 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
         return lambda value: quote(self.stored(encode(value)))
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        schema, text = self.payload_schema, AsText(column)
-        if schema is not None:
-            text = state_text(column, schema, names_row=self._names_row)
+        schema = self.payload_schema
+        text: ColumnElement[Any] = (
+            AsText(column)
+            if schema is None
+            else state_text(column, schema, alone=self._selected_alone)
+        )
         # Coerced back to this type, or the cast's own type would process the result.
         return type_coerce(text, self)
 
@@ -266,7 +269,7 @@ class UnreadJSON(PydanticJSON[Any]):
     """The same column for the ORM, which builds a value when it is first asked for."""
 
     cache_ok = True
-    _names_row = False  # The instance has its key.
+    _selected_alone = False  # The instance has its key.
 
     def result_processor(
         self, dialect: Dialect, coltype: object
