@@ -84,7 +84,7 @@ def _upcast(engine: Engine, entity: Any, options: argparse.Namespace) -> int:
         if not schema.write_version <= version <= schema.version
     }
     for version, count in left.items():
-        note = ", newer than this code" if version > schema.version else ""
+        note = ", newer than this code" if schema.is_ahead(version) else ""
         _say(f"left as they are: {count:,} {_rows(count)} at version {version}{note}")
     return 1 if left or report.failures else 0
 
@@ -99,7 +99,7 @@ def _rows(count: int) -> str:
 
 
 def _note(version: int, schema: Any) -> str:
-    if version > schema.version:
+    if schema.is_ahead(version):
         return ", newer than this code"
     if version < schema.write_version:
         return f", to become version {schema.write_version}"

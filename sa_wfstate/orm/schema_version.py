@@ -119,7 +119,7 @@ def before_update(
     stored = _Stored(found if isinstance(found, int) else 0)
     stored.state, stored.known = state, isinstance(found, int)
     stored.ahead = None
-    if stored > schema.version:
+    if schema.is_ahead(stored):
         key: Any = state.identity[0]  # type: ignore[index]
         name = mapper.class_.__name__
         stored.ahead = SchemaVersionAhead(name, key, int(stored), schema.version)

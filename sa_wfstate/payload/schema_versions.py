@@ -132,11 +132,15 @@ class PayloadSchema:
         schema_version, workflow_key, payload = _unmark(text)
         if schema_version == self.version:
             return payload
-        if schema_version > self.version:
+        if self.is_ahead(schema_version):
             raise SchemaVersionAhead(
                 self.entity, workflow_key, schema_version, self.version
             )
         return self.upcast(from_json(payload), schema_version, workflow_key)
+
+    def is_ahead(self, schema_version: int) -> bool:
+        """Return whether newer code has written a row of *schema_version*."""
+        return schema_version > self.version
 
     def mark(self, text: str, schema_version: int | None, workflow_key: str) -> str:
         """Mark *text* of a row at *schema_version*, unless it is marked or current."""

@@ -158,12 +158,12 @@ class Arrays:
         return select(rows, begin, *(case((alike, None), else_=x) for x in lists))
 
     def _swap(self, new: Any, values: dict[Column[Any], Any], *, based: bool) -> Any:
-        table, schema = self._statements.table, self._statements.schema
+        table = self._statements.table
         c = columns_of(table)
         swap = update(table).where(
             c.workflow_key == new.c.key,
             c.version == new.c.expected,
-            c.schema_version <= literal_column(str(schema.version)),
+            self._statements.sql.not_ahead,
             self._statements.own_rows,
         )
         if based:

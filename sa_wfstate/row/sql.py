@@ -78,10 +78,9 @@ class RowSQL:
             .returning(c.updated_at, c.version)
         )
         written_as = bindparam("wfs_schema_version", type_=Integer())
-        self.swap = bump.where(
-            # What newer code has written is not written over.
-            c.schema_version <= literal_column(str(schema_version))
-        ).values(
+        # The criterion of PayloadSchema.is_ahead.
+        self.not_ahead = c.schema_version <= literal_column(str(schema_version))
+        self.swap = bump.where(self.not_ahead).values(
             {
                 c.state: bindparam("wfs_state", type_=JSONText()),
                 c.schema_version: written_as,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 StateT = TypeVar("StateT")
 
-WorkflowKey = Annotated[str, Field(min_length=1, max_length=255)]
+MAX_KEY_LENGTH: Final = 255
+WorkflowKey = Annotated[str, Field(min_length=1, max_length=MAX_KEY_LENGTH)]
 PositiveInt64 = Annotated[int, Field(ge=1, lt=2**63)]
 PositiveInt32 = Annotated[int, Field(ge=1, lt=2**31)]
 
