@@ -36,16 +36,13 @@ if TYPE_CHECKING:
 def conflict_of(
     statements: Statements[Any],
     workflow_key: str,
-    expected_version: int,
+    base: RowVersion,
     found: WorkflowSnapshot[Any] | RowVersion | None,
-    base_effect_id: str | None = None,
 ) -> StateConflict | None:
     """Judge a lost write by what was *found* in its row after the loss.
 
-    None means that the row is at the expected version, written by *base_effect_id* if
-    that is given: nobody else wrote.
+    None means that the row is still at *base*: no other writer has changed it.
     """
-    base = RowVersion(expected_version, base_effect_id)
     current = None
     if isinstance(found, WorkflowSnapshot):
         current, found = found, RowVersion(found.version, found.provenance.effect_id)
@@ -157,13 +154,7 @@ def _judge(
             found = current.get(key)
             if hides and found is not None and entry.base == NOTHING:
                 found = HIDDEN
-            conflict = conflict_of(
-                statements,
-                key,
-                entry.base.version,
-                found,
-                entry.base.effect_id,
-            )
+            conflict = conflict_of(statements, key, entry.base, found)
             if conflict is None:
                 unmoved.append(entry)
             else:

@@ -256,8 +256,5 @@ def _conflicts(
     seen = [base for base in bases if base is not None]
     expected = {workflow_key: max((base.version for base in seen), default=0)}
     found = read_again(connection, statements, expected).get(workflow_key)
-    judged = [
-        conflict_of(statements, workflow_key, base.version, found, base.effect_id)
-        for base in seen
-    ]
+    judged = [conflict_of(statements, workflow_key, base, found) for base in seen]
     return [conflict for conflict in judged if conflict is not None]

@@ -213,13 +213,7 @@ def conflict_of_write(
     current: WorkflowSnapshot[StateT] | RowVersion | None,
 ) -> StateConflict | None:
     """Judge *write* by the row read after it; None: nobody else wrote the row."""
-    return conflict_of(
-        statements,
-        write.workflow_key,
-        write.version - 1,
-        current,
-        write.base_effect_id,
-    )
+    return conflict_of(statements, write.workflow_key, write.base, current)
 
 
 def refused(

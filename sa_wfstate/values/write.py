@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from .row_version import RowVersion
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
@@ -32,6 +34,11 @@ class Write(NamedTuple):
 
     copy: Any = None
     """The state as it was read back from its text, if it was; for one reader."""
+
+    @property
+    def base(self) -> RowVersion:
+        """The version that is replaced, and the effect that wrote it, if known."""
+        return RowVersion(self.version - 1, self.base_effect_id)
 
 
 class Written(NamedTuple):
