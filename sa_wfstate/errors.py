@@ -1,4 +1,4 @@
-"""The errors of the library; every one of them is a :exc:`WorkflowStateError`.
+"""The errors of the library; each is a :exc:`WorkflowStateError`.
 
 ::
 
@@ -21,10 +21,10 @@
     ├── VersionNotAssignable   (also an AttributeError)
     └── MappingError           (also a TypeError)
 
-Each is a dataclass. Messages are built from its fields when they are shown. They name
-the entity, the workflow key and the versions, and say what to do next; they never hold
-a payload. Each error survives pickle and copy; its ``args``, which ``repr()`` shows,
-hold no payload either.
+Each is a dataclass, whose message is built from its fields when it is shown. A message
+names the entity, the workflow key and the versions, and says what to do next. Neither
+the message nor ``args``, which ``repr()`` shows, holds a payload. Each error can be
+pickled and copied.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ __all__ = [
 class WorkflowStateError(Exception):
     """Base of every error that the library raises."""
 
-    _says: ClassVar[str]
-    """What the error says, with the names of its fields in braces."""
+    _template: ClassVar[str]
+    """The message, with the names of the fields in braces."""
 
     def __init_subclass__(cls) -> None:
         dataclass(eq=False, repr=False)(cls)
@@ -79,7 +79,7 @@ class WorkflowStateError(Exception):
         self.args = tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        return self._says.format_map(vars(self))
+        return self._template.format_map(vars(self))
 
 
 class RowError(WorkflowStateError):
@@ -89,30 +89,29 @@ class RowError(WorkflowStateError):
     workflow_key: str
 
     def __str__(self) -> str:
-        return self._says.format(row=self._row, **vars(self))
+        return self._template.format(row=self._row, **vars(self))
 
     @property
     def _row(self) -> str:
-        # None: it came by a query that does not tell which row it was.
+        # None: the query has not selected the key.
         key: str | None = self.workflow_key
         return f"a row of {self.entity}" if key is None else f"{self.entity} {key!r}"
 
 
 class WorkflowNotFound(RowError, LookupError):
-    """There is no row with this workflow key."""
+    """No row has this workflow key."""
 
-    _says = (
+    _template = (
         "{row} does not exist; create it with try_commit(…, expected_version=0) or by "
         "adding an instance to the session"
     )
 
 
 class PayloadError(WorkflowStateError, ValueError, DontWrapMixin):
-    """A value cannot be stored, or cannot be read back, as what it should be.
+    """A value cannot be stored, or a stored one cannot be read.
 
-    *where* names what was being handled (``"Order 'order-42' state"``), *path* the
-    field inside it (``"items.0.price"``, empty for the value as a whole), *problem*
-    what is wrong there.
+    *where* names the value (``"Order 'order-42' state"``), *path* the field inside it
+    (``"items.0.price"``, empty for the value as a whole), *problem* the reason.
     """
 
     where: str
@@ -125,39 +124,37 @@ class PayloadError(WorkflowStateError, ValueError, DontWrapMixin):
 
 
 class SchemaVersionAhead(RowError):
-    """A row was written by newer code than this, in a shape that is not known here.
+    """A row was written by newer code, in a shape that this code does not know.
 
-    It is refused rather than read as far as possible: what this code does not know, its
-    next commit would drop. *schema_version* is that of the row, *known* that of the
-    code.
+    The row is not read in part, because the next commit would drop the unknown fields.
+    *schema_version* is the version of the row, *known* the version of the code.
     """
 
     schema_version: int
     known: int
 
-    _says = (
+    _template = (
         "{row} has schema version {schema_version}, and this code knows versions up to "
         "{known}; leave the row to newer code, or deploy that here"
     )
 
 
 class UnflushedChanges(RowError):
-    """``try_commit`` was asked for a row that this session has changed itself."""
+    """``try_commit`` was called for a row that its session has changed."""
 
-    _says = (
+    _template = (
         "{row} has changes in this session that are not flushed; flush() or refresh() "
-        "it before try_commit, or leave the write to the flush alone"
+        "it before try_commit, or let the flush write them"
     )
 
 
 class OutcomeUnknown(RowError):
-    """The answer to a COMMIT was lost, and whether it was done could not be found out.
+    """The answer to a COMMIT was lost, and its outcome cannot be found out.
 
-    Either the database stayed out of reach, or nothing tells: other commits have since
-    replaced every row that would, or no row was written that could. Of several
-    databases, some may have committed and others not. *effect_ids* are those of the
-    writes; *workflow_key* is empty where no workflow row was written. The lost
-    connection is the ``__cause__``.
+    Either the database stayed unreachable, or no row is evidence: other commits have
+    replaced the rows, or none was written. Of several databases, some may have
+    committed and others not. *effect_ids* are those of the writes; *workflow_key* is
+    empty if no workflow row was written. The ``__cause__`` is the lost connection.
     """
 
     effect_ids: tuple[str, ...]
@@ -173,25 +170,25 @@ class OutcomeUnknown(RowError):
 
 
 class UnversionedWrite(WorkflowStateError, TypeError):
-    """Workflow rows would be written without checking or counting their versions.
+    """A statement would write workflow rows without checking or counting versions.
 
-    *statement* is what would do it, *instead* what to do.
+    *statement* names it, *instead* says what to use instead.
     """
 
     entity: str
     statement: str
     instead: str
 
-    _says = (
-        "{statement} of {entity} does not check versions as it must, so it would write "
-        "over commits unseen; {instead}"
+    _template = (
+        "{statement} of {entity} does not check versions, so it could overwrite the "
+        "commits of other writers; {instead}"
     )
 
 
 class VersionNotSeen(RowError):
-    """An instance is to be written whose version was not loaded with its state."""
+    """The version of an instance to be written was not loaded with its state."""
 
-    _says = (
+    _template = (
         "{row}: its version was not loaded together with its state, so the write "
         "cannot be checked; load the whole row, or refresh() both attributes, and "
         "decide again"
@@ -199,20 +196,20 @@ class VersionNotSeen(RowError):
 
 
 class VersionNotAssignable(WorkflowStateError, AttributeError):
-    """The version of a workflow was assigned; only the library counts it."""
+    """The application assigned the version, which only the library counts."""
 
     entity: str
 
-    _says = (
-        "{entity}.version cannot be assigned, it counts the commits; to say which "
-        "version a write is based on, pass expected_version to try_commit"
+    _template = (
+        "{entity}.version cannot be assigned, it counts the commits; to base a write "
+        "on a version, pass expected_version to try_commit"
     )
 
 
 class KeyNotAssignable(RowError, AttributeError):
-    """The ``workflow_key`` of a row that is stored was to be changed."""
+    """The application assigned another ``workflow_key`` to a stored row."""
 
-    _says = (
+    _template = (
         "{row} is stored under its workflow_key, which cannot be changed: history, "
         "projection, deduplication and intents are stored under it too; to rename the "
         "workflow, create one with the new key and delete this one"
@@ -220,20 +217,19 @@ class KeyNotAssignable(RowError, AttributeError):
 
 
 class MappingError(WorkflowStateError, TypeError):
-    """A class cannot be mapped as a workflow; raised when the class is defined."""
+    """A class, or a query of it, cannot work as it is declared."""
 
     entity: str
     problem: str
 
-    _says = "{entity}: {problem}"
+    _template = "{entity}: {problem}"
 
 
 class ReducerGaveUp(RowError):
     """An action was not committed within the attempts and the time of its policy.
 
-    *conflict* is the last one that was lost, None if there was none. An error of the
-    database in which the last attempt ended is the ``__cause__``. *elapsed* is in
-    seconds.
+    *conflict* is the last conflict, None without one. If the last attempt ended in a
+    database error, that is the ``__cause__``. *elapsed* is in seconds.
     """
 
     conflict: StateConflict | None
@@ -250,106 +246,105 @@ class ReducerGaveUp(RowError):
 
 
 class NestedHandle(RowError):
-    """An action was handed in from within an attempt, by a reducer for instance.
+    """A reducer, or other code of an attempt, called ``handle``.
 
-    *entity* and *workflow_key* are those of that action; *within* names the entity and
-    the key of the attempt.
+    *entity* and *workflow_key* are those of the nested action; *within* names the
+    entity and the key of the attempt.
     """
 
     within: str
 
-    _says = (
-        "{row} was to be handled while an action of {within} is being reduced, which "
-        "may wait for itself; a reducer is pure: return an Intent, and handle the next "
-        "action in on_intents or after handle() has returned"
+    _template = (
+        "handle() was called for {row} within an attempt for {within}, which could "
+        "deadlock; a reducer is pure: return an Intent, and handle the next action in "
+        "on_intents or after handle() has returned"
     )
 
 
 class ActionIdReused(WorkflowStateError, ValueError):
-    """An action has the id of another one, which had another payload."""
+    """An action has the id of an earlier action with another payload."""
 
     workflow_key: str
     action_id: UUID
 
-    _says = (
+    _template = (
         "action {action_id} of {workflow_key!r} was processed before with another "
-        "payload; give each action an id of its own"
+        "payload; give each action its own id"
     )
 
 
 class VersionNotKept(RowError, LookupError):
-    """The snapshot of a version was asked for that the row has moved on from."""
+    """The snapshot of a version is no longer stored: the row has a newer one."""
 
     version: int
 
-    _says = (
+    _template = (
         "{row} had version {version} when this action was first processed, and only "
         "the newest state is kept; read that with get_state"
     )
 
 
 class VersionNotInHistory(RowError, LookupError):
-    """The history holds no such version; *version* None: none of the time asked for."""
+    """The history holds no such version; *version* is None for a look-up by time."""
 
     version: int | None
 
     def __str__(self) -> str:
         which = "of that time" if self.version is None else str(self.version)
         return (
-            f"the history of {self._row} holds no version {which}; list_versions says "
-            "which ones it holds"
+            f"the history of {self._row} holds no version {which}; list_versions "
+            "returns those that it holds"
         )
 
 
 class ProjectionBehind(RowError):
-    """A projection has not reached the version that was required of it.
+    """A projection has not reached the required version.
 
-    *found* is the version that was there when the wait was over, 0 if there was none.
+    *found* is its version at the end of the wait, 0 without a row.
     """
 
     required: int
     found: int
 
-    _says = (
-        "{row}: version {required} is needed, found {found}; wait longer, or see "
-        "whether the projection's worker runs"
+    _template = (
+        "{row}: version {required} is required, found {found}; wait longer, or check "
+        "that the projection's worker runs"
     )
 
 
 class ConflictReason(StrEnum):
-    """How a commit lost its race."""
+    """Why a commit was in conflict."""
 
     MOVED = "moved"
     """Another writer committed a newer version first."""
 
     MISSING = "missing"
-    """The row is gone: another writer deleted the workflow."""
+    """Another writer deleted the row."""
 
     EXISTS = "exists"
-    """The workflow was to be created, and another writer created it first."""
+    """Another writer created the workflow first."""
 
     RECREATED = "recreated"
-    """The row was deleted and created again; its version is the same by chance."""
+    """The row was deleted and created again, and has the same version (ABA)."""
 
     SERIALIZATION = "serialization"
     """The database refused the transaction (SQLSTATE 40001)."""
 
 
 class StateConflict(RowError, StaleDataError):
-    """Somebody else committed first; nothing of this commit was written.
+    """Another writer committed first; this commit wrote nothing.
 
-    It is an exception, raised when a flush loses, and a value, returned by
-    :func:`~sa_wfstate.try_commit`. As a subclass of SQLAlchemy's ``StaleDataError`` it
-    is caught by code that already handles that; the original error is its
-    ``__cause__``.
+    A flush raises it, and :func:`~sa_wfstate.try_commit` returns it. As a subclass of
+    SQLAlchemy's ``StaleDataError`` it is caught by code that already handles that; the
+    original error is its ``__cause__``.
 
     *entity* is the name of the mapped class. *expected_version* is the version that the
-    commit was based on (0: the workflow was to be created). *actual_version* is the
-    version read after the loss: None if the row is gone or if it cannot be known.
-    *current* is the snapshot read with it, or None.
+    commit was based on (0 for a creation). *actual_version* is the version read after
+    the conflict: None if the row is gone or the version cannot be known. *current* is
+    the snapshot read with it, or None.
 
-    :attr:`conflicts` holds one StateConflict per row that lost; for a single row it
-    holds the conflict itself.
+    :attr:`conflicts` holds one StateConflict per row in conflict; for a single row that
+    is the conflict itself.
     """
 
     expected_version: int
@@ -360,7 +355,7 @@ class StateConflict(RowError, StaleDataError):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Not the snapshot: args are what repr() shows, and so asyncio's log.
+        # Without the snapshot: repr() shows args, and so does asyncio's log.
         self.args = self.args[:-2]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -368,11 +363,11 @@ class StateConflict(RowError, StaleDataError):
 
     @property
     def conflicts(self) -> tuple[StateConflict, ...]:
-        """One conflict per row that lost, this one first."""
+        """One conflict per row, this one first."""
         return (self, *self.others)
 
     def together_with(self, others: tuple[StateConflict, ...]) -> StateConflict:
-        """Return the conflict of several rows: this one, and *others* after it."""
+        """Return one conflict for several rows: this one, then *others*."""
         return replace(self, others=others)
 
     def __str__(self) -> str:
@@ -390,11 +385,11 @@ class StateConflict(RowError, StaleDataError):
             found = "exists already"
             if self.actual_version is not None:
                 found += f" at version {self.actual_version}"
-            return f"{self._row} {found}{winner}, it was to be created"
+            return f"{self._row}: expected no row, it {found}{winner}"
         if self.reason is ConflictReason.MISSING:
             found = "the row is gone"
         elif self.actual_version is None:
-            found = "the version now there cannot be known here"
+            found = "its current version cannot be known"
         elif self.reason is ConflictReason.RECREATED:
             found = f"found it deleted and re-created{winner}"
         else:
@@ -403,16 +398,16 @@ class StateConflict(RowError, StaleDataError):
 
 
 class WriteSuppressed(RowError, StaleDataError):
-    """The row has the expected version, and yet the write changed no row.
+    """The row has the expected version, but the write changed no row.
 
-    Nobody else wrote, so this is not a conflict and retrying would never end. Row
-    security or a trigger on the table hides the write; or the transaction itself has
-    written the row before, by a statement past the unit of work.
+    No other writer has changed the row, so this is no conflict, and each retry would
+    fail again. Row security or a trigger of the table suppresses the write; or the same
+    transaction has written the row by a statement outside the unit of work.
     """
 
     version: int
 
-    _says = (
+    _template = (
         "{row} is at the expected version {version}, but the write changed no row; "
         "look for row security, a trigger that suppresses it, or a statement of the "
         "same transaction that wrote the row before; a retry will not help"

@@ -178,7 +178,7 @@ def test_hidden_key_exists_and_tells_nothing(start: Start, key: str) -> None:
         conflict = commit(session, key, 0)
         assert conflict.reason is ConflictReason.EXISTS
         assert (conflict.actual_version, conflict.current) == (None, None)
-        assert "exists already, it was to be created" in str(conflict)
+        assert "expected no row, it exists already" in str(conflict)
         visible = commit(session, "ours", 0)
         assert visible.reason is ConflictReason.EXISTS
         assert visible.current.version == 1

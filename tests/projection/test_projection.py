@@ -497,9 +497,9 @@ def test_gated_read_falls_back(engine: Engine) -> None:
     assert (read.version, read.source, read.values["tag"]) == (2, "canonical", "paid")
     read = store.get("o-1", 2, 0.0, fallback="stale")
     assert (read.version, read.source, read.values["tag"]) == (1, "stale", "new")
-    with pytest.raises(ProjectionBehind, match="version 2 is needed, found 1"):
+    with pytest.raises(ProjectionBehind, match="version 2 is required, found 1"):
         store.get("o-1", 2, 0.0, fallback="raise")
-    with pytest.raises(ProjectionBehind, match="version 9 is needed, found 2"):
+    with pytest.raises(ProjectionBehind, match="version 9 is required, found 2"):
         store.get("o-1", 9, 0.0)
     assert store.get_version("o-1") == 1
     assert store.get_version("o-9") is None
