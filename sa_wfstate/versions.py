@@ -1,4 +1,4 @@
-"""Row versions: what a write is based on, and a trigger that counts them."""
+"""Row versions: the base of a write, and a trigger that checks their order."""
 
 from .row.ddl import version_trigger
 from .values.row_version import RowVersion

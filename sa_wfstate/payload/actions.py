@@ -1,4 +1,4 @@
-"""What goes into a reducer and what comes out: Action, Reduction, Intent."""
+"""The input and output of a reducer: Action, Reduction, Intent."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _WRITTEN_BY_THE_SERVICE = frozenset({"effect_id", "timestamp", "folded"})
 
 
 class Action(BaseModel, Generic[PayloadT]):
-    """Something that is to happen to a workflow.
+    """A request to change a workflow.
 
-    *action_id* identifies the action, however often it is delivered. *payload* is
-    whatever the reducer needs to know. Further keys (epoch, lease_id, …) are kept and
-    go into the provenance of the commit; "effect_id", "timestamp" and "folded" are
-    written there by the service and refused here.
+    *action_id* is the idempotency key: it identifies the action in each delivery.
+    *payload* is the input of the reducer. Further keys (epoch, lease_id, …) are copied
+    into the provenance of the commit; "effect_id", "timestamp" and "folded" are
+    refused, because the service writes them there.
 
     Raises PayloadError, which names the field and shows no payload.
 
@@ -64,7 +64,7 @@ class Action(BaseModel, Generic[PayloadT]):
     def payload_hash(self) -> str:
         """Return a digest of the payload's JSON; PayloadError if it has none.
 
-        It is the same for every order of the keys of an object, and of a set.
+        It does not depend on the order of an object's keys or of a set.
         """
         try:
             data = json.loads(to_json(self.payload))
@@ -86,7 +86,7 @@ def _why_no_json(payload: Any) -> tuple[str, str]:
 
 
 class Intent(BaseModel):
-    """Something to be done outside, once the state that asks for it is committed."""
+    """A side effect to be carried out after the commit of its state."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -97,18 +97,18 @@ class Intent(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Reduction(Generic[StateT]):
-    """What a reducer returns when it has *intents* too."""
+    """The result of a reducer: the new state, and *intents*."""
 
     state: StateT
     intents: Sequence[Intent] = ()
 
 
 Reducer = Callable[[StateT, Action[Any]], StateT | Reduction[StateT]]
-"""A pure function; it is called again, with another state, after a conflict."""
+"""A pure function; after a conflict it is called again, with the newer state."""
 
 
 def digest(text: str) -> str:
-    """Return the SHA-256 of JSON, the same for every order of its keys."""
+    """Return the SHA-256 of a JSON text, whatever the order of its keys."""
     return _sha256(canonical_json(text))
 
 

@@ -1,7 +1,6 @@
-"""Many values of one codec, encoded by two calls of Pydantic for all of them.
+"""Encode many values of one codec by two calls of Pydantic's core.
 
-Between Python and Pydantic's core, a call for each value costs more than the dump of a
-small one.
+A call for each value costs more than the dump of a small value.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class BatchCodec(Generic[T]):
         self._round_trip = round_trip
         schema: Any = codec.schema
         config = _config_of(codec.type_, schema)
-        # Pydantic's Json[…] is dumped as text where its content makes a round trip.
+        # With round_trip, Pydantic's Json[…] dumps its content as text.
         texts = core_schema.list_schema(core_schema.json_schema(schema))
         self._usable = (
             config is not None and not codec.accept and codec.traits.compares_by_value
@@ -41,9 +40,10 @@ class BatchCodec(Generic[T]):
         self._validator = SchemaValidator(texts, config)
 
     def encode(self, values: list[T]) -> tuple[list[str], list[Any]] | None:
-        """Return the texts of *values*, and what they were read back as, if they were.
+        """Return the texts of *values*, and the values read back from them.
 
-        None if they are for the codec, one by one, because it may refuse one of them.
+        Without the round trip each of these is None. Returns None if the codec must
+        encode the values one by one, because it may refuse one of them.
         """
         if not self._usable:
             return None
@@ -70,16 +70,16 @@ class BatchCodec(Generic[T]):
 
 
 def _config_of(type_: Any, schema: Any) -> Any:
-    """Return the configuration that the values of *type_* are dumped with, if known."""
+    """Return the configuration for dumping values of *type_*, None if not known."""
     if get_origin(type_) in {dict, list}:
         return {}
     if not (isinstance(type_, type) and issubclass(type_, BaseModel)):
         return None
-    # A model that holds itself is one of the definitions.
+    # A recursive model is one of the definitions.
     for part in (schema, *schema.get("definitions", ())):
         model = part
         while model is not None and model["type"] != "model":
-            model = model.get("schema")  # Around it are its validators.
+            model = model.get("schema")  # Validators wrap the schema of the model.
         if model is not None and model["cls"] is type_:
             return model.get("config", {})
     return None

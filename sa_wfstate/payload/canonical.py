@@ -1,4 +1,4 @@
-"""How JSON is spelled: what is the same in two texts, and what JSONB makes of one."""
+"""Canonical JSON: compare texts, and predict how JSONB writes numbers."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ _FREQUENT = "0123456789aeinorst"
 
 
 def holds_nul(text: str) -> bool:
-    """Say whether there may be a NUL in the JSON *text*."""
-    return "\\" in text and "\\u0000" in text  # One character is found much faster.
+    """Return whether the JSON *text* may hold a NUL."""
+    # The search for one character is much faster.
+    return "\\" in text and "\\u0000" in text
 
 
 def canonical_json(text: str) -> str:
-    """Return *text* with the keys of its objects in order.
+    """Return *text* with the keys of its objects sorted.
 
-    Numbers keep their spelling: 1, 1.0 and true are three values.
+    Numbers keep their kind: 1, 1.0 and true are three values.
     """
     return canonical_dump(json.loads(text))
 
 
 def canonical_dump(data: Any) -> str:
-    """Return *data* as :func:`canonical_json` does its text."""
+    """Return the canonical JSON of *data*."""
     return json.dumps(data, sort_keys=True)
 
 
 def may_be_reordered(text: str, other: str) -> bool:
-    """Say, at little cost, whether two texts can differ in the order of keys only."""
+    """Return, at little cost, whether two texts may differ only in their order."""
     return len(text) == len(other) and all(
         text.count(character) == other.count(character) for character in _FREQUENT
     )
 
 
 def respelled(text: str) -> str:
-    """Return the JSON *text* with its numbers as JSONB spells them, without exponents.
+    """Return the JSON *text* with its numbers as JSONB writes them, without exponents.
 
-    Raises ValueError, which names it, if one of them is not JSON.
+    Raises ValueError with the number if one is not JSON.
     """
 
     def number(spelling: str) -> int | float:
@@ -56,18 +57,18 @@ def respelled(text: str) -> str:
 
 
 def may_be_respelled(text: str) -> bool:
-    """Return whether :func:`respelled` may have something to do."""
+    """Return whether :func:`respelled` may change *text*."""
     return "NaN" in text or "Infinity" in text or ("+" in text and "e+" in text)
 
 
 def in_one_order(value: Any, data: Any) -> Any:
-    """Return *data*, the JSON of *value*, with what is a set in *value* sorted."""
+    """Return *data*, the JSON of *value*, with the sets of *value* sorted."""
     if isinstance(value, RootModel):
         value = value.root
     if isinstance(data, list) and isinstance(value, (list, tuple, set, frozenset)):
         parts = [in_one_order(*each) for each in zip(value, data, strict=False)]
         if len(parts) != len(data):
-            return data  # A serializer has made something else of it.
+            return data  # A serializer has changed it.
         is_set = isinstance(value, (set, frozenset))
         return sorted(parts, key=canonical_dump) if is_set else parts
     if not isinstance(data, dict):

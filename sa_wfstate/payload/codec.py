@@ -1,9 +1,9 @@
-"""Codec: a Pydantic type, and its values as JSON text.
+"""Codec: dump values of a Pydantic type as JSON text, and load them.
 
-What a codec encodes has made the round trip: its text was read back and found to be the
-same value. So what JSON or the model cannot keep is refused, with its path, before any
-SQL is sent. Errors name paths and types, never the payload: a key that the type
-does not name is shown as ``*``.
+A codec checks the round trip: it reads each text back and compares the values. So a
+value that JSON or the model cannot keep is refused, with its path, before any SQL is
+sent. Errors name paths and types, never the payload: a key that the type does not name
+is shown as ``*``.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ T = TypeVar("T")
 _TELLING = '"01e'
 _LONGEST_PATH = 8
 AS_STORED: dict[str, Any] = {"by_alias": True, "round_trip": True}
-# Problems that Pydantic describes with a piece of the input, or an application with
-# whatever it likes.
+# Problems whose description may hold a part of the input.
 _INDISCREET = frozenset(
     {"value_error", "assertion_error", "union_tag_invalid", "url_syntax_violation"}
 )
@@ -91,12 +90,12 @@ class Codec(Generic[T]):
 
     @property
     def reads_alike(self) -> bool:
-        """Whether a text reads as the same value each time."""
+        """Whether a text is read as the same value each time."""
         return self.traits.reads_alike
 
     @property
     def traits(self) -> Traits:
-        """What is true of every value."""
+        """The traits of every value of the type."""
         if self._traits is None:
             self._traits = traits_of(self.schema)
         return self._traits
@@ -110,14 +109,14 @@ class Codec(Generic[T]):
         except (PydanticSerializationError, ValueError, RecursionError) as error:
             looked_at = self._second_look(value, where)
             if isinstance(looked_at, PayloadError):
-                # Pydantic's message shows the value. Only what a serializer of the
-                # application raised is passed on.
+                # Pydantic's message shows the value; an error of the application's own
+                # serializer stays the cause.
                 raise looked_at from error.__cause__
             return looked_at
         return text.decode()
 
     def load(self, text: str | bytes, *, where: str | None = None) -> T:
-        """Return the value that *text* holds; *where* names it in the error."""
+        """Return the value in *text*; *where* names it in the error."""
         schema, read = self._payload_schema, text
         if schema is not None and isinstance(text, str):
             read = schema.read(text)
@@ -203,20 +202,20 @@ class Codec(Generic[T]):
         return PayloadError(where or self.name, ".".join(shown), problem)
 
     def stands_for(self, stored: str, text: str) -> tuple[bool, T | None]:
-        """Say whether *stored*, as a row has it, is what was dumped as *text*.
+        """Return whether *stored*, read from a row, is the value dumped as *text*.
 
-        JSONB has its own order of keys and its own spacing. Returns also what *stored*
-        was read as, if it had to be read.
+        JSONB has its own order of keys and its own spacing. Also returns the value of
+        *stored* if it had to be read.
         """
         if stored == text:
             return True, None
         if any(stored.count(each) != text.count(each) for each in _TELLING):
-            return False, None  # Found out for a fraction of what the rest takes.
+            return False, None  # Much faster than the comparison below.
         copy = self.load(stored)
         return self.same(text, self.dump(copy)), copy
 
     def same(self, text: str, other: str) -> bool:
-        """Say whether two texts that :meth:`dump` returned stand for the same value."""
+        """Return whether two texts from :meth:`dump` stand for the same value."""
         if text == other:
             return True
         traits = self.traits
@@ -232,13 +231,13 @@ class Codec(Generic[T]):
         try:
             plain = self._adapter.dump_python(self.load(text), **AS_STORED)
         except TypeError:
-            return text  # A set of models: as Python, dicts, which no set can hold.
+            return text  # A set of models: as dicts, they cannot be in a set.
         return unordered(plain)
 
     def _second_look(self, value: Any, where: str | None) -> str | PayloadError:
-        """Return the JSON of what is not of its type, but is read back as equal.
+        """Return the JSON of a value of another type that is read back as equal.
 
-        Otherwise return what is wrong with it: slowly, but only where dumping failed.
+        Otherwise return the error. This is slow, but only runs after a failed dump.
         """
         try:
             text = self._adapter.dump_json(value, warnings=False, **AS_STORED).decode()
@@ -255,7 +254,7 @@ class Codec(Generic[T]):
         try:
             plain = self._adapter.dump_python(value, warnings=False, **AS_STORED)
             found = unstorable(plain)
-        except Exception:  # noqa: BLE001 - whatever a serializer raises, once more
+        except Exception:  # noqa: BLE001 - a serializer may raise any error
             found = None
         if found is None:
             path, part, problem = culprit(value, partial(self._dumps, value))
@@ -270,7 +269,7 @@ class Codec(Generic[T]):
             self._adapter.serializer.to_json(
                 value, include=include, warnings="error", **AS_STORED
             )
-        except Exception:  # noqa: BLE001 - whatever a serializer raises, once more
+        except Exception:  # noqa: BLE001 - a serializer may raise any error
             return False
         return True
 

@@ -1,8 +1,8 @@
-"""The round trip: a value, and what its JSON is read back as.
+"""Compare a value with the copy that is read back from its JSON.
 
-:func:`difference` finds the first part of a value that does not survive, without ever
-showing it: paths and the names of types are all that an error may tell. A path is a
-tuple of names and numbers, in which a key that is no text is a ``*``.
+:func:`difference` finds the first part of a value that is lost. An error may show paths
+and names of types, never values. A path is a tuple of names and numbers; a key that is
+not a text is a ``*``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _DEEP = 100
 def difference(
     value: Any, copy: Any, accepted: Collection[str] = (), path: Path = ()
 ) -> tuple[Path, str] | None:
-    """Return path and kind of the first loss between *value* and its *copy*, or None.
+    """Return path and kind of the first difference between *value* and *copy*, or None.
 
-    Models are compared field by field, except for those fields that are *accepted*
-    (``"OrderState.password"``). Private attributes and cached properties are no part of
-    a payload.
+    Models are compared field by field, except for *accepted* fields
+    (``"OrderState.password"``). Private attributes and cached properties are not part
+    of a payload.
     """
     if value is copy:
         return None
@@ -46,7 +46,7 @@ def difference(
 
 
 def _parts(value: Any, copy: Any, accepted: Collection[str]) -> Parts | str:
-    """Return what is to be compared one by one, or what is lost here already."""
+    """Return the parts to compare one by one, or the difference found here."""
     same_type = type(value) is type(copy)
     if isinstance(value, dict) and isinstance(copy, dict):
         return _items(value, copy)
@@ -65,13 +65,13 @@ def _parts(value: Any, copy: Any, accepted: Collection[str]) -> Parts | str:
 
 
 def _is_kept(value: Any, copy: Any) -> bool:
-    """Return whether *copy* stands for *value*, which has no parts to compare.
+    """Return whether *copy* equals *value*, which has no parts to compare.
 
-    An ``__eq__`` of the application is asked only about objects of one type, and then
-    their JSON is compared as well.
+    An ``__eq__`` of the application is called only for objects of one type; their JSON
+    is compared as well then.
     """
     if type(value) is type(copy):
-        # An object without an equality equals nothing but itself, NaN not even that.
+        # An object without __eq__ equals only itself, and a NaN not even itself.
         is_nan = value != value and copy != copy  # noqa: PLR0124
         has_equality = "__eq__" in _defined_by(type(value))
         return is_nan or value == copy or not has_equality
@@ -81,16 +81,16 @@ def _is_kept(value: Any, copy: Any) -> bool:
 
 
 def has_own_equality(cls: type[Any]) -> bool:
-    """Return whether ``==`` of *cls* is a function, which may pass over anything."""
+    """Return whether ``==`` of *cls* is a Python function, which may ignore parts."""
     return not isinstance(cls.__eq__, WrapperDescriptorType)
 
 
 def _items(value: dict[Any, Any], copy: dict[Any, Any]) -> Parts | str:
     for key in value:
         if key not in copy:
-            return f"has a key of type {type(key).__name__} that JSON changes"
+            return f"has a key of type {type(key).__name__}, which JSON changes"
     if len(value) != len(copy):
-        return "has keys that are one and the same in JSON"
+        return "has keys that are equal in JSON"
     return [(_shown(key), part, copy[key]) for key, part in value.items()]
 
 
@@ -116,8 +116,8 @@ def _fields(value: Any, copy: Any) -> Iterator[tuple[str, Any, Any]]:
 def culprit(value: Any, dumps: Callable[[Any], bool]) -> tuple[Path, Any, str | None]:
     """Find the innermost part of *value* that cannot be dumped.
 
-    *dumps* says whether the part that Pydantic's *include* leaves can. Returns the
-    path, the part, and the problem if it is one of the way there.
+    *dumps* returns whether the part that Pydantic's *include* selects can be dumped.
+    Returns the path, the part, and the problem if it lies in the nesting itself.
     """
     keys: tuple[Any, ...] = ()
     path: Path = ()
@@ -141,7 +141,7 @@ def culprit(value: Any, dumps: Callable[[Any], bool]) -> tuple[Path, Any, str | 
 
 
 def children(value: Any) -> list[tuple[Any, Any]]:
-    """Return the parts of *value* by name, key or number; none of a set."""
+    """Return the parts of *value* by name, key or number; a set has none."""
     if isinstance(value, BaseModel):
         return [*value.__dict__.items(), *(value.model_extra or {}).items()]
     if dataclasses.is_dataclass(value):
@@ -162,7 +162,7 @@ def _include(keys: tuple[Any, ...]) -> Any:
 def unstorable(value: Any, path: Path = ()) -> tuple[Path, str] | None:
     """Return path and kind of the first text in *value* that PostgreSQL refuses.
 
-    *value* consists of what JSON knows.
+    *value* consists of JSON types and sets.
     """
     if isinstance(value, str):
         problem = unstorable_text(value)
@@ -185,12 +185,12 @@ def unstorable_text(text: str) -> str | None:
     if "\0" in text:
         return "contains NUL, which PostgreSQL cannot store"
     if not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text):
-        return "contains a lone surrogate, which is no character"
+        return "contains a lone surrogate, which is not a character"
     return None
 
 
 def unordered(value: Any) -> Any:
-    """Return *value*, dumped as Python, so that equal sets make equal results."""
+    """Return *value*, dumped as Python, in a form in which equal sets are equal."""
     if isinstance(value, dict):
         return {repr(key): unordered(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Schema versions: which shape a payload has, and how an older one becomes the current.
+"""Schema versions: the shapes of a payload, and the steps from one to another.
 
 ::
 
@@ -12,9 +12,9 @@
         __schema_version__ = 2
         __upcasters__ = {1: v1_to_v2}
 
-An upcaster is a pure function from plain JSON data to plain JSON data, called with data
-of its own to change. ``__upcasters__`` has one for each version before the current, so
-that a row of any age can be read. :class:`Upcaster` adds the same step in SQL.
+An upcaster is a pure function from plain JSON data to plain JSON data; it may change
+its argument. ``__upcasters__`` has one for each older version, so that a row of any age
+can be read. :class:`Upcaster` adds the same step in SQL.
 
 While two releases run side by side, the new one can go on writing the old shape, with
 ``__write_schema_version__`` and ``__downcasters__``, one step per version down.
@@ -44,10 +44,10 @@ Step = Callable[[Any], Any]
 _decode = json.JSONDecoder().raw_decode
 
 MARK: Final = "v"
-"""What a marked text starts with; no JSON does."""
+"""The first character of a marked text; no JSON starts with it."""
 
 STORED_TWICE: Final = (
-    "is a JSON string that holds JSON: a connection's JSON codec has encoded it twice; "
+    "is a JSON string that holds JSON: a connection's JSON codec encoded it twice; "
     "UPDATE … SET column = CAST(column #>> '{}' AS JSONB) repairs it, see PayloadError "
     "in the reference of errors"
 )
@@ -56,8 +56,8 @@ STORED_TWICE: Final = (
 class Upcaster(NamedTuple):
     r"""One step in two languages: a function for reading, SQL for rewriting rows.
 
-    *sql* is an expression over the column ``state`` of type JSONB, for PostgreSQL:
-    :func:`~sa_wfstate.upcasting.upcast_all` and migrations need not fetch rows then.
+    *sql* is a PostgreSQL expression over the column ``state`` of type JSONB. With it,
+    :func:`~sa_wfstate.upcasting.upcast_all` and migrations need not fetch rows.
 
     >>> step = Upcaster(lambda data: data | {"lines": []}, "state || '{\"lines\": []}'")
     >>> step({"status": "new"})
@@ -72,12 +72,12 @@ class Upcaster(NamedTuple):
 
 
 class PayloadSchema:
-    """The schema versions of one class: the current one, and the steps that lead there.
+    """The schema versions of one class: the current one, and the steps to it.
 
-    *version* is what the application sees, *write_version* what it stores, *oldest*
-    what there may still be.
+    The application sees *version* and stores *write_version*; rows may be as old as
+    *oldest*.
 
-    Raises MappingError if a step is missing, is one too many, or is no function.
+    Raises MappingError if a step is missing, is superfluous, or is no function.
     """
 
     def __init__(
@@ -115,17 +115,18 @@ class PayloadSchema:
         workflow_key: str | None,
         to_version: int | None = None,
     ) -> str:
-        """Return the JSON of *data* of *schema_version* in the current or older shape.
+        """Return the JSON of *data* of *schema_version* in the shape of *to_version*.
 
-        Raises PayloadError, which names the row, if a step raises or makes no JSON.
+        That is the current one by default. Raises PayloadError, which names the row, if
+        a step raises or does not return JSON data.
         """
         versions = range(schema_version, to_version or self.version)
         return self._walk(self.upcasters, data, versions, workflow_key)
 
     def read(self, text: str) -> str:
-        """Return the JSON text of the current shape that a marked *text* stands for.
+        """Return the JSON text of the current shape for a *text* that may be marked.
 
-        Raises SchemaVersionAhead if it is newer than the code.
+        Raises SchemaVersionAhead if newer code has written it.
         """
         if not text.startswith(MARK):
             return text
@@ -160,9 +161,9 @@ class PayloadSchema:
         return self._walk(self.downcasters, from_json(text), down, None)
 
     def sql(self, old_state: str, schema_version: str) -> str | None:
-        """Return SQL for the new state of a row; None without any.
+        """Return SQL for the new state of a row; None if a step has no SQL.
 
-        *old_state* and *schema_version* are its columns, as SQL calls them.
+        *old_state* and *schema_version* are the SQL of its columns.
         """
         branches = []
         for version in range(self.oldest, self.write_version):
@@ -178,14 +179,14 @@ class PayloadSchema:
         return f"CASE {schema_version} {cases} END" if branches else None
 
     def where(self, text: str) -> str:
-        """Name the state in *text*; also its row, if the text is marked."""
+        """Return the name of the state in *text*, with its row if it is marked."""
         if not text.startswith(MARK):
             return self.name_of(self.version, None)
         schema_version, workflow_key, _ = _unmark(text)
         return self.name_of(schema_version, workflow_key)
 
     def name_of(self, schema_version: int | None, workflow_key: str | None) -> str:
-        """Name the state of a row, as far as it is known which one it is."""
+        """Return the name of a state for errors, with what is known of its row."""
         who = self.entity if workflow_key is None else f"{self.entity} {workflow_key!r}"
         at = "" if schema_version is None else f" (schema version {schema_version})"
         return f"{who} state{at}"
@@ -202,8 +203,8 @@ class PayloadSchema:
             for version in versions:
                 problem = f"the step from version {version} raised"
                 data = steps[version](data)
-            problem = "dumping what the steps have made raised"
-            # A NaN is refused by whoever validates or writes it; null would hide it.
+            problem = "dumping the result of the steps raised"
+            # Validation and writing refuse a NaN; null would hide it.
             return to_json(data, inf_nan_mode="constants").decode()
         except Exception as error:
             where = self.name_of(versions.start, workflow_key)
@@ -252,7 +253,7 @@ def _checked(entity: str, name: str, version: object) -> int:
 def _steps(
     entity: str, name: str, steps: Mapping[int, Step] | None, versions: range
 ) -> dict[int, Step]:
-    """Check that *steps* holds one function for each of *versions*, and no more."""
+    """Check that *steps* holds one function for each of *versions*, and no other."""
     steps = {} if steps is None else steps
     if not isinstance(steps, Mapping):
         problem = f"{name} must be a dict of functions by version"
@@ -264,8 +265,7 @@ def _steps(
         if type(version) is not int or version not in versions:
             raise MappingError(
                 entity,
-                f"{name} has a step from version {version!r}, to or from which no "
-                "payload goes",
+                f"{name} has a step from version {version!r}, which no payload needs",
             )
         function: Any = step.function if isinstance(step, Upcaster) else step
         if not callable(function) or iscoroutinefunction(function):

@@ -1,8 +1,8 @@
-"""What a payload type can hold, told from its Pydantic core schema.
+"""Traits of a payload type, found in its Pydantic core schema.
 
-:func:`losses` finds what such a payload can never keep, when a class is mapped. A loss
-is called by model and field, ``"OrderState.password"``, and can be accepted under that
-name. :func:`is_frozen` says whether a payload can be changed in place at all.
+When a class is mapped, :func:`losses` finds what no payload of the type can keep. A
+loss is named by model and field, ``"OrderState.password"``, and can be accepted under
+that name. :func:`is_frozen` returns whether a payload can be changed in place.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NOT_SCHEMAS = {"serialization", "metadata", "config", "computed_fields"}
 
 
 def losses(schema: Schema) -> dict[str, str]:
-    """Return what no payload of *schema* keeps: what is wrong, by ``Model.field``."""
+    """Return what no payload of *schema* can keep: problems by ``Model.field``."""
     found: dict[str, str] = {}
     _search(schema, {}, "", found)
     return found
@@ -103,7 +103,7 @@ def _field_loss(node: Schema, at: str, owner: Schema) -> str | None:
     name = at.rpartition(".")[2]
     config = owner.get("config") or {}
     alias = node.get("validation_alias") or name
-    # A name, a path, or a list of paths, of which those of one step are names.
+    # A name, a path, or a list of paths; a path of one step is a name.
     path = alias if isinstance(alias, list) else [alias]
     paths = path if isinstance(path[0], list) else [path]
     read_as = {each[0] for each in paths if len(each) == 1}
@@ -116,7 +116,7 @@ def _field_loss(node: Schema, at: str, owner: Schema) -> str | None:
 
 
 class Traits(NamedTuple):
-    """What is true of every value of a type; see the functions of the same names."""
+    """Traits of every value of a type; see the functions of the same names."""
 
     is_frozen: bool
     has_one_spelling: bool
@@ -139,9 +139,9 @@ def traits_of(schema: Schema) -> Traits:
 
 
 def is_frozen(schema: Schema) -> bool:
-    """Say whether no value of *schema* can be changed in place, at any depth.
+    """Return whether no value of *schema* can be changed in place, at any depth.
 
-    What a validator returns is taken to be what its field is annotated with.
+    A validator is assumed to return the type that its field is annotated with.
     """
     return all(_is_frozen_itself(node) for node in _nodes(schema))
 
@@ -156,14 +156,14 @@ def _is_frozen_itself(node: Schema) -> bool:
 
 
 def holds_sets(schema: Schema) -> bool:
-    """Say whether there is a set in *schema*: the order of its JSON means nothing."""
+    """Return whether *schema* has a set, whose JSON is in arbitrary order."""
     return any(node["type"] in {"set", "frozenset"} for node in _nodes(schema))
 
 
 def has_one_spelling(schema: Schema) -> bool:
-    """Say whether equal values have the same JSON, byte by byte.
+    """Return whether equal values have the same JSON, byte by byte.
 
-    The keys of a model come in the order of its fields, those of a dict in any.
+    The keys of a model have the order of its fields, those of a dict any order.
     """
     fixed = _IMMUTABLE - {"frozenset"} | {"list", "dataclass"}
     return all(
@@ -176,10 +176,10 @@ def has_one_spelling(schema: Schema) -> bool:
 
 
 def compares_by_value(schema: Schema) -> bool:
-    """Return whether ``==`` passes over no part of a value of *schema*.
+    """Return whether ``==`` compares every part of a value of *schema*.
 
-    An ``__eq__`` of the application may, and so does a dataclass with a field that is
-    not compared. Of what a validator makes, only its JSON tells.
+    An ``__eq__`` of the application may ignore a part, and a dataclass may exclude a
+    field. The values of validators are compared by their JSON.
     """
     return all(
         node["cls"].__eq__ in {BaseModel.__eq__, RootModel.__eq__}
@@ -191,15 +191,15 @@ def compares_by_value(schema: Schema) -> bool:
 
 
 def runs_validators(schema: Schema) -> bool:
-    """Return whether functions make values of *schema*, of whatever class."""
+    """Return whether validators may return values of any class for *schema*."""
     made = {"function-plain", "function-after", "function-wrap"}
     return any(node["type"] in made for node in _nodes(schema))
 
 
 def names_in(schema: Schema) -> frozenset[str]:
-    """Return the names that *schema* consists of: fields, aliases, tags, types.
+    """Return the names in *schema*: fields, aliases, tags, types.
 
-    They stand in the code, so an error may show them; other keys are payload.
+    They are part of the code, so an error may show them; other keys are payload.
     """
     found: set[str] = set()
     for node in _nodes(schema):
@@ -252,12 +252,12 @@ _CONSTANTS = (
 
 
 def reads_alike(part: Any) -> bool:
-    """Say whether each text of a schema, or a *part* of one, always reads the same."""
+    """Return whether a text of a schema, or a *part* of one, has one reading."""
     if isinstance(part, (list, tuple)):
         return all(reads_alike(child) for child in part)
     if not isinstance(part, dict):
         return True
-    if not isinstance(part.get("type"), str):  # Not a schema, but schemas by name.
+    if not isinstance(part.get("type"), str):  # A dict of schemas by name.
         return all(reads_alike(child) for child in part.values())
     return (
         part["type"] in _PLAIN
@@ -279,11 +279,11 @@ def _finds_missing(enum: Any) -> bool:
 
 
 def _is_constant(default: Any) -> bool:
-    """Say whether no change of a value can reach the *default* that it came from."""
+    """Return whether no change of a value can change its *default*."""
     if isinstance(default, _CONSTANTS):
         return True
     try:
         hash(default)
     except TypeError:
-        return True  # Pydantic copies what has no hash.
+        return True  # Pydantic copies a default without a hash.
     return isinstance(default, (tuple, frozenset)) and all(map(_is_constant, default))

@@ -1,4 +1,4 @@
-"""Provenance: which effect wrote a version, when, and on behalf of which action."""
+"""Provenance: which effect wrote a version, when, and for which action."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def _text_of_uuid(value: object) -> object:
 
 
 def _aware(value: datetime) -> datetime:
-    # Rows written before this library took over hold what utcnow().isoformat() gave.
+    # Rows older than this library hold the text of utcnow().isoformat().
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value
 
 
 class Provenance(BaseModel):
     """Who wrote a version; stored in the column ``provenance`` of every workflow row.
 
-    *effect_id* identifies the write itself: one value per attempted write, never used
-    twice, so that a lost answer to COMMIT can be looked up. *timestamp* is the time of
-    the writer's clock; without an offset it is taken as UTC. *action_id* identifies the
-    action that caused the write, if there was one. Further keys are kept as they are.
+    *effect_id* identifies the write: each attempt has its own, so that the outcome of
+    an uncertain COMMIT can be looked up. *timestamp* is the time of the writer's clock;
+    without an offset it is taken as UTC. *action_id* identifies the action that caused
+    the write, if there was one. Further keys are kept unchanged.
 
     >>> Provenance(
     ...     effect_id="effect-1", timestamp="2026-01-01T00:00:00Z", lease=7
@@ -47,7 +47,7 @@ class Provenance(BaseModel):
     ) -> Self:
         """Make the provenance of a write that happens now.
 
-        Without *effect_id* a random UUID is taken.
+        *effect_id* is a random UUID by default.
         """
         return cls.model_validate(
             {
@@ -66,12 +66,11 @@ _IN_UTC = timedelta(0)
 
 
 def survives(provenance: Provenance) -> bool:
-    """Say whether it is plain to see that *provenance* makes the round trip by JSON.
+    """Return whether *provenance* surely makes the round trip by JSON.
 
-    Most do, and need not be read back. What cannot be dumped or stored at all is
-    nothing that is looked for here.
+    Then it need not be read back. It may still hold a text that cannot be stored.
     """
-    # Not by attribute: of an instance that nobody validated they may be missing.
+    # Not by attribute: an instance made without validation may lack some.
     fields, more = provenance.__dict__, provenance.__pydantic_extra__
     timestamp = fields.get("timestamp")
     return (
@@ -85,7 +84,7 @@ def survives(provenance: Provenance) -> bool:
 
 
 def _is_plain(value: object) -> bool:
-    # Python does not read more than 4,300 digits.
+    # Python parses no integer of more than 4,300 digits.
     return type(value) in _PLAIN and not (
         type(value) is int and value.bit_length() > _BITS
     )

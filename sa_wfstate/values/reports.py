@@ -1,4 +1,4 @@
-"""What workers report: an intent that is due, a batch that was projected."""
+"""Reports of workers: an intent that is due, a batch that was projected."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DueIntent:
-    """An intent as it is given to a handler; *attempt* counts from 1."""
+    """An intent that a handler is called with; *attempt* counts from 1."""
 
     intent_id: UUID
     workflow_key: str
@@ -28,11 +28,11 @@ class DueIntent:
 
 
 class ProjectionBatch(NamedTuple):
-    """What one transaction of a worker has done.
+    """One transaction of a projection worker.
 
-    *lag_seconds* and *lag_versions* say how far its rows were behind when they were
-    found: the time since the oldest of their transactions began, and the most versions.
-    *failed* counts the rows that could not be read or projected.
+    *lag_seconds* and *lag_versions* are the lag of its rows when they were found: the
+    time since the oldest of their transactions began, and the most versions. *failed*
+    counts the rows that could not be read or projected.
     """
 
     projection: str

@@ -6,13 +6,16 @@ from typing import Final, NamedTuple
 
 
 class RowVersion(NamedTuple):
-    """The version that the code has seen, and the effect that wrote it, if known."""
+    """A version of a row, and the effect that wrote it, if known."""
 
     version: int
     effect_id: str | None
 
     def matches(self, other: RowVersion) -> bool:
-        """Say whether *other* is the same version, written by the same effect."""
+        """Return whether *other* is the same version, written by the same effect.
+
+        An effect that is not known is taken to be the same.
+        """
         return self.version == other.version and (
             None in {self.effect_id, other.effect_id}
             or self.effect_id == other.effect_id
@@ -20,4 +23,4 @@ class RowVersion(NamedTuple):
 
 
 NOTHING: Final = RowVersion(0, None)
-"""What the creation of a workflow is based on."""
+"""The base of a creation: no row."""

@@ -24,9 +24,8 @@ PositiveInt32 = Annotated[int, Field(ge=1, lt=2**31)]
 class WorkflowSnapshot(BaseModel, Generic[StateT]):
     """One row of a workflow at one version.
 
-    The snapshot is frozen and shares nothing with the session it was read in. Its
-    *state* is the application's own model and as mutable as that is; changing it
-    changes no row.
+    The snapshot is frozen and shares nothing with the session that read it. Its *state*
+    is the application's model and as mutable as that; changing it changes no row.
 
     >>> snapshot = WorkflowSnapshot(
     ...     workflow_key="order-42",
@@ -39,8 +38,8 @@ class WorkflowSnapshot(BaseModel, Generic[StateT]):
     1
     """
 
-    # Not a field: the name of the table and the text that the state was read from, as
-    # long as it is the same one. Copies and pickles are without it.
+    # Not a field: the name of the table, and the text that the state was read from.
+    # Copies and pickles do not have it.
     __slots__ = ("_source",)
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
@@ -56,22 +55,22 @@ class WorkflowSnapshot(BaseModel, Generic[StateT]):
 def remember(
     snapshot: WorkflowSnapshot[StateT], table: str, text: str
 ) -> WorkflowSnapshot[StateT]:
-    """Let *snapshot* know the *table* of its row, and the *text* of its state there."""
+    """Keep the *table* of the row and the *text* of its state in *snapshot*."""
     object.__setattr__(snapshot, "_source", (table, text))
     return snapshot
 
 
 def remembered(snapshot: WorkflowSnapshot[Any]) -> tuple[str, str] | None:
-    """Return the table that *snapshot* was read from, and the text, if it was."""
+    """Return table and text of a *snapshot* that was read from a row, else None."""
     source: tuple[str, str] | None = getattr(snapshot, "_source", None)
     return source
 
 
 class StateCommitted(Generic[StateT]):
-    """The commit won; *version* is the version that it wrote.
+    """The commit succeeded; *version* is the version that it wrote.
 
-    *replayed* says that an earlier attempt of the same write had already done it.
-    *attempts* counts the attempts that were made, this one included.
+    *replayed* says that an earlier attempt of the same write had already committed.
+    *attempts* counts the attempts, this one included.
     """
 
     __slots__ = ("_snapshot", "attempts", "replayed", "version", "workflow_key")
@@ -93,7 +92,7 @@ class StateCommitted(Generic[StateT]):
 
     @property
     def snapshot(self) -> WorkflowSnapshot[StateT]:
-        """The row as it was committed; made when it is first asked for."""
+        """The committed row; made on first access."""
         if not isinstance(self._snapshot, WorkflowSnapshot):
             self._snapshot = self._snapshot()
         return self._snapshot

@@ -1,7 +1,7 @@
-"""What commits put into rows: a write, and a batch of them.
+"""The writes of commits: one row, or a batch of rows.
 
-A batch is made of columns, as the arrays are that are sent: most of its rows win, and
-of those no :class:`Write` is ever made.
+A batch is made of columns, like the arrays that are sent: a row that is written needs
+no :class:`Write`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Write(NamedTuple):
-    """What a commit puts into a row, ready to be bound."""
+    """The values that a commit writes to a row, ready to be bound."""
 
     workflow_key: str
     version: int
@@ -27,13 +27,13 @@ class Write(NamedTuple):
     provenance: Provenance
     schema_version: int = 1
     base_effect_id: str | None = None
-    """The effect that wrote the version that is replaced; None: any."""
+    """The effect that wrote the version to be replaced; None for any."""
 
     unchanged: bool = False
-    """The version that *base_effect_id* wrote, if any, has this state already."""
+    """The version that *base_effect_id* wrote has this state already."""
 
     copy: Any = None
-    """The state as it was read back from its text, if it was; for one reader."""
+    """The state that was read back from its text, if it was; for one reader."""
 
     @property
     def base(self) -> RowVersion:
@@ -42,16 +42,16 @@ class Write(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a write that won has left in its row."""
+    """The values of a row after a successful write."""
 
     updated_at: datetime
     version: int | None = None
-    """None: the version of the write. A trigger may have made another of it."""
+    """None for the version of the write; a trigger may have set another one."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """Writes of one class, a list for each of their fields."""
+    """Writes of one class, as one list per field."""
 
     workflow_keys: Sequence[str]
     versions: Sequence[int]
@@ -64,7 +64,7 @@ class Batch:
 
     @classmethod
     def of(cls, writes: Sequence[Write]) -> Self:
-        """Make columns of *writes*."""
+        """Return *writes* as columns."""
         return (
             cls(*zip(*writes, strict=True))
             if writes
@@ -82,7 +82,7 @@ class Batch:
         return zip(*self._columns(), strict=True)
 
     def take(self, indices: Sequence[int]) -> Batch:
-        """Return those rows, in that order."""
+        """Return the rows at *indices*, in that order."""
         if len(indices) == len(self) and list(indices) == list(range(len(self))):
             return self
         return Batch(*([column[i] for i in indices] for column in self._columns()))

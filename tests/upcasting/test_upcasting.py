@@ -223,7 +223,7 @@ def test_what_cannot_be_stored_does_not_stop_the_job(
     problems = [
         ("o-3", ": holds NaN, which is not JSON"),
         ("o-6", ", at 'value': contains NUL, which PostgreSQL cannot store"),
-        ("o-9", ": dumping what the steps have made raised PydanticSerializationError"),
+        ("o-9", ": dumping the result of the steps raised PydanticSerializationError"),
     ]
     assert sorted(str(failure) for failure in report.failures) == [
         f"Lossy {key!r} state (schema version 1){problem}" for key, problem in problems
