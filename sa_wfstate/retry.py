@@ -1,4 +1,4 @@
-"""RetryPolicy: whether to try again, and how long to wait before. It never sleeps.
+"""RetryPolicy: whether to retry, and how long to wait; classify: which errors.
 
 The wait is "full jitter": after the n-th attempt anything from nothing to
 ``base_delay * 2 ** (n - 1)`` seconds, at most ``max_delay``. Spreading the losers over
@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
+from tenacity import Retrying, retry_if_exception
 
 from .errors import OutcomeUnknown, WriteSuppressed
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from tenacity import RetryCallState
 
+
+T = TypeVar("T")
 
 _MANY = 64
 """Doublings after which every delay is at its maximum; 2.0 ** n has an end."""
@@ -103,6 +107,26 @@ class RetryPolicy:
             return None
         return delay
 
+    def call(
+        self,
+        fn: Callable[[], T],
+        *,
+        retry_if: Callable[[BaseException], bool],
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> T:
+        """Return ``fn()``; repeat it after errors for which *retry_if* returns True.
+
+        The last error is raised, as any other error is at once.
+        """
+        retrying = Retrying(
+            stop=self.stop,
+            wait=self.wait,
+            sleep=sleep,  # type: ignore[arg-type]
+            retry=retry_if_exception(retry_if),
+            reraise=True,
+        )
+        return retrying(fn)
+
     def wait(self, call: RetryCallState) -> float:
         """Return the pause; the parameter ``wait`` of tenacity's ``Retrying``."""
         delay = self.next_delay(call.attempt_number, call.seconds_since_start or 0.0)
@@ -110,7 +134,7 @@ class RetryPolicy:
         return float("inf") if delay is None else delay
 
     def stop(self, call: RetryCallState) -> bool:
-        """Say whether to give up; the parameter ``stop`` of tenacity's ``Retrying``."""
+        """Return whether to stop; the parameter ``stop`` of tenacity's ``Retrying``."""
         return call.upcoming_sleep == float("inf")
 
 

@@ -7,11 +7,11 @@ and workers go on. It compares versions, so it finds whatever else was missed.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, bindparam, delete, func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from tenacity import Retrying, retry_if_exception
 
 from .._concurrency import require_at_least
 from ..hooks.application_errors import stops, trace
@@ -119,16 +119,13 @@ def sweep(
         with connections.transaction("READ COMMITTED") as connection:
             return pages.sweep(connection, after, everything=everything)
 
-    retrying = Retrying(
-        stop=_RETRY.stop,
-        wait=_RETRY.wait,
-        retry=retry_if_exception(_is_transient),
-        reraise=True,
-    )
     after: str | None = ""
     while after is not None:
-        # A worker sees to that itself, since it must not block while it waits.
-        swept, after = retrying(turn, after) if everything else turn(after)
+        page = partial(turn, after)
+        # A worker retries by itself, since it must not block while it waits.
+        swept, after = (
+            _RETRY.call(page, retry_if=_is_transient) if everything else page()
+        )
         yield swept
 
 

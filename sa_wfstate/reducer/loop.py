@@ -205,15 +205,8 @@ class ReducerLoop:
                     batch.begin()  # The state it wrote may be stale by now.
                 del uncertain[0]
 
-        retrying = Retrying(
-            stop=self._resolve.stop,
-            wait=self._resolve.wait,
-            sleep=self._wait.sleep,
-            retry=retry_if_exception(_is_transient),
-            reraise=True,
-        )
         try:
-            retrying(look)
+            self._resolve.call(look, retry_if=_is_transient, sleep=self._wait.sleep)
         except (DBAPIError, OSError, PoolTimeoutError):
             for batch in uncertain:
                 batch.fail(self._unknown(batch, error))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from tenacity import Retrying, retry_if_exception
 
 from .._concurrency import Blocking, Waiting
 from ..errors import OutcomeUnknown, StateConflict
@@ -127,15 +127,11 @@ class CanonicalStore(Generic[StateT]):
         As long as the first one may still be in progress, its row lock keeps the second
         waiting; and whichever of the two is done first makes the other one lose.
         """
-        retrying = Retrying(
-            stop=self._resolve.stop,
-            wait=self._resolve.wait,
-            sleep=self._wait.sleep,
-            retry=retry_if_exception(_may_pass),
-            reraise=True,
-        )
+        send = partial(self._send_again, write)
         try:
-            outcome = retrying(self._send_again, write)
+            outcome = self._resolve.call(
+                send, retry_if=_may_pass, sleep=self._wait.sleep
+            )
         except (DBAPIError, OSError, PoolTimeoutError):
             outcome = None
         if outcome is None or (

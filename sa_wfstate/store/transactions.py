@@ -9,11 +9,11 @@ going on has come to its end by then.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
-from tenacity import Retrying, retry_if_exception
 
 from .._concurrency import Blocking, Waiting, refuse_async
 from ..errors import OutcomeUnknown
@@ -66,14 +66,7 @@ def run(
         refuse_async(session)
         return _Attempt(session, resolve, waiting).make(fn)
 
-    retrying = Retrying(
-        stop=retry.stop,
-        wait=retry.wait,
-        sleep=waiting.sleep,
-        retry=retry_if_exception(_is_worth_another),
-        reraise=True,
-    )
-    return retrying(attempt)
+    return retry.call(attempt, retry_if=_is_worth_another, sleep=waiting.sleep)
 
 
 def _is_worth_another(error: BaseException) -> bool:
@@ -143,16 +136,12 @@ class _Attempt:
 
         Of several databases all were, or none; else it is unknown.
         """
-        retrying = Retrying(
-            stop=self._resolve.stop,
-            wait=self._resolve.wait,
-            sleep=self._waiting.sleep,
-            retry=retry_if_exception(_is_worth_another),
-            reraise=True,
+        find_out = partial(
+            self._resolve.call, retry_if=_is_worth_another, sleep=self._waiting.sleep
         )
         evidence = list(self._evidence.values())
         try:
-            verdicts = {retrying(each.look) for each in evidence}
+            verdicts = {find_out(each.look) for each in evidence}
         except (DBAPIError, OSError):
             verdicts = {Verdict.UNKNOWN}
         verdicts.discard(Verdict.NOTHING_WRITTEN)
