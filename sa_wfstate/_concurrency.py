@@ -7,12 +7,16 @@ greenlets, as SQLAlchemy does; whatever has to wait there goes through Awaiting.
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 import time
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from inspect import isawaitable
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol
+from traceback import walk_tb
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -152,6 +156,34 @@ class _AwaitingTurn:
 
     def forfeits(self) -> bool:
         return False
+
+
+_SIGNALS: Final = tuple(map(int, signal.valid_signals()))
+
+
+def raised_by_signal_handler(error: BaseException) -> bool:
+    """Return whether a signal handler of this thread raised *error*, or its context.
+
+    Such an error, a soft time limit for example, interrupts the thread: it is no answer
+    of the code in which it happens to be raised.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    handlers = map(signal.getsignal, _SIGNALS)
+    codes = {_code_of(each) for each in handlers if callable(each)} - {None}
+    raised: BaseException | None = error
+    while raised is not None:
+        if any(frame.f_code in codes for frame, _ in walk_tb(raised.__traceback__)):
+            return True
+        raised = raised.__context__
+    return False
+
+
+def _code_of(handler: Any) -> object:
+    while isinstance(handler, partial):
+        handler = handler.func
+    call = handler if hasattr(handler, "__code__") else type(handler).__call__
+    return getattr(call, "__code__", None)
 
 
 def _comes_from(given: object, *packages: str) -> bool:

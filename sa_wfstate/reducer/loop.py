@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from tenacity import RetryCallState, Retrying, retry_if_exception, retry_if_result
 
+from .._concurrency import raised_by_signal_handler
 from ..errors import OutcomeUnknown, ReducerGaveUp, StateConflict
 from ..hooks.base import notify
 from ..retry import ErrorKind, classify
@@ -76,7 +77,9 @@ class ReducerLoop:
             try:
                 attempt = partial(retrying, self._attempt, queue, batch)
                 attempt_on(self._entity, queue.key, attempt)
-            except Exception as error:  # noqa: BLE001 - the callers get it
+            except Exception as error:
+                if raised_by_signal_handler(error):
+                    raise
                 batch.fail(error)
         except BaseException as error:
             # If that is safe, the others of this batch are processed again.
@@ -93,7 +96,9 @@ class ReducerLoop:
         try:
             make = partial(self._attempts.make_many, batches)
             conflicts = attempt_on(self._entity, batches[0].key, make)
-        except Exception as error:  # noqa: BLE001 - handle() tries each again
+        except Exception as error:
+            if raised_by_signal_handler(error):
+                raise
             for queue in queues:
                 queue.forget()
             self._settle_uncertain(batches, error)
@@ -164,6 +169,8 @@ class ReducerLoop:
             except StateConflict as refusal:
                 return refusal
             except (DBAPIError, OSError) as error:
+                if raised_by_signal_handler(error):
+                    raise
                 queue.forget()
                 self._settle_uncertain([batch], error)
                 if batch.settled:
@@ -207,7 +214,9 @@ class ReducerLoop:
 
         try:
             self._resolve.call(look, retry_if=_is_transient, sleep=self._wait.sleep)
-        except (DBAPIError, OSError, PoolTimeoutError):
+        except (DBAPIError, OSError, PoolTimeoutError) as last:
+            if raised_by_signal_handler(last):
+                raise
             for batch in uncertain:
                 batch.fail(self._unknown(batch, error))
                 batch.begin()
@@ -224,4 +233,5 @@ def _is_conflict(result: StateConflict | None) -> bool:
 
 
 def _is_transient(error: BaseException) -> bool:
-    return classify(error) is ErrorKind.TRANSIENT
+    transient = classify(error) is ErrorKind.TRANSIENT
+    return transient and not raised_by_signal_handler(error)

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from pydantic_core import to_jsonable_python
 
+from .._concurrency import raised_by_signal_handler
 from ..errors import PayloadError, WorkflowNotFound
 from ..payload.actions import Reduction
 from ..values.provenance import Provenance
@@ -82,7 +83,9 @@ class Reductions(Generic[StateT]):
                     result, intents = result.state, tuple(result.intents)
                     self._check_intents(batch.key, request.item, intents)
                 text = self._dump(batch.key, result)
-            except Exception as raised:  # noqa: BLE001 - it goes to the caller
+            except Exception as raised:
+                if raised_by_signal_handler(raised):
+                    raise
                 error = raised
             batch.reduced.append(ReducedAction(request, text, intents, error))
 

@@ -35,7 +35,7 @@ from inspect import iscoroutinefunction
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from .._concurrency import Blocking, Waiting
+from .._concurrency import Blocking, Waiting, raised_by_signal_handler
 from ..dedup import TTL, ActionDedupMixin, DedupLog
 from ..errors import ReducerGaveUp
 from ..hooks.base import Hooks, notify
@@ -228,7 +228,9 @@ class ReducerService(Generic[StateT]):
             if number not in results:
                 try:
                     results[number] = self.handle(action)
-                except Exception as error:  # noqa: BLE001 - it is returned
+                except Exception as error:
+                    if raised_by_signal_handler(error):
+                        raise
                     results[number] = error
         return [results[number] for number in range(len(given))]
 
@@ -257,7 +259,9 @@ class ReducerService(Generic[StateT]):
         notify(self._hooks.started, self._entity, request.item)
         try:
             return self._conclude(request.item, request.result(), started)
-        except Exception as error:  # noqa: BLE001 - it is returned
+        except Exception as error:
+            if raised_by_signal_handler(error):
+                raise
             return error
 
     def _conclude(
