@@ -1,7 +1,7 @@
-"""How a caller waits: a thread blocks, a task awaits. All else is the same for both.
+"""How a caller waits: a thread blocks, a task awaits. All other code is shared.
 
 The services of ``sa_wfstate.asyncio`` run the code of the synchronous ones in
-greenlets, as SQLAlchemy does; whatever has to wait there goes through Awaiting.
+greenlets, as SQLAlchemy does, and wait through Awaiting.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Turn(Protocol):
-    """What one caller waits for: that its work is done, or that it may do it."""
+    """Lets one caller wait until its request is processed, or its turn has come."""
 
     def grant(self, process: Callable[[], None]) -> None:
         """Let the caller, or a task for it, call *process*; only once if repeated."""
@@ -34,17 +34,17 @@ class Turn(Protocol):
         """End the wait."""
 
     def wait(self) -> None:
-        """Wait for grant() or finish(); where it was granted, call *process*."""
+        """Wait for grant() or finish(); after grant(), call *process*."""
 
     def forfeits(self) -> bool:
-        """Return whether what was granted ends with a caller that stops waiting."""
+        """Return whether *process* ends with a caller that stops waiting."""
 
 
 class Stop(Protocol):
-    """What tells a worker to stop: an Event of threading or of asyncio, for example."""
+    """Tells a worker to stop: an Event of threading or of asyncio, for example."""
 
     def is_set(self) -> bool:
-        """Say whether to stop."""
+        """Return whether to stop."""
 
 
 class Waiting(Protocol):
@@ -54,7 +54,7 @@ class Waiting(Protocol):
         """Wait for *seconds*."""
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call *function*, which an awaiting caller may have made a coroutine."""
+        """Call *function*; Awaiting awaits its result if it is awaitable."""
 
     def detach(self, function: Callable[[], None]) -> None:
         """Call *function* although the caller is being interrupted."""
@@ -94,7 +94,7 @@ class _BlockingTurn:
         self.finish()
 
     def finish(self) -> None:
-        with suppress(RuntimeError):  # It is open already.
+        with suppress(RuntimeError):  # The gate is open already.
             self._gate.release()
 
     def wait(self) -> None:
@@ -128,7 +128,7 @@ class Awaiting:
 
 
 class _AwaitingTurn:
-    """Served by a task of its own: cancelling the caller must not harm others."""
+    """Runs *process* in a task of its own: cancelling the caller spares the others."""
 
     __slots__ = ("_context", "_future", "_granted", "_loop", "_tasks")
 
@@ -191,28 +191,28 @@ def _comes_from(given: object, *packages: str) -> bool:
 
 
 def refuse_async(given: Any) -> None:
-    """Raise TypeError if *given* needs awaiting: a sync function has got it."""
+    """Raise TypeError if *given*, passed to a sync function, needs awaiting."""
     if _comes_from(given, "sqlalchemy.ext.asyncio"):
         raise TypeError(
-            f"got an asynchronous {type(given).__name__}; await what has the same name "
-            "in sa_wfstate.asyncio, or call this one by run_sync()"
+            f"got an asynchronous {type(given).__name__}; await the function of this "
+            "name in sa_wfstate.asyncio, or call this one by run_sync()"
         )
 
 
 def refuse_sync(given: Any) -> None:
-    """Raise TypeError if *given* cannot be awaited: an async function has got it."""
+    """Raise TypeError if *given*, passed to an async function, is synchronous."""
     asynchronous = _comes_from(given, "sqlalchemy.ext.asyncio")
     if not asynchronous and _comes_from(given, "sqlalchemy.orm", "sqlalchemy.engine"):
         raise TypeError(
             f"got a synchronous {type(given).__name__}; give it an asynchronous one, "
-            "or call what has the same name in sa_wfstate"
+            "or call the function of this name in sa_wfstate"
         )
 
 
 def require_at_least(least: int, **arguments: float) -> None:
     """Raise ValueError unless each of *arguments* is a number from *least* on.
 
-    A batch of no rows would be made again for ever.
+    An empty batch would be repeated for ever.
     """
     for name, value in arguments.items():
         if not least <= value < float("inf"):

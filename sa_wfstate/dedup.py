@@ -1,21 +1,21 @@
-"""The dedup log: which actions were processed, in one transaction with their effect.
+"""Deduplication log: makes actions idempotent, by their id as idempotency key.
 
 A row of the log is the *claim* of an action: its primary key ``(workflow_key,
 action_id)`` can be written once. ReducerService writes it in the transaction of the
-commit, right after the compare-and-set: by then it holds the lock of the row, so a
-claim never waits for another one, there is no order to keep and no deadlock.
+commit, right after the compare-and-set: by then it holds the lock of the row, so claims
+do not wait for each other and cannot deadlock.
 
-Those who have a loop of their own call :func:`should_process` and :func:`remember`.
-How well they are protected depends on where they call them:
+A loop of the application calls :func:`should_process` and :func:`remember`. The
+guarantee depends on the place:
 
 * in one transaction with the effect, rolled back if remember() returns False: an action
   takes effect exactly once;
-* remember() after the effect is committed: a crash in between, or a second delivery at
-  the same time, lets it take effect twice;
+* remember() after the effect is committed: a crash in between, or a concurrent second
+  delivery, lets it take effect twice;
 * remember() committed before the effect: a crash in between loses the action.
 
-A row may be deleted once it has expired, see :func:`cleanup_expired`; until it is
-deleted it still counts. An action delivered after that is a new one.
+A row may be deleted once it has expired, see :func:`cleanup_expired`; until then it
+counts. An action delivered after that is a new one.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ __all__ = ["ActionDedupMixin", "cleanup_expired", "remember", "should_process"]
 
 
 TTL = timedelta(hours=6)
-"""How long an action is remembered at least, unless said otherwise."""
+"""How long a processed action is kept by default, at least."""
 
 
 class ActionDedupMixin(AuxiliaryTable):
-    """The columns of a dedup log, for a mapped class of the application's own.
+    """The columns of a deduplication log, for a mapped class of the application.
 
     >>> class OrderActions(ActionDedupMixin, Base):  # doctest: +SKIP
     ...     __tablename__ = "order_actions"
 
-    The index on ``expires_at`` that cleanup_expired() needs comes along.
+    It adds the index on ``expires_at`` that cleanup_expired() needs.
     """
 
     workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-70)
@@ -86,7 +86,7 @@ class ActionDedupMixin(AuxiliaryTable):
     )
 
     request_hash: Mapped[str | None] = mapped_column(Text, sort_order=-20)
-    """SHA-256 of the action's payload; where it is NULL, no payload is refused."""
+    """SHA-256 of the action's payload; if NULL, any payload is accepted."""
 
     version: Mapped[int | None] = mapped_column(BigInteger, sort_order=-10)
     """The version that the action's commit wrote."""
@@ -99,7 +99,7 @@ class ActionDedupMixin(AuxiliaryTable):
 
 
 class Claim(NamedTuple):
-    """What the log is to hold of one action."""
+    """The row to be written for one action."""
 
     workflow_key: str
     action_id: UUID
@@ -109,7 +109,7 @@ class Claim(NamedTuple):
 
 
 class Processed(NamedTuple):
-    """What the log holds of one action."""
+    """The row of one processed action."""
 
     request_hash: str | None
     version: int | None
@@ -117,7 +117,7 @@ class Processed(NamedTuple):
 
 
 class DedupLog:
-    """The statements of one log, each built once."""
+    """The statements of one log, built once."""
 
     def __init__(self, log: type[ActionDedupMixin], ttl: timedelta = TTL) -> None:
         table = inspect(log).local_table
@@ -142,7 +142,7 @@ class DedupLog:
         workflow_keys: Sequence[str],
         action_ids: Sequence[UUID],
     ) -> dict[tuple[str, UUID], Processed]:
-        """Return what the log holds of these actions of these workflows."""
+        """Return the rows of these actions of these workflows."""
         found: dict[tuple[str, UUID], Processed] = {}
         for keys in chunks(workflow_keys):
             for ids in chunks(action_ids):
@@ -153,12 +153,12 @@ class DedupLog:
     def claim(
         self, connection: Connection, claims: Sequence[Claim]
     ) -> dict[tuple[str, UUID], datetime] | None:
-        """Write *claims* and return when, by key and action id.
+        """Write *claims*; return their times, by key and action id.
 
-        Returns None if one of them was there already; the caller rolls back then.
+        Returns None if one of them existed; the caller must roll back then.
         """
         name = connection.dialect.name
-        if name == "sqlite":  # Its server is this process.
+        if name == "sqlite":  # There is no clock of a server.
             until: dict[str, Any] = {"expires_at": datetime.now(UTC) + self._ttl}
         else:
             until = {"wfs_ttl": self._ttl}
@@ -173,7 +173,7 @@ class DedupLog:
                 self._table.c.action_id,
                 self._table.c.processed_at,
             )
-        # A list of one would take SQLAlchemy's way for many rows, which is longer.
+        # For a list of one SQLAlchemy would take the slower path of many rows.
         written = connection.execute(
             self._inserts[name], rows if len(rows) > 1 else rows[0]
         )
@@ -189,11 +189,11 @@ def should_process(
     *,
     payload: str | None = None,
 ) -> bool:
-    """Return whether *log* does not hold the action yet.
+    """Return whether the action is not in *log* yet.
 
-    It only looks: another delivery may be processed at the same time, and only the
-    answer of :func:`remember` tells. *payload* is the action's payload as JSON; another
-    one under the same id raises ActionIdReused.
+    Another delivery may be processed at the same time; only :func:`remember` decides.
+    *payload* is the action's payload as JSON; a different one under the same id raises
+    ActionIdReused.
     """
     check_key(log.__name__, workflow_key)
     connection = session.connection(bind_arguments={"mapper": inspect(log)})
@@ -215,11 +215,11 @@ def remember(
     payload: str | None = None,
     ttl: timedelta = TTL,
 ) -> bool:
-    """Write into *log* that the action was processed; False if it was there already.
+    """Record in *log* that the action was processed; return False if it was before.
 
-    It waits for another transaction that is about to write it. Where it was, roll back
-    whatever was done for the action. *result* and *payload* are JSON, of which only
-    digests are kept.
+    It waits for a concurrent transaction that records the same action. If it returns
+    False, roll back the effect of the action. *result* and *payload* are JSON, of which
+    digests are stored.
     """
     check_key(log.__name__, workflow_key)
     connection = session.connection(bind_arguments={"mapper": inspect(log)})
@@ -237,10 +237,10 @@ def cleanup_expired(
 ) -> int:
     """Delete the rows of *log* that have expired; return how many.
 
-    They go in batches of *batch* rows, each in a transaction of its own, which passes
-    over rows that somebody has locked; so any number of these can run at once. After
-    each batch *progress* is called with the number of rows deleted so far. What has
-    expired is decided by the clock of the server.
+    They are deleted in batches of *batch* rows, each in a transaction of its own, which
+    skips locked rows; so several calls can run at once. After each batch *progress* is
+    called with the number of rows deleted so far. The clock of the server decides which
+    rows have expired.
     """
     require_at_least(1, batch=batch)
     table: Any = inspect(log).local_table

@@ -1,9 +1,9 @@
 """RetryPolicy: whether to retry, and how long to wait; classify: which errors.
 
-The wait is "full jitter": after the n-th attempt anything from nothing to
-``base_delay * 2 ** (n - 1)`` seconds, at most ``max_delay``. Spreading the losers over
-the whole interval is what keeps them from meeting again. Source: Marc Brooker,
-"Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+The pause is "full jitter": after the n-th attempt a random time between 0 and
+``base_delay * 2 ** (n - 1)`` seconds, at most ``max_delay``. Retries that are spread
+over the whole interval seldom conflict again. Source: Marc Brooker, "Exponential
+Backoff And Jitter", AWS Architecture Blog, 2015.
 """
 
 from __future__ import annotations
@@ -31,17 +31,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MANY = 64
-"""Doublings after which every delay is at its maximum; 2.0 ** n has an end."""
+"""Doublings after which every delay is at its maximum; 2.0 ** n overflows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryPolicy:
-    """How often an attempt is repeated, and after what pause.
+    """How often an attempt is repeated, and after which pauses.
 
     *max_attempts* counts the first one too; None sets no limit. *base_delay* and
-    *max_delay* bound the pauses, in seconds. *deadline*, in seconds since the first
-    attempt began, is not waited past: an attempt that could only start after it is not
-    made. One of *max_attempts* and *deadline* must be there.
+    *max_delay* bound the pauses, in seconds. No attempt starts later than *deadline*
+    seconds after the first. *max_attempts* or *deadline* must be given.
 
     >>> policy = RetryPolicy()
     >>> [policy.ceiling(attempt) for attempt in (1, 2, 3, 9)]
@@ -130,7 +129,7 @@ class RetryPolicy:
     def wait(self, call: RetryCallState) -> float:
         """Return the pause; the parameter ``wait`` of tenacity's ``Retrying``."""
         delay = self.next_delay(call.attempt_number, call.seconds_since_start or 0.0)
-        # Where there is no next attempt, stop() is asked next and must say so too.
+        # After the last attempt tenacity asks stop() next, which must agree.
         return float("inf") if delay is None else delay
 
     def stop(self, call: RetryCallState) -> bool:
@@ -153,35 +152,35 @@ _TRANSIENT: Final = {
     "53300": "too_many_connections",
 }
 _CONNECTION: Final = ("08", "57P0")
-"""How the codes of a connection that is lost or refused begin."""
+"""Prefixes of the codes of a connection that is lost or refused."""
 
 _STATEMENT_COMPLETION_UNKNOWN: Final = "40003"
 
 
 class ErrorKind(StrEnum):
-    """What an error means for whoever wants to try again."""
+    """What an error means for a retry."""
 
     CONFLICT = "conflict"
-    """Somebody else committed first: read again, decide again, commit that."""
+    """Another writer committed first: read, decide and commit again."""
 
     TRANSIENT = "transient"
-    """Nothing was committed: run the same again, in a new transaction."""
+    """Nothing was committed: repeat the same in a new transaction."""
 
     UNKNOWN = "unknown"
-    """It may be committed or not: find out before doing anything again."""
+    """It may be committed or not: find out before a retry."""
 
     FATAL = "fatal"
-    """Trying again will not help."""
+    """A retry will not help."""
 
 
 _BY_CLASS: Final = (
     (OutcomeUnknown, ErrorKind.UNKNOWN),
     (WriteSuppressed, ErrorKind.FATAL),
     (StaleDataError, ErrorKind.CONFLICT),
-    # No connection was had, so nothing was sent.
+    # There was no connection, so nothing was sent.
     (PoolTimeoutError, ErrorKind.TRANSIENT),
 )
-"""What SQLAlchemy and this library raise themselves has no code; first match wins."""
+"""Errors of SQLAlchemy and this library have no code; the first match counts."""
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -191,10 +190,10 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def classify(error: BaseException, *, committing: bool = False) -> ErrorKind:
-    """Say what *error* means for whoever wants to try again.
+    """Return what *error* means for a retry.
 
-    *committing* says that it was raised by COMMIT, or by a statement that commits by
-    itself: a connection lost there leaves the outcome unknown.
+    *committing* is true if it was raised by COMMIT, or by a statement in autocommit: a
+    connection that is lost there leaves the outcome unknown.
 
     >>> classify(TimeoutError())
     <ErrorKind.TRANSIENT: 'transient'>
@@ -219,12 +218,12 @@ def _is_lost_connection(error: BaseException, code: str | None) -> bool:
     if code is not None and code.startswith(_CONNECTION):
         return True
     if isinstance(error, DBAPIError):
-        # psycopg has no code for what libpq reports itself: refused, closed, cut.
+        # psycopg has no code for errors of libpq: refused, closed, cut.
         codeless = code is None and hasattr(error.orig, "sqlstate")
         return error.connection_invalidated or (
             codeless and isinstance(error, OperationalError)
         )
-    # asyncpg's socket errors and timeouts come out as they are; each is an OSError.
-    # So does what it raises of its own when a connection is cut while it is set up.
+    # asyncpg does not wrap errors and timeouts of sockets; each is an OSError. It has
+    # errors of its own for a connection that is cut while it is set up.
     cut = code is None and type(error).__module__.startswith("asyncpg.")
     return cut or isinstance(error, OSError)

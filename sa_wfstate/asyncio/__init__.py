@@ -1,7 +1,7 @@
-"""Awaitable twins of the functions and classes of ``sa_wfstate``.
+"""Async counterparts of the functions and classes of ``sa_wfstate``.
 
-Each has the name and the parameters of its original, takes an AsyncSession, AsyncEngine
-or async_sessionmaker, and runs the same code.
+Each has the name and the parameters of the sync version, takes an AsyncSession,
+AsyncEngine or async_sessionmaker, and runs the same code.
 """
 
 from __future__ import annotations
@@ -166,10 +166,10 @@ async def run_transaction(
 class ReducerService(Generic[StateT]):
     """Async version of :class:`sa_wfstate.ReducerService`.
 
-    *reducer* and *on_intents* may be coroutine functions. *writers* are not: they are
+    *reducer* and *on_intents* may be coroutine functions. *writers* may not: they are
     called with a synchronous Connection, as by ``AsyncSession.run_sync()``. A service
-    belongs to one event loop, as its engine does. Cancelling handle() leaves the line
-    of its key; what has begun to be committed is finished, its intents included.
+    belongs to one event loop, as its engine does. Cancelling handle() withdraws its
+    action; one that is being processed is committed, and its intents are delivered.
     """
 
     def __init__(

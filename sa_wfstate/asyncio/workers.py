@@ -1,4 +1,4 @@
-"""Awaitable twins of what runs beside the commits; import them from ``asyncio``."""
+"""Async counterparts of projections and the outbox; import them from ``asyncio``."""
 
 from __future__ import annotations
 
