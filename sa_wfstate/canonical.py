@@ -55,13 +55,13 @@ class WorkflowState(WorkflowStateMixin[StateDict], CanonicalBase):
 
 
 class ActionDedupLog(ActionDedupMixin, CanonicalBase):
-    """Which actions of a workflow were processed, until they expire."""
+    """The idempotency keys of processed actions, until they expire."""
 
     __tablename__ = "action_dedup_log"
 
 
 class WorkflowProjection(ProjectionMixin, CanonicalBase):
-    """The read model of a workflow, as of *version* of its canonical row."""
+    """The read model of a workflow at *version* of its canonical row."""
 
     __tablename__ = "workflow_projection"
     __table_args__ = (
@@ -77,12 +77,12 @@ class ProjectionWatermark(WatermarkMixin, CanonicalBase):
 
 
 class WorkflowHistory(HistoryMixin, CanonicalBase):
-    """Every version of a workflow, if ``keep_history`` says so."""
+    """Every version of a workflow, once ``keep_history`` names it."""
 
     __tablename__ = "workflow_history"
 
 
 class WorkflowIntent(IntentMixin, CanonicalBase):
-    """What is still to be handed over, if ``store_intents`` is one of the writers."""
+    """The outbox: intents to be delivered, if a writer is ``store_intents``."""
 
     __tablename__ = "workflow_intents"

@@ -62,7 +62,7 @@ def listeners_of(mapper: Mapper[Any]) -> tuple[CommitListener, ...]:
     if not _listeners:
         return ()
     lineage = lineage_of(mapper)
-    return tuple(writer for each in lineage for writer in _listeners.get(each, ()))
+    return tuple(one for each in lineage for one in _listeners.get(each, ()))
 
 
 def lineage_of(mapper: Mapper[Any]) -> list[Mapper[Any]]:
@@ -77,5 +77,5 @@ def follow(
     connection: Connection, mapper: Mapper[Any], commits: Sequence[StateCommitted[Any]]
 ) -> None:
     """Call the commit listeners of *mapper* with *commits*."""
-    for writer in listeners_of(mapper):
-        writer.written(connection, commits)
+    for listener in listeners_of(mapper):
+        listener.written(connection, commits)

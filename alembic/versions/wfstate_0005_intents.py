@@ -1,4 +1,4 @@
-"""The outbox: intents that are still to be handed over, and dead letters.
+"""The outbox: intents to be delivered, and dead letters.
 
 Revision ID: wfstate_0005
 Revises: wfstate_0004

@@ -1,7 +1,7 @@
 """Alembic: the plugin of generated migrations, and operations for migrations.
 
-The operations are imported when they are first asked for: Alembic itself imports the
-plugin of this package while it is half imported.
+The operations are imported on first use: Alembic imports the plugin of this package
+while it is itself half imported.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What Alembic does not compare by itself: our CHECKs, defaults and primary key.
+"""Compare CHECK constraints, defaults and primary keys of workflow tables.
 
-Alembic compares CHECK constraints by name and server defaults, each if env.py asks for
-it, and primary keys never. A workflow table without ``CHECK (version >= 1)``,
-``DEFAULT 1`` or its key is broken, so these comparisons are always made. A CHECK is
-compared by meaning: one of the same text may have any name. PostgreSQL only, defaults
-aside; elsewhere a constraint cannot be added to a table that is there.
+Alembic compares CHECK constraints by name and server defaults, each if env.py enables
+it, and never primary keys. A workflow table without ``CHECK (version >= 1)``,
+``DEFAULT 1`` or its key is broken, so these are always compared. A CHECK is compared by
+its text and may have any name. PostgreSQL only, except for defaults; other databases
+cannot add a constraint to an existing table.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _compare_checks(
     )
     texts = {_plain(check["sqltext"]) for check in found}
     by_name = {check["name"]: check["sqltext"] for check in found}
-    # Alembic's own comparison may have been asked for as well.
+    # Alembic's own comparison may be enabled, too.
     done = {getattr(op, "constraint_name", None) for op in modify_table_ops.ops}
     for name, check in wanted.items():
         if name in done or _plain(str(check.sqltext)) in texts:
@@ -141,8 +141,8 @@ class _Key(NamedTuple):
 class _ChangeKeyOp(ops.MigrateOperation):
     """Another primary key, which Alembic can neither compare nor render.
 
-    *referring* names the tables with foreign keys to the key of *before*: what becomes
-    of these cannot be generated, so the migration raises.
+    *referring* names the tables with foreign keys to the key of *before*: their changes
+    cannot be generated, so the migration raises.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ def _own_checks(table: Any) -> dict[str, CheckConstraint]:
 
 
 def _plain(condition: str) -> str:
-    """Take away what PostgreSQL adds to a condition when it shows it again."""
+    """Remove the casts and parentheses that PostgreSQL adds to a condition."""
     return _CAST.sub("", condition).replace("(", "").replace(")", "").strip()
 
 

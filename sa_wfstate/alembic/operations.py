@@ -1,4 +1,4 @@
-"""What a migration can do to workflow tables: operations of ``op``, and functions.
+"""Operations for migrations of workflow tables: methods of ``op``, and functions.
 
 ::
 
@@ -9,10 +9,10 @@
         op.upcast_workflow_state("orders", {2: "state - 'discount'"})
         op.create_version_trigger("orders")
 
-The operations exist once Alembic is imported; type checkers do not know them. So there
-are plain functions of the same names here, which can be imported.
+The operations exist once Alembic is imported; type checkers do not know them, so there
+are functions of the same names here.
 
-A migration is one transaction. To upcast a large table beside its writers, use
+A migration is one transaction. To upcast a large table while it is written to, use
 :func:`~sa_wfstate.upcasting.upcast_all` or ``python -m sa_wfstate upcast``, which
 commit each batch.
 """
@@ -46,9 +46,9 @@ def upcast_workflow_state(
     """Rewrite the rows of *table_name* whose schema version is among *upcasters*.
 
     They go to the version after the highest one. A step is a function, SQL over the
-    column ``state``, or an :class:`~sa_wfstate.upcasting.Upcaster`, which is both; give
-    what holds at the time of the migration, not what the application has by now. If all
-    steps have SQL, one UPDATE does it.
+    column ``state``, or an :class:`~sa_wfstate.upcasting.Upcaster`, which is both; do
+    not import it from the application, where it may change. If all steps have SQL, one
+    UPDATE does it.
 
     Raises CommandError offline (``--sql``) unless all steps have SQL, and PayloadError,
     naming the row, if a step fails; the migration is rolled back then.
@@ -61,10 +61,10 @@ def upcast_workflow_state(
 
 
 def create_version_trigger(table_name: str, *, schema: str | None = None) -> None:
-    """Create the trigger on *table_name* that lets nobody forget the version.
+    """Create the trigger on *table_name* that enforces the version.
 
-    It refuses an UPDATE that does not count it, an upcast aside; see
-    ``sa_wfstate.triggers``. PostgreSQL only.
+    It refuses an UPDATE that does not increment the version and is no upcast.
+    PostgreSQL only.
     """
     op.invoke(VersionTriggerOp(table_name, schema=schema))
 
@@ -75,7 +75,7 @@ def drop_version_trigger(table_name: str, *, schema: str | None = None) -> None:
 
 
 class UpcastWorkflowStateOp(MigrateOperation):
-    """What :func:`upcast_workflow_state` hands to Alembic."""
+    """The operation of :func:`upcast_workflow_state`."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class UpcastWorkflowStateOp(MigrateOperation):
 
 
 class VersionTriggerOp(MigrateOperation):
-    """What the functions for the trigger hand to Alembic."""
+    """The operation of the functions for the trigger."""
 
     def __init__(
         self, table_name: str, *, schema: str | None = None, drop: bool = False
@@ -170,10 +170,10 @@ def _upcast(operations: Operations, operation: UpcastWorkflowStateOp) -> None:
 
 
 def _check_versions(operation: UpcastWorkflowStateOp, mapped: Any) -> None:
-    """Raise CommandError if the steps lead nowhere, or beyond what is *mapped*.
+    """Raise CommandError if the steps have a gap, or lead beyond what is *mapped*.
 
-    The second is what becomes of steps that are keyed by the version they lead to: the
-    application could not read the rows any more.
+    Steps that are keyed by their target version lead one too far: the application could
+    not read the rows.
     """
     who = f"upcast_workflow_state({operation.table_name!r})"
     hint = "a step is keyed by the schema version that it starts from"

@@ -1,4 +1,4 @@
-"""The plugin of Alembic: generated migrations that know nothing of sa_wfstate.
+"""The plugin of Alembic, for migrations that do not import sa_wfstate.
 
 Alembic loads it by its entry point and calls :func:`setup` when it is imported. The
 plugin's name, ``alembic.autogenerate.sa_wfstate``, is among those that an environment
@@ -6,8 +6,8 @@ uses by default (``autogenerate_plugins=["alembic.autogenerate.*"]``). From then
 
 * ``revision --autogenerate`` writes a column of :class:`~sa_wfstate.PydanticJSON` as
   ``postgresql.JSONB(…)``; a ``render_item`` of the application's own is asked first;
-* ``check`` sees when the CHECK constraints, the counters' defaults or the primary key
-  of a workflow table have drifted from what is mapped (:mod:`.autogenerate`);
+* ``check`` reports CHECK constraints, defaults of the counters and a primary key of a
+  workflow table that differ from the mapped ones (:mod:`.autogenerate`);
 * ``op.upcast_workflow_state`` exists (:mod:`.operations`).
 
 :func:`setup` is called while Alembic is half imported, and an error in it would break
@@ -38,9 +38,9 @@ _JSONB = "postgresql.JSONB(astext_type={sa}Text())"
 def render_item(
     kind: str, item: object, autogen_context: AutogenContext
 ) -> str | Literal[False]:
-    """Render a :class:`~sa_wfstate.PydanticJSON` column as what the database stores.
+    """Render a :class:`~sa_wfstate.PydanticJSON` column as its database type.
 
-    What is generated on another database than PostgreSQL runs on PostgreSQL, too.
+    A migration generated on another database runs on PostgreSQL, too.
     """
     if kind != "type" or not isinstance(item, PydanticJSON):
         return False
@@ -60,7 +60,7 @@ def setup(plugin: Plugin) -> None:
         plugin.add_autogenerate_comparator(
             _chain_render_item, "autogenerate", "sa_wfstate"
         )
-        # Last: what Alembic has found by then is not repeated.
+        # Last, so that findings of Alembic are not repeated.
         plugin.add_autogenerate_comparator(
             _compare_table, "table", "sa_wfstate", priority=DispatchPriority.LAST
         )
@@ -72,7 +72,7 @@ def setup(plugin: Plugin) -> None:
 
 
 def _chain_render_item(autogen_context: AutogenContext, *_: object) -> Any:
-    """Have :func:`render_item` asked where env.py's own returns False."""
+    """Call :func:`render_item` if that of env.py returns False."""
     theirs = autogen_context.opts.get("render_item")
     if not (isinstance(theirs, partial) and theirs.func is _render_after):
         autogen_context.opts["render_item"] = partial(_render_after, theirs)
@@ -94,7 +94,7 @@ def _compare_table(*arguments: Any) -> Any:
 
 
 class _EntryPoint(ModuleType):
-    """The plugin as every version of Alembic loads it: a module, and iterable.
+    """The plugin in the form every version of Alembic loads: an iterable module.
 
     Alembic 1.18.0 to 1.20.0 iterate over what the entry point gives (alembic#1873),
     and a plain module would break ``import alembic`` there.

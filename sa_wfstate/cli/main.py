@@ -1,9 +1,9 @@
 """The terminal: ``python -m sa_wfstate show|history|diff app.models:Order KEY``.
 
-These read, and change nothing; ``upcast`` is in :mod:`.cli_upcast`. Each command
-imports the mapped class, from the working folder as well, and connects to the database
-at ``--url`` or in the environment variable ``SA_WFSTATE_URL``. A person gets tables and
-colours, a program JSON with ``--json``. Needs the extra ``cli``.
+These commands only read; ``upcast`` is in :mod:`.upcast`. Each imports the mapped
+class, also from the working folder, and connects to the database of ``--url`` or of the
+environment variable ``SA_WFSTATE_URL``. The output is tables with colours, or JSON with
+``--json``. Needs the extra ``cli``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class CommandError(Exception):
-    """Say in one line why a command cannot be done."""
+    """A command that cannot be done; the text is one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load_entity(name: str) -> Any:
-    """Import the class that *name* says, as ``package.module:Class``."""
+    """Import the class called *name*, as ``package.module:Class``."""
     module_name, _, class_name = name.partition(":")
     if not class_name:
         raise CommandError(
@@ -93,7 +93,7 @@ def database_url(given: str | None) -> URL:
     except (ArgumentError, ValueError):
         # Not the text itself, which may hold a password.
         raise CommandError("the database URL cannot be read") from None
-    # Of a password with an @ the rest would be taken for the host, and shown in errors.
+    # The part after an @ in a password would be taken for the host, and be shown.
     _, _, after_user = text.partition("://")[2].partition(":")
     if url.password is not None and "@" in after_user.partition("@")[2]:
         raise CommandError(
@@ -159,7 +159,7 @@ def _show(session: Session, entity: Any, options: argparse.Namespace) -> None:
 
 
 def _history(session: Session, entity: Any, options: argparse.Namespace) -> None:
-    # One more than is shown: the oldest of them is compared with it.
+    # One more than is shown, to compare the oldest with.
     found = list_versions(session, entity, options.key, limit=options.limit + 1)
     rows = [
         (snapshot, _changes(entity, earlier, snapshot))
@@ -211,14 +211,14 @@ def _diff(session: Session, entity: Any, options: argparse.Namespace) -> None:
 def _changes(
     entity: Any, before: WorkflowSnapshot[Any] | None, after: WorkflowSnapshot[Any]
 ) -> list[dict[str, Any]]:
-    """Return what changed; nothing where the version before is not kept."""
+    """Return the changes; none if the version before is not in the history."""
     if before is None or after.version == 1:
         return [{"op": "add", "path": ""}] if after.version == 1 else []
     return diff_json(_dump(entity, before), _dump(entity, after))
 
 
 def _facts(entity: Any, snapshot: WorkflowSnapshot[Any]) -> dict[str, Any]:
-    # The state as it is stored: Pydantic would leave aliases out.
+    # The state as it is stored: Pydantic would omit aliases.
     facts = snapshot.model_dump(mode="json", exclude={"state"})
     return facts | {"state": json.loads(_dump(entity, snapshot))}
 
@@ -228,7 +228,7 @@ def _dump(entity: Any, snapshot: WorkflowSnapshot[Any]) -> str:
 
 
 def _who(snapshot: WorkflowSnapshot[Any]) -> str:
-    """Say which effect and action wrote the version, and what else is noted of it."""
+    """Return the effect and action of the version, and the rest of its provenance."""
     given = snapshot.provenance.model_dump(mode="json", exclude_none=True)
     given.pop("timestamp")
     names = {"effect_id": "effect", "action_id": "action"}

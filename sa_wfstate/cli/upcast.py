@@ -1,7 +1,7 @@
-"""The command ``python -m sa_wfstate upcast app.models:Order``: see :mod:`.upcasting`.
+"""The command ``python -m sa_wfstate upcast app.models:Order``.
 
-On a terminal it draws a bar with the rate and the remaining time; elsewhere it writes a
-line every few seconds, for a log.
+On a terminal it shows a bar with the rate and the remaining time; elsewhere it logs a
+line every few seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOG_INTERVAL = 5.0
 """Seconds between two lines of the plain log."""
 
 SHOWN_FAILURES = 20
-"""Rows that cannot be upcast are named up to this number, and counted beyond."""
+"""The maximum number of failed rows that are named; more are counted."""
 
 
 class _Display(Protocol):
@@ -35,14 +35,14 @@ class _Display(Protocol):
 
 
 def positive(text: str) -> int:
-    """Return the number that *text* says; ValueError unless it is 1 or more."""
+    """Return the number in *text*; raise ValueError unless it is 1 or more."""
     number = int(text)
     require_at_least(1, number=number)
     return number
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Declare what the command takes, besides the class."""
+    """Declare the arguments of the command."""
     command.add_argument("entity", help="the mapped class, as app.models:Order")
     command.add_argument("--url", help="of the database, else SA_WFSTATE_URL")
     command.add_argument(
@@ -54,7 +54,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(url: URL, entity: Any, options: argparse.Namespace) -> int:
-    """Upcast the rows of *entity*; return 1 if some are left that could not be."""
+    """Upcast the rows of *entity*; return 1 if rows are left."""
     engine = create_engine(url, pool_size=1)
     try:
         return _upcast(engine, entity, options)
@@ -121,7 +121,7 @@ def _say(line: str) -> None:
 
 
 class _Log:
-    """A line now and then, where nobody watches."""
+    """Logs a line every few seconds."""
 
     def __init__(self) -> None:
         self._started = self._said = time.monotonic()

@@ -1,4 +1,4 @@
-"""History: an audit trail, written in the transaction of each commit."""
+"""History: an audit trail of every version, written in each commit's transaction."""
 
 from .queries import (
     diff_versions,

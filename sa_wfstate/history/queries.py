@@ -1,4 +1,4 @@
-"""History: every version of a workflow, kept beside it and written with it.
+"""History: read, compare, restore and trim the versions of a workflow.
 
 ::
 
@@ -9,12 +9,11 @@
     keep_history(Order, OrderHistory)
 
 From then on each commit of an Order, by a flush or by ``try_commit``, adds a row to
-``order_history`` in its own transaction (``history_tables.py``); here it is read.
+``order_history`` in its own transaction (:mod:`.table`).
 
-Rows are only ever added, and taken away by :func:`trim_history`. A workflow that is
-deleted keeps its history; created again under the same key it starts at version 1, and
-by a version number the functions here mean the latest one. What goes around the library
-is not seen: SQL by hand, and the bulk inserts of the ORM.
+Rows are added, and deleted only by :func:`trim_history`. A deleted workflow keeps its
+history. A re-created one starts at version 1 again; a version number then means the
+latest row of that number. SQL by hand and bulk inserts of the ORM write no history.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def get_version(
     """Read *version* of a workflow as it was committed.
 
     The snapshot's ``updated_at`` is the time at which it was written. Raises
-    VersionNotInHistory if it is not kept, or never was there.
+    VersionNotInHistory if the version is not in the history.
     """
     query = _Query(entity, workflow_key)
     wanted = query.rows.where(query.table.c.version == version)
@@ -80,10 +79,10 @@ def get_version(
 def get_state_as_of(
     session: Session, entity: Entity[StateT], workflow_key: str, time: datetime
 ) -> WorkflowSnapshot[StateT]:
-    """Read the version of a workflow that was the newest one at *time*.
+    """Read the version of a workflow that was current at *time*.
 
-    *time* must have a time zone. Versions are timed when they are written, a moment
-    before their COMMIT. Raises VersionNotInHistory if there was none, or none is kept.
+    *time* must have a time zone. A version has the time of its write, shortly before
+    its COMMIT. Raises VersionNotInHistory if the history has none that old.
     """
     if time.tzinfo is None:
         raise ValueError("time must have a time zone")
@@ -102,7 +101,7 @@ def list_versions(
     *,
     limit: int | None = None,
 ) -> list[WorkflowSnapshot[StateT]]:
-    """Read the versions that are kept of a workflow, the newest first."""
+    """Read the versions of a workflow in its history, the newest first."""
     query = _Query(entity, workflow_key)
     if limit is not None:
         require_at_least(0, limit=limit)
@@ -164,13 +163,12 @@ def trim_history(
 ) -> int:
     """Delete the versions committed before *before*, and return how many there were.
 
-    A timedelta is the age of the youngest of them, by the server's clock, which is what
-    versions are dated by.
+    A timedelta is the minimum age, by the server's clock, which also dates the
+    versions.
 
     The newest version of each workflow stays, so that its state at any later time is
-    known. The table is gone through in batches of *batch_size* rows, each a transaction
-    of its own, which pass over rows that another one has locked; *progress* is called
-    with the number of rows deleted so far.
+    known. Each batch of *batch_size* rows is a transaction of its own and skips locked
+    rows; *progress* is called with the number of rows deleted so far.
     """
     require_at_least(1, batch_size=batch_size)
     if isinstance(before, datetime) and before.tzinfo is None:

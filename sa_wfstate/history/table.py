@@ -1,6 +1,6 @@
-"""The table of a history, and what adds a row to it with each commit.
+"""The table of a history, and the commit listener that adds its rows.
 
-The state is copied inside the database, so it goes over the wire once::
+The state is copied inside the database, so it is sent once::
 
     INSERT INTO order_history (workflow_key, version, committed_at, …)
     SELECT workflow_key, version, clock_timestamp(), … FROM orders
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class HistoryMixin:
-    """The columns of a history table, for a mapped class of the application's own."""
+    """The columns of a history table, for your own mapped class."""
 
     workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-60)
     version: Mapped[int] = mapped_column(
@@ -69,9 +69,9 @@ class HistoryMixin:
 
 
 class _Clock(FunctionElement[datetime]):
-    """The time of this moment, where now() is that of the transaction's beginning.
+    """The current time, not the start of the transaction, which now() returns.
 
-    Two versions of a workflow are in order by it, since the row was locked in between.
+    It orders the versions of a workflow, since the row was locked in between.
     """
 
     inherit_cache = True
@@ -88,7 +88,9 @@ def _clock_timestamp(*_: object, **__: object) -> str:
     return "clock_timestamp()"
 
 
-class _Writer:
+class _HistoryListener:
+    """Copies rows into the history in the transaction of their commit."""
+
     def __init__(self, statements: Statements[Any], history: Table) -> None:
         source = statements.table
         names = ["workflow_key", "version", "state", "schema_version", "provenance"]
@@ -116,23 +118,23 @@ class _Writer:
         behind: int = 0,
     ) -> None:
         keys = [commit.workflow_key for commit in commits]
-        # A default that Python makes would be made once for all rows.
+        # A default in Python would be called once for all rows.
         for some in [[key] for key in keys] if self._singly else chunks(keys):
             connection.execute(self._copy, {"keys": some, "behind": behind})
 
     def passed(
         self, connection: Connection, commits: Sequence[StateCommitted[Any]]
     ) -> None:
-        """Keep what differs from the row in no column but the version."""
+        """Add rows that differ from the current ones in the version only."""
         self.written(connection, commits, behind=1)
 
     def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
-        """Keep what was."""
+        """Do nothing: a deleted workflow keeps its history."""
 
     def keeps(
         self, connection: Connection, workflow_key: str, effect_ids: Sequence[str]
     ) -> bool:
-        """Return whether the history holds a version of one of *effect_ids*."""
+        """Return whether one of *effect_ids* wrote a version in the history."""
         history = self._history
         written = select(history.c.version).where(
             history.c.workflow_key == workflow_key,
@@ -149,8 +151,8 @@ def keep_history(
 ) -> None:
     """Keep every version of *entity*, and of its subclasses, in the table of *history*.
 
-    Call it once, where the classes are defined. Raises MappingError if *entity* has a
-    history already.
+    Call it once, next to the definition of the classes. Raises MappingError if *entity*
+    has a history already.
     """
     statements = statements_of(entity)
     if find_history(statements.mapper) is not None:
@@ -158,7 +160,7 @@ def keep_history(
     table = inspect(history).local_table
     assert isinstance(table, Table)  # noqa: S101
     _histories[statements.mapper] = table
-    attach(entity, _Writer(statements, table))
+    attach(entity, _HistoryListener(statements, table))
 
 
 def find_history(mapper: Mapper[Any]) -> Table | None:

@@ -1,6 +1,6 @@
-"""What the hooks for metrics have in common.
+"""The base class of hooks for metrics.
 
-None makes the workflow key a label: keys are without bound, and each value of a label
+The workflow key is no label: the number of keys has no limit, and each value of a label
 is a time series of its own.
 """
 

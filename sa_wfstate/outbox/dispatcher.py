@@ -1,14 +1,14 @@
-"""IntentDispatcher: hand the intents of an outbox over, at least once and in order.
+"""IntentDispatcher: deliver the intents of an outbox at least once and in order.
 
-A dispatcher takes the *first* intent of each workflow, leases it, calls the handler,
-and deletes it. The next one of that workflow follows when it is gone, so the intents of
-a workflow are handed over in the order of versions and positions.
+A dispatcher leases the *first* intent of each workflow, calls the handler, and deletes
+the intent. Only then is the next one of that workflow due, so the intents of a workflow
+are delivered in the order of versions and positions.
 
-Each is handed over at least once: a dispatcher that dies between the handler and the
-deletion leaves the intent to the next one, after the lease. ``intent_id`` is the same
-each time; let the receiver use it as its idempotency key. An intent whose handler fails
-is tried again after a pause, and set aside as a *dead letter* when the retry policy is
-exhausted; those behind it go on then.
+Delivery is at least once: if a dispatcher dies between the handler and the deletion,
+another one delivers the intent again after the lease. ``intent_id`` is the same each
+time; let the receiver use it as its idempotency key. An intent whose handler fails is
+retried after a pause, and becomes a *dead letter* when the retry policy is exhausted,
+which unblocks the intents behind it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = ["RETRY", "DueIntent", "IntentDispatcher"]
 _log = logging.getLogger(__name__)
 
 RETRY = RetryPolicy(max_attempts=10, base_delay=1.0, max_delay=300.0)
-"""For a receiver that is down for minutes."""
+"""Retries for minutes, for a receiver that is down."""
 
 _PAUSES = RetryPolicy.for_lock_wait()
 _LONGEST_ERROR = 500
@@ -50,16 +50,16 @@ _SETTLE_EVERY = 1.0
 
 
 class IntentDispatcher:
-    """Hand the intents of the outbox *intents* to *handler*, until told to stop.
+    """Deliver the intents of the outbox *intents* to *handler* until told to stop.
 
     *bind* is an Engine, or a sessionmaker where sessions choose their engine. *handler*
-    is called with a :class:`DueIntent`, outside of any transaction; an exception means
-    that it is to be tried again. Any number of dispatchers may run.
+    is called with a :class:`DueIntent`, outside of any transaction; an exception makes
+    it be retried. Any number of dispatchers may run.
 
-    *retry* says how often, and after what pauses; its deadline counts from the commit.
-    *batch_size* is the most workflows that are leased at once, for *lease* seconds: an
-    intent whose turn comes later than that is given back, so a batch should take no
-    longer. *poll* is the pause, in seconds, when there was nothing to do.
+    *retry* sets the number of attempts and the pauses; its deadline counts from the
+    commit. *batch_size* is the maximum number of workflows leased at once, for *lease*
+    seconds: intents not tried by then are released, so a batch should take no longer.
+    *poll* is the pause, in seconds, after a poll without work.
 
     >>> IntentDispatcher(engine, OrderIntents, handle).run(stop)  # doctest: +SKIP
     """
@@ -90,9 +90,9 @@ class IntentDispatcher:
         self._leases = Leases(table_of(intents), batch_size)
 
     def run(self, stop: Stop) -> None:
-        """Work until *stop* is set; the handler that is at work then is waited for.
+        """Work until *stop* is set; finish the handler that runs then.
 
-        While the database is out of reach, it is tried again and again.
+        While the database cannot be reached, the dispatcher retries for ever.
         """
         attempt = 0
         while not stop.is_set():
@@ -108,7 +108,7 @@ class IntentDispatcher:
             self._wait.sleep(pause)
 
     def dispatch(self, stop: Stop | None = None) -> int:
-        """Lease one batch, hand it over, and return how many intents were tried."""
+        """Lease and deliver one batch; return how many intents were tried."""
         until = monotonic() + self._lease
         with self._connections.transaction("READ COMMITTED") as connection:
             due = self._leases.claim(connection, timedelta(seconds=self._lease))
@@ -120,7 +120,7 @@ class IntentDispatcher:
                 if monotonic() >= until or (stop is not None and stop.is_set()):
                     break
                 tried += 1
-                if self._hand_over(leased):
+                if self._deliver(leased):
                     delivered.append(claim_of(leased.intent))
                 if monotonic() - settled_at > _SETTLE_EVERY:
                     self._settle(delivered)
@@ -129,7 +129,7 @@ class IntentDispatcher:
             self._settle(delivered, [claim_of(one.intent) for one in due[tried:]])
         return tried
 
-    def _hand_over(self, leased: Leased) -> bool:
+    def _deliver(self, leased: Leased) -> bool:
         started, intent = monotonic(), leased.intent
         try:
             intent = self._leases.read(leased)
@@ -171,7 +171,7 @@ class IntentDispatcher:
 
 
 def _require_done(result: Any) -> None:
-    """Raise TypeError if a handler returned something that has yet to run."""
+    """Raise TypeError if a handler returned an awaitable or a generator."""
     if isawaitable(result) or isgenerator(result) or isasyncgen(result):
         name = type(result).__name__
         if hasattr(result, "close"):

@@ -1,7 +1,7 @@
-"""Leases: an intent of an outbox belongs to one dispatcher, for a time.
+"""Leases: an intent of an outbox belongs to one dispatcher for a limited time.
 
-All times are the server's. A lease ends by itself, and then the intent is due again;
-*attempts* says whose lease it is.
+All times are the server's. After a lease has expired the intent is due again;
+*attempts* identifies the lease.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Leased(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """What identifies an intent, and with *attempts* the lease of it."""
+    """The key of an intent, and with *attempts* of its lease."""
 
     workflow_key: str
     version: int
@@ -49,7 +49,7 @@ class Claim(NamedTuple):
 
 
 def claim_of(intent: DueIntent) -> Claim:
-    """Return what identifies the lease of *intent*."""
+    """Return the claim of *intent*."""
     return Claim(
         intent.workflow_key,
         intent.version,
@@ -66,8 +66,8 @@ class Leases:
         columns: dict[str, Any] = dict(table.c)
         self._payload_type: Any = table.c.payload.type
         if isinstance(self._payload_type, PydanticJSON):
-            # It is read when its turn comes. One that cannot be read must not keep the
-            # others of its batch waiting.
+            # Each is decoded before its delivery: one that cannot be decoded must not
+            # block the others of its batch.
             unread = self._payload_type.unread()
             columns["payload"] = type_coerce(table.c.payload, unread)
         earlier = table.alias("earlier")
@@ -127,7 +127,7 @@ class Leases:
         )
 
     def claim(self, connection: Connection, lease: timedelta) -> list[Leased]:
-        """Lease what is due."""
+        """Lease the intents that are due."""
         leased = []
         for *given, age in connection.execute(self._claim, {"wfs_lease": lease}):
             intent = DueIntent(*given)
@@ -143,12 +143,12 @@ class Leases:
         return replace(leased.intent, payload=payload)
 
     def delete(self, connection: Connection, claims: Sequence[Claim]) -> None:
-        """Delete what was delivered, unless another dispatcher has the lease now."""
+        """Delete delivered intents, unless another dispatcher has leased them since."""
         if claims:
             connection.execute(self._delete, {"wfs_claims": claims})
 
     def release(self, connection: Connection, claims: Sequence[Claim]) -> None:
-        """Give back what was leased and not tried."""
+        """Release intents that were leased and not tried."""
         if claims:
             connection.execute(self._release, {"wfs_claims": claims})
 
@@ -159,7 +159,7 @@ class Leases:
         error: str | None,
         delay: float | None,
     ) -> None:
-        """Make an intent due again in *delay* seconds; None gives it up."""
+        """Make an intent due again in *delay* seconds; None makes it a dead letter."""
         parameters: dict[str, Any] = {"wfs_claims": [claim], "wfs_error": error}
         if delay is None:
             connection.execute(self._give_up, parameters)

@@ -1,4 +1,4 @@
-"""Outbox: intents stored with the commit that asks for them.
+"""Transactional outbox: intents stored in the transaction of their commit.
 
 ::
 
@@ -10,8 +10,8 @@
         engine, Order, reducer, writers=[store_intents(OrderIntents)]
     )
 
-An intent is written in the transaction of its commit, so there is one if, and only if,
-the commit is final. :class:`~sa_wfstate.outbox.IntentDispatcher` delivers it.
+So an intent exists if, and only if, the commit is final.
+:class:`~sa_wfstate.outbox.IntentDispatcher` delivers it.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 
 
 class IntentMixin(AuxiliaryTable):
-    """The columns of an outbox, for a mapped class of the application's own.
+    """The columns of an outbox, for your own mapped class.
 
-    The index on ``due_at`` that the dispatcher needs comes along.
+    Its table gets the index on ``due_at`` that the dispatcher needs.
     """
 
     workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-130)
@@ -65,10 +65,10 @@ class IntentMixin(AuxiliaryTable):
     position: Mapped[int] = mapped_column(
         Integer, primary_key=True, autoincrement=False, sort_order=-110
     )
-    """The place among the intents of one commit, from 0."""
+    """The position among the intents of one commit, from 0."""
 
     intent_id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, sort_order=-100)
-    """Identifies the intent, however often it is handed over."""
+    """Identifies the intent, the same for each delivery."""
 
     intent_type: Mapped[str] = mapped_column(Text, sort_order=-90)
     target: Mapped[str] = mapped_column(Text, sort_order=-80)
@@ -84,12 +84,12 @@ class IntentMixin(AuxiliaryTable):
     due_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True), server_default=func.now(), sort_order=-40
     )
-    """When it may be handed over: the end of a lease, or of a pause after a failure."""
+    """When it may be delivered: the end of a lease, or of a pause after a failure."""
 
     dead_at: Mapped[datetime | None] = mapped_column(
         DateTime(timezone=True), sort_order=-30
     )
-    """When it was given up; NULL while it is to be handed over."""
+    """When it became a dead letter; NULL while it is to be delivered."""
 
     last_error: Mapped[str | None] = mapped_column(Text, sort_order=-20)
 
@@ -141,10 +141,9 @@ def add_intents(
     committed: StateCommitted[Any],
     given: Sequence[Intent],
 ) -> None:
-    """Store the intents *given* with the commit that *session* has just made.
+    """Store the intents *given* with a commit that *session* has made.
 
-    For a loop of one's own around ``try_commit``; call it once per commit, in the same
-    transaction.
+    Use it after ``try_commit``, once per commit and in the same transaction.
     """
     connection = session.connection(bind_arguments={"mapper": inspect(intents)})
     store_intents(intents)(connection, committed.snapshot, given)
@@ -156,7 +155,7 @@ def revive_dead(
     *,
     workflow_key: str | None = None,
 ) -> int:
-    """Make dead letters due again, of all workflows or of one; return how many."""
+    """Make dead letters due again, of all workflows or of one; return their number."""
     table = table_of(intents)
     dead = update(table).where(table.c.dead_at.is_not(None))
     if workflow_key is not None:

@@ -17,15 +17,15 @@
 
     orders = Projection(Order, OrderProjection, project)
 
-There are two ways to keep it. *Inline*, ``orders.keep_inline()``: it is written in the
-transaction of each commit, so it is never behind, and each commit pays for it.
-*Materialized*: a :class:`~sa_wfstate.projection.worker.ProjectionWorker` follows the
-commits, which pay nothing. Either way each row says of which version it is, and
-:class:`~sa_wfstate.projection.store.ProjectionStore` waits for the one that a reader
+A projection is kept in one of two ways. *Inline*, ``orders.keep_inline()``: each commit
+writes the row in its own transaction, so the row is never behind, and each commit is
+slower. *Materialized*: a :class:`~sa_wfstate.projection.ProjectionWorker` follows the
+commits, at no cost to them. Either way each row holds its version, and
+:class:`~sa_wfstate.projection.ProjectionStore` waits for the one that a reader
 requires.
 
-A row is replaced by one of a newer version only, never by an older one. So whoever
-writes it may come late, twice, or at the same time as others.
+A row is replaced by one of a newer version only, never by an older one. So writers may
+be late, write twice, or run concurrently.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 StateT = TypeVar("StateT")
 
 _OURS = frozenset({"workflow_key", "version", "updated_at"})
-"""The columns that the function does not give."""
+"""The columns that the function does not set."""
 
 
 class ProjectionMixin:
@@ -75,14 +75,14 @@ class ProjectionMixin:
 
     workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-80)
     version: Mapped[int] = mapped_column(BigInteger, sort_order=-70)
-    """Of which version of the workflow the row was made."""
+    """The version of the workflow that the row was made from."""
 
     tag: Mapped[str] = mapped_column(Text, sort_order=-60)
-    """What the workflow is in, in a word."""
+    """The status of the workflow, in one word."""
 
     last_action: Mapped[str | None] = mapped_column(Text, sort_order=-50)
     namespace: Mapped[str] = mapped_column(Text, sort_order=-40)
-    """What the workflow belongs to."""
+    """The group that the workflow belongs to."""
 
     updated_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True),
@@ -104,8 +104,8 @@ class Projection(Generic[StateT]):
     """A table, and the function that makes its rows from the snapshots of *entity*.
 
     *function* returns the values of the columns by name: ``tag`` and ``namespace`` at
-    least; what it leaves out becomes NULL. It must depend on nothing but the snapshot,
-    since a row is made anew whenever somebody needs it.
+    least; other columns that it omits become NULL. It must depend on the snapshot only,
+    since a row may be made again at any time.
     """
 
     def __init__(
@@ -169,8 +169,8 @@ class Projection(Generic[StateT]):
     ) -> set[str]:
         """Insert *rows*, or update rows of another version; return the keys written.
 
-        *over* says which ones are: of any version, of an older one, or of an older one
-        or the same.
+        *over* tells which rows are replaced: those of any version, of an older one, or
+        of an older one or the same.
         """
         # In the order of the keys, or two of these could wait for each other.
         ordered = sorted(rows, key=lambda row: row["workflow_key"])
@@ -201,21 +201,21 @@ class Projection(Generic[StateT]):
         for keys in chunks(workflow_keys):
             connection.execute(delete(table).where(table.c.workflow_key.in_(keys)))
 
-    # As a side writer it holds the lock of each workflow's row: what it writes is true,
-    # also where the workflow was created again and counts from 1.
+    # A commit listener holds the lock of each workflow's row, so it writes the latest
+    # version, also of a re-created row, whose versions start at 1.
 
     def written(
         self, connection: Connection, commits: Sequence[StateCommitted[Any]]
     ) -> None:
-        """Follow *commits*, as a side writer."""
+        """Follow *commits*, as a commit listener."""
         rows = [self.row(commit.snapshot) for commit in commits]
         self.write(connection, rows, over="any")
 
     def passed(
         self, connection: Connection, commits: Sequence[StateCommitted[Any]]
     ) -> None:
-        """Only the last commit of a row counts."""
+        """Do nothing: only the last commit of a row counts."""
 
     def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
-        """Follow a deletion, as a side writer."""
+        """Follow a deletion, as a commit listener."""
         self.remove(connection, workflow_keys)

@@ -1,7 +1,7 @@
-"""ProjectionStore: read a projection at a version that one can insist on.
+"""ProjectionStore: read a projection at a required version.
 
-A projection that a worker keeps is a little behind. The version that a commit returned
-says how far it must be for the writer to see its own write.
+A projection that a worker keeps lags behind the commits. For read-your-writes, require
+the version that a commit returned.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ProjectionRead(NamedTuple):
 
 
 class ProjectionStore(Generic[StateT]):
-    """Read the rows of *projection*, each at a version that one can insist on.
+    """Read the rows of *projection*, each at a required version.
 
     *bind* is an Engine, or a sessionmaker where sessions choose their engine.
 
@@ -91,10 +91,10 @@ class ProjectionStore(Generic[StateT]):
     ) -> ProjectionRead:
         """Read the row of *workflow_key*, of *required_version* or a newer one.
 
-        The version that a commit returned, given here, makes a writer read its own
-        write. Where the projection is behind, it is waited for at most *max_wait*
-        seconds. Then *fallback* says what to do: read the canonical row and make the
-        row from it, raise ProjectionBehind, or return the row as it is.
+        With the version that a commit returned, a writer reads its own write. If the
+        projection is behind, this waits at most *max_wait* seconds. Then *fallback*
+        decides: read the canonical row and make the row from it, raise
+        ProjectionBehind, or return the row as it is.
 
         Raises WorkflowNotFound if there is no such workflow, or, with "stale", no row
         for it yet; ProjectionBehind, too, if the canonical row itself is behind, as it
@@ -117,7 +117,7 @@ class ProjectionStore(Generic[StateT]):
         return _read(row, ProjectionSource.STALE)
 
     def get_version(self, workflow_key: str) -> int | None:
-        """Return the version that the row of *workflow_key* is of, None if none."""
+        """Return the version of the row of *workflow_key*, None without a row."""
         check_key(self._projection.statements.entity, workflow_key)
         with self._connections.autocommit() as connection:
             version: int | None = connection.scalar(
@@ -130,7 +130,7 @@ class ProjectionStore(Generic[StateT]):
     ) -> Mapping[str, Any] | None:
         deadline, pause = monotonic() + max_wait, _FIRST_PAUSE
         while True:
-            # Nothing is held while waiting.
+            # No connection is held while waiting.
             with self._connections.autocommit() as connection:
                 found = connection.execute(self._row, {"key": workflow_key}).mappings()
                 row = found.first()

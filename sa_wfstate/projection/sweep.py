@@ -1,7 +1,7 @@
 """Sweeps over a whole projection: repair it, rebuild it, measure how far it is behind.
 
-A sweep goes through the keys in pages, each in a transaction of its own, while commits
-and workers go on. It compares versions, so it finds whatever else was missed.
+A sweep reads the keys in pages, each in its own transaction, while commits and workers
+continue. It compares versions, so it finds every row that was missed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _RETRY = RetryPolicy.for_lock_wait()
 
 
 class Swept(NamedTuple):
-    """What was done to a page: keys *seen*, rows *applied*, *failed* and *removed*."""
+    """The counts of a page: keys *seen*, rows *applied*, *failed* and *removed*."""
 
     seen: int
     applied: int
@@ -45,8 +45,8 @@ class Swept(NamedTuple):
 class ProjectionLag(NamedTuple):
     """How far a projection is behind.
 
-    *keys* counts the workflows that are, *versions* is the most versions of one of
-    them, *seconds* the time since the oldest of them was written.
+    *keys* counts the workflows that are behind, *versions* is the largest difference of
+    versions, *seconds* the age of the oldest write that is not projected.
     """
 
     keys: int
@@ -61,13 +61,12 @@ def rebuild(
     batch_size: int = 1000,
     progress: Callable[[int], object] | None = None,
 ) -> int:
-    """Make every row of *projection* anew, and return how many workflows were seen.
+    """Rewrite every row of *projection*, and return the number of workflows seen.
 
-    For a table that is new, or a function that has changed. Commits and workers go on
-    meanwhile; a row that is newer by then is left alone. *progress* is called with the
-    number of workflows seen so far. A page that meets a transient error, such as a
-    deadlock with a commit, is made again, for 30 seconds at most. An error of the
-    function is raised.
+    Use it for a new table or a changed function. Commits and workers continue
+    meanwhile; a row that is newer by then is kept. *progress* is called with the number
+    of workflows seen so far. A page is retried after a transient error, such as a
+    deadlock with a commit, for 30 seconds at most. An error of the function is raised.
     """
     seen = 0
     for page in sweep(bind, projection, batch_size=batch_size, everything=True):
@@ -80,7 +79,7 @@ def rebuild(
 def measure_lag(
     bind: Engine | sessionmaker[Any], projection: Projection[Any]
 ) -> ProjectionLag:
-    """Compare all versions and return how far *projection* is behind now."""
+    """Compare all versions and return how far *projection* is behind."""
     canonical, mine = columns_of(projection.statements.table), projection.table
     projected = func.coalesce(mine.c.version, 0)
     age = func.clock_timestamp() - func.min(canonical.updated_at)
@@ -106,23 +105,23 @@ def sweep(
     batch_size: int,
     everything: bool = False,
 ) -> Iterator[Swept]:
-    """Go through *projection* in pages of *batch_size* keys and set right what differs.
+    """Repair rows of *projection* that differ, in pages of *batch_size* keys.
 
-    With *everything* every row is made anew, a page is tried again after a transient
-    error, and what else fails is raised.
+    With *everything* every row is rewritten, a page is retried after a transient error,
+    and any other error is raised.
     """
     require_at_least(1, batch_size=batch_size)
     connections = Connections(bind, projection.statements.mapper)
     pages = _Pages(projection, batch_size)
 
-    def turn(after: str) -> tuple[Swept, str | None]:
+    def repair(after: str) -> tuple[Swept, str | None]:
         with connections.transaction("READ COMMITTED") as connection:
             return pages.sweep(connection, after, everything=everything)
 
     after: str | None = ""
     while after is not None:
-        page = partial(turn, after)
-        # A worker retries by itself, since it must not block while it waits.
+        page = partial(repair, after)
+        # A worker retries by itself: it must not block while it waits.
         swept, after = (
             _RETRY.call(page, retry_if=_is_transient) if everything else page()
         )
@@ -135,9 +134,9 @@ def project(
     workflow_keys: Collection[str],
     failed: Callable[[str, BaseException], object],
 ) -> list[dict[str, Any]]:
-    """Make the rows of *workflow_keys* from what is committed now.
+    """Make the rows of *workflow_keys* from their current versions.
 
-    A row that cannot be read or projected goes to *failed*, and harms no other.
+    A row that cannot be read or projected goes to *failed*; the others are made.
     """
     rows = []
     for key, snapshot in _read(connection, projection, workflow_keys, failed).items():
@@ -156,11 +155,11 @@ def write(
     rows: list[dict[str, Any]],
     failed: Callable[[str, BaseException], object],
 ) -> set[str]:
-    """Write *rows* over older ones; what the database refuses goes to *failed*."""
+    """Write *rows* over older ones; call *failed* for those that are refused."""
     try:
         with connection.begin_nested():
             return projection.write(connection, rows, over="older")
-    except Exception as error:  # also what a driver raises for a value, as it is
+    except Exception as error:  # also a driver's own, for a value
         if classify(error) is not ErrorKind.FATAL:
             raise
         if len(rows) == 1:
@@ -173,7 +172,7 @@ def write(
 
 
 def log_failure(projection: Projection[Any]) -> Callable[[str, BaseException], None]:
-    """Return a function that logs which row could not be projected."""
+    """Return a function that logs a row that could not be projected."""
 
     def log(workflow_key: str, error: BaseException) -> None:
         entity = projection.statements.entity
@@ -214,7 +213,7 @@ def _is_of_a_row(error: Exception) -> bool:
 
 
 def _is_transient(error: BaseException) -> bool:
-    # Any other class, an OSError for instance, may be that of the function.
+    # Other classes, such as OSError, may come from the projection's function.
     return isinstance(error, SQLAlchemyError) and classify(error) is ErrorKind.TRANSIENT
 
 
@@ -236,8 +235,8 @@ class _Pages:
         self._size = size
         canonical, mine = columns_of(projection.statements.table), projection.table
         key = canonical.workflow_key
-        # One statement, so one moment: a projection that is ahead of its workflow is
-        # that of an earlier one of the same key.
+        # One statement, so one snapshot: a projection that is ahead of its workflow
+        # belongs to the row before it was re-created.
         self._page = (
             select(key, canonical.version, mine.c.version)
             .select_from(_joined(projection))
@@ -262,7 +261,7 @@ class _Pages:
     def sweep(
         self, connection: Connection, after: str, *, everything: bool
     ) -> tuple[Swept, str | None]:
-        """Set the page after the key *after* right; return its last key, if any."""
+        """Repair the page after the key *after*; return its last key, if it is full."""
         page = connection.execute(self._page, {"after": after}).all()
         last = page[-1][0] if len(page) == self._size else None
         wrong = [row for row in page if everything or row[1] != row[2]]

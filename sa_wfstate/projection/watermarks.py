@@ -1,7 +1,7 @@
-"""Watermarks: how far a worker has followed the commits, and who is following.
+"""Watermarks: how far the workers have followed the commits of each partition.
 
-The row of a watermark is also the lock of what it stands for. A worker holds it for one
-transaction; killed, it loses it at once.
+The row of a watermark is also the lock of its partition. A worker holds it for one
+transaction; a killed worker loses it at once.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class WatermarkMixin:
-    """The columns of a table of watermarks, for a mapped class of one's own."""
+    """The columns of a table of watermarks, for your own mapped class."""
 
     partition_id: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-30)
     offset: Mapped[int] = mapped_column(
         BigInteger, server_default=text("0"), sort_order=-20
     )
-    """Up to when commits were followed, in microseconds since 1970; never goes back."""
+    """The time up to which commits were followed, in microseconds since 1970."""
 
     updated_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True),
@@ -85,9 +85,9 @@ class Watermarks:
     def take(
         self, connection: Connection, partition: str, *, initial: datetime | None = None
     ) -> Taken | None:
-        """Lock the watermark until the transaction ends; None if another one has it.
+        """Lock the watermark until the transaction ends; None if it is locked.
 
-        A new one starts at *initial*, or at the time of this moment.
+        A new one starts at *initial*, or now.
         """
         name = {"id": f"{self._projection}:{partition}"}
         found = connection.execute(self._lock, name).first()

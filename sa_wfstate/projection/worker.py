@@ -1,23 +1,22 @@
 """ProjectionWorker: follow the commits and keep a projection up to date.
 
-What is behind is found by comparing versions: a canonical row whose version is not that
-of its projection. Nothing else is trusted, so a commit that becomes visible late, was
-made by hand, or happened while no worker ran, cannot be missed. A worker looks in two
-ways.
+A row is behind if the version of its projection is not that of the canonical row. Only
+versions are compared, so no commit is missed: not one that becomes visible late, was
+made by hand, or was made while no worker ran. A worker searches in two ways.
 
 *Following*, at each poll: among the rows written since the watermark of a partition,
-and a little before it (*overlap*), because ``updated_at`` is when a transaction began,
+and shortly before it (*overlap*), because ``updated_at`` is when a transaction began,
 not when it became visible. The rows are projected and the watermark moves on in one
-transaction. ``updated_at`` only says where to look: a transaction that stays open for
+transaction. ``updated_at`` only narrows the search: a transaction that stays open for
 longer than the overlap delays its rows until the next sweep.
 
 *Sweeping*, at the first start and every *sweep_every* seconds: through all keys, page
-by page, with following in between. It also removes what belongs to no workflow any
-more, and finds workflows that were deleted and created again.
+by page, with following in between. A sweep also removes rows without a workflow, and
+finds re-created rows.
 
 A partition is a share of the keys, by their hash. Any number of workers may run: each
-takes a partition by locking the row of its watermark, so a worker that is killed leaves
-nothing to clean up.
+takes a partition by locking the row of its watermark, so a killed worker leaves nothing
+to clean up.
 """
 
 from __future__ import annotations
@@ -81,12 +80,12 @@ class ProjectionWorker(Generic[StateT]):
     """Keep *projection* up to date until told to stop.
 
     *bind* is an Engine, or a sessionmaker where sessions choose their engine.
-    *watermarks* is the mapped class of the watermarks, ``ProjectionWatermark`` or one's
+    *watermarks* is the mapped class of the watermarks, ``ProjectionWatermark`` or your
     own. All workers of a projection must agree on the number of *partitions*.
 
-    *batch_size* is the most rows of a transaction. Times are in seconds: *poll* is the
-    pause when there was nothing to do. *hooks* are told of each transaction that had
-    something to do.
+    *batch_size* is the maximum number of rows of a transaction. Times are in seconds:
+    *poll* is the pause after a poll without work. *hooks* are called after each
+    transaction that had work.
 
     >>> ProjectionWorker(engine, orders, Watermark).run(stop)  # doctest: +SKIP
     """
@@ -121,7 +120,7 @@ class ProjectionWorker(Generic[StateT]):
         self._sweeping: Iterator[Swept] | None = None
         self._hooks = hooks or Hooks()
         self._wait = self._waiting()
-        # By partition: versions that were tried in vain and are still looked at.
+        # By partition: versions that failed and are still found.
         self._failed: dict[int, dict[str, int]] = {}
         self._behind = self._build()
 
@@ -157,9 +156,9 @@ class ProjectionWorker(Generic[StateT]):
         )
 
     def run(self, stop: Stop) -> None:
-        """Work until *stop* is set; the transaction that is open then is finished.
+        """Work until *stop* is set; finish the transaction that is open then.
 
-        While the database is out of reach, it is tried again and again.
+        While the database cannot be reached, the worker retries for ever.
         """
         attempt = 0
         while not stop.is_set():
@@ -179,7 +178,7 @@ class ProjectionWorker(Generic[StateT]):
                     self._wait.sleep(self._poll)
 
     def _sweep_on(self) -> bool:
-        """Sweep a page, if a sweep is under way or due; say whether there was one."""
+        """Sweep a page, if a sweep is in progress or due; return whether it did."""
         if self._sweeping is None and self._sweep_is_due():
             self._sweeping = self._sweep()
         try:
@@ -192,7 +191,7 @@ class ProjectionWorker(Generic[StateT]):
         return page is not None
 
     def follow(self) -> int:
-        """Take each partition that is free, once; return how many rows were applied."""
+        """Follow each free partition once; return the number of rows applied."""
         first = randrange(self._partitions)  # noqa: S311 (spreads the workers)
         return sum(
             self._follow((first + number) % self._partitions)
@@ -200,7 +199,7 @@ class ProjectionWorker(Generic[StateT]):
         )
 
     def sweep(self) -> int:
-        """Compare all rows now; return how many were put right."""
+        """Compare all rows now; return the number of rows repaired."""
         return sum(page.applied + page.removed for page in self._sweep())
 
     def _follow(self, partition: int) -> int:
@@ -212,7 +211,7 @@ class ProjectionWorker(Generic[StateT]):
             behind, end = self._find_behind(connection, partition, taken.watermark)
             batch = self._apply(connection, partition, behind)
             reached = end or taken.now
-            # Idle, it is moved now and then only: each move is a write.
+            # An idle worker moves it rarely: each move is a write.
             if behind or reached - taken.watermark > self._overlap:
                 self._watermarks.advance(connection, name, reached)
         if batch.applied or batch.failed:
@@ -222,9 +221,9 @@ class ProjectionWorker(Generic[StateT]):
     def _find_behind(
         self, connection: Connection, partition: int, watermark: datetime
     ) -> tuple[list[_Behind], datetime | None]:
-        """Find rows to be tried, and until when was looked, None if until now.
+        """Return rows to project, and the end of the search, None if it is now.
 
-        Rows that have failed are passed over, however many they are.
+        Versions that have failed are skipped, however many they are.
         """
         share: ColumnElement[bool] = true()
         if self._partitions > 1:
@@ -241,7 +240,7 @@ class ProjectionWorker(Generic[StateT]):
             seen |= {row.workflow_key: row.version for row in rows}
             untried = [row for row in rows if failed.get(row[0]) != row.version]
             if len(rows) < self._batch_size:
-                # What has failed and was not seen again is not looked at any more.
+                # Forget failures that were not found again.
                 self._failed[partition] = dict(failed.items() & seen.items())
                 return untried, None
             if untried:
@@ -257,7 +256,7 @@ class ProjectionWorker(Generic[StateT]):
         log = log_failure(self._projection)
 
         def note(workflow_key: str, error: BaseException) -> None:
-            # Passed over until its next version, or the next sweep.
+            # Skipped until its next version, or the next sweep.
             failures.append(workflow_key)
             failed[workflow_key] = versions[workflow_key]
             log(workflow_key, error)
@@ -275,7 +274,7 @@ class ProjectionWorker(Generic[StateT]):
         )
 
     def _sweep_is_due(self) -> bool:
-        """Take the next sweep if it is time for it and no other worker has taken it."""
+        """Claim the next sweep if it is due and no other worker has claimed it."""
         if monotonic() < self._next_look:
             return False
         self._next_look = monotonic() + min(1.0, self._sweep_every.total_seconds())

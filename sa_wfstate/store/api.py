@@ -1,7 +1,7 @@
 """Read a workflow and commit to it in the transaction of a session.
 
-The statements are prebuilt Core statements, so they neither flush nor expire what else
-the session holds.
+The statements are prebuilt Core statements, so other instances of the session are
+neither flushed nor expired.
 """
 
 from __future__ import annotations
@@ -67,25 +67,23 @@ def try_commit(
 ) -> StateCommitted[StateT] | StateConflict:
     """Write *state* if the workflow is still at *expected_version*.
 
-    With *expected_version* 0 the workflow is created. Where workflows are deleted and
-    created again, *expected_effect_id*, that of the provenance that was read, tells
-    a re-created row from the one before. The version is always checked,
-    also when *state* equals the one that is there. One statement is sent when the
-    commit wins, and one more to read the row when it loses; the loss is returned, not
-    raised, and the transaction goes on with whatever else it holds. The write is final
-    when the caller commits the session. An instance of the row that the session holds
-    has the new values afterwards.
+    With *expected_version* 0 the workflow is created. If workflows are deleted and
+    re-created, give *expected_effect_id*, the effect id of the provenance that was
+    read: a re-created row is a conflict then. The version is always checked, also if
+    *state* equals that of the row. One statement is sent if the commit wins, and one
+    more to read the row if it loses; a loss is returned, not raised, and the
+    transaction stays usable. The write is final when the caller commits the session. An
+    instance of the row in the session has the new values afterwards.
 
-    *base*, the snapshot that was read, if it is at hand, tells two things more. A
-    *state* that it holds already is not sent: only the version, the time and the
-    provenance are written. And a workflow that was deleted and created again since is a
+    *base* is the snapshot that was read. A *state* equal to its own is not sent: only
+    the version, the time and the provenance are written. And a re-created row is a
     conflict, as with *expected_effect_id*.
 
     Raises PayloadError if a value cannot be stored, before any SQL is sent;
     UnflushedChanges if the session itself has changed the row; WriteSuppressed if the
-    row is at *expected_version* and yet was not written. At REPEATABLE READ and
-    SERIALIZABLE the database may refuse the statement and thereby the whole
-    transaction: that is raised, as a StateConflict whose reason is ``serialization``.
+    row is at *expected_version* but was not written. At REPEATABLE READ and
+    SERIALIZABLE the database may refuse the statement and end the transaction:
+    a StateConflict with the reason ``serialization`` is raised.
     """
     statements = statements_of(entity)
     write = prepare(

@@ -1,8 +1,8 @@
 """Commit to many workflows at once: one statement and one round trip for each chunk.
 
-What a statement returns has won. Keys are sent in order, so that two batches lock their
-rows in one order, and may still deadlock (SQLSTATE 40P01) where the planner chooses
-another. A database without unnest, as SQLite, gets the statements one by one.
+A row that the statement returns has won. Keys are sent in order, so that two batches
+lock their rows in one order; they may still deadlock (SQLSTATE 40P01) if the planner
+chooses another. A database without unnest, as SQLite, gets one statement per row.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ StateT = TypeVar("StateT")
 
 @dataclass(slots=True)
 class Commit(Generic[StateT]):
-    """One commit of a batch; see :func:`~sa_wfstate.try_commit` for what it holds."""
+    """One commit of a batch; see :func:`~sa_wfstate.try_commit` for its fields."""
 
     workflow_key: str
     _: KW_ONLY
@@ -59,8 +59,8 @@ def try_commit_many(
 ) -> list[StateCommitted[StateT] | StateConflict]:
     """Commit each of *commits* whose workflow is at its expected version.
 
-    Returns one outcome per commit, in the order given; one that lost does not keep the
-    others from winning. For each 1,000 rows one statement is sent, one more if there
+    Returns one outcome per commit, in the order given; each wins or loses by itself.
+    For each 1,000 rows one statement is sent, one more if there
     are workflows to create, and one to read the rows of those that lost. Otherwise it
     behaves as :func:`~sa_wfstate.try_commit`, also in what it raises.
 
@@ -73,7 +73,7 @@ def try_commit_many(
     if not batch:
         return []
     held: dict[str, Any] = {}
-    # Looking each key up costs more than the session that holds none of the class.
+    # Skip the lookups in a session without instances.
     if len(session.identity_map):
         for key in batch.workflow_keys:
             instance = held_instance(session, statements.mapper, key)
@@ -137,7 +137,7 @@ def commit_batch(
 ) -> list[StateCommitted[StateT] | StateConflict]:
     """Send *batch*, of different keys, and return the outcome of each write.
 
-    *session* is the one whose criteria filter what there is to write over, if any.
+    The criteria of *session*, if given, filter the rows that may be written.
     """
     keys = batch.workflow_keys
     in_order = sorted(range(len(batch)), key=keys.__getitem__)
@@ -148,7 +148,7 @@ def commit_batch(
             own = chunk if session is None else _visible(session, statements, chunk)
             written |= _send(connection, statements, own)
         except DBAPIError as error:
-            # The database has refused the transaction: each of them is lost.
+            # The database has refused the transaction: each write is lost.
             refusals = [refused(statements, write, error) for write in chunk]
             conflict = conflict_of_all([each for each in refusals if each is not None])
             if conflict is None:
@@ -164,7 +164,7 @@ def commit_batch(
     found = hide(session, statements, statements.found(connection, losers), losers)
     for key, seen in found.items():
         if isinstance(seen, RowVersion) and seen.version == losers[key]:
-            # Nobody else has won: what keeps it from being read is the answer.
+            # No other writer won: reading the row raises what is wrong with it.
             statements.read(connection, key)
     return [
         statements.committed(write, written[write.workflow_key])
@@ -175,7 +175,7 @@ def commit_batch(
 
 
 def _visible(session: Session, statements: Statements[Any], batch: Batch) -> Batch:
-    """Return of *batch* what *session* may write, the rows of it locked."""
+    """Return the writes of *batch* that *session* may do, with their rows locked."""
     swapped = [write.workflow_key for write in batch if write.version > 1]
     seen = visible(session, statements, swapped, lock=True)
     return batch.take(
@@ -200,7 +200,7 @@ def _refuse_duplicate(statements: Statements[Any], batch: Batch) -> None:
 def _send(
     connection: Connection, statements: Statements[Any], batch: Batch
 ) -> dict[str, Written]:
-    """Write what can be written; return by key what has won."""
+    """Send *batch*; return the writes that won, by key."""
     swaps = batch.take([i for i, version in enumerate(batch.versions) if version > 1])
     if (
         len(batch) <= 1

@@ -40,7 +40,7 @@ class CanonicalStore(Generic[StateT]):
     """Read and commit workflows of one class, each call in a transaction of its own.
 
     *bind* is an Engine, or a sessionmaker where sessions choose their engine. When the
-    answer to a commit is lost, *resolve* says for how long and how often to ask again.
+    answer to a commit is lost, it is sent again by the policy *resolve*.
 
     >>> store = CanonicalStore(engine, Order)  # doctest: +SKIP
     >>> store.get_state("order-42").version  # doctest: +SKIP
@@ -82,12 +82,12 @@ class CanonicalStore(Generic[StateT]):
         """Write *state* and commit, if the workflow is at *expected_version*.
 
         *state_prime* is another name of *state*; give exactly one of the two.
-        Behaves as :func:`try_commit`, but a loss is always returned, at every isolation
-        level, with the row as it is after the loss. A connection that is lost on the
-        way leaves open whether the commit was done. It is sent again then: either it
-        wins, or the row has its effect id and the outcome is *replayed*.
+        Behaves as :func:`try_commit`, but returns a loss at every isolation level, with
+        the row as it is after the loss. If the connection is lost, the commit is
+        uncertain and is sent again: either it wins, or the row has its effect id and
+        the outcome is *replayed*.
 
-        Raises OutcomeUnknown if that could not be found out.
+        Raises OutcomeUnknown if the outcome cannot be known.
         """
         write = prepare(
             self._statements,
@@ -110,13 +110,13 @@ class CanonicalStore(Generic[StateT]):
                 if classify(error, committing=sent) is not ErrorKind.UNKNOWN:
                     raise
                 return self._commit_again(write, error)
-        # By a statement or by COMMIT: the row is read when that is over.
+        # Refused by a statement or by COMMIT: read the row in a new transaction.
         with self._connections.autocommit() as connection:
             session = self._connections.filtering(connection)
             found = read_visible(connection, statements, [workflow_key], session)
         current = found.get(workflow_key)
         if current is None and session is not None:
-            return conflict  # A row that is hidden is not the same as none.
+            return conflict  # A hidden row may exist.
         return conflict_of_write(statements, write, current) or conflict
 
     def _commit_again(
@@ -124,8 +124,8 @@ class CanonicalStore(Generic[StateT]):
     ) -> StateCommitted[StateT] | StateConflict:
         """Send *write* again, until its outcome is known.
 
-        As long as the first one may still be in progress, its row lock keeps the second
-        waiting; and whichever of the two is done first makes the other one lose.
+        If the first one is still in progress, the second waits for its row lock, and
+        the one that finishes first makes the other lose.
         """
         send = partial(self._send_again, write)
         try:
@@ -138,7 +138,7 @@ class CanonicalStore(Generic[StateT]):
             isinstance(outcome, StateConflict)
             and outcome.actual_version not in {write.version - 1, write.version}
         ):
-            # Other commits have replaced the version that would tell.
+            # Other commits have replaced the version that would show it.
             raise OutcomeUnknown(
                 self._statements.entity,
                 write.workflow_key,

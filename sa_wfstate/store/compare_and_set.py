@@ -1,6 +1,6 @@
-"""One compare-and-set: checked before it is sent, sent, and judged by its answer.
+"""One compare-and-set: check the write, send it, and build its outcome.
 
-What ``try_commit``, the store, the bulk and the reducer service have in common.
+Shared by ``try_commit``, CanonicalStore, ``try_commit_many`` and ReducerService.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def check_target(
     expected_version: int,
     provenance: Provenance | Mapping[str, Any],
 ) -> Provenance:
-    """Check all of a write but its state, and return its provenance."""
+    """Check the parts of a write other than its state; return the provenance."""
     check_key(entity, workflow_key)
     # True is an int, but no version.
     if type(expected_version) is not int or not 0 <= expected_version < _LAST_VERSION:
@@ -131,9 +131,9 @@ def _check_base(
 def _is_unchanged(
     statements: Statements[StateT], base: WorkflowSnapshot[StateT], text: str
 ) -> tuple[bool, StateT | None]:
-    """Say whether the row of *base* holds *text*, in the shape that is written.
+    """Return whether the row of *base* holds *text*, in the shape that is written.
 
-    Returns also the state of the row, if it was read for that.
+    Returns also the state of the row, if it was decoded.
     """
     source = remembered(base)
     if source is None or base.schema_version != statements.schema.write_version:
@@ -149,9 +149,9 @@ def compare_and_set(
     again: bool = False,
     session: Session | None = None,
 ) -> StateCommitted[StateT] | StateConflict:
-    """Send *write*; *again* says that it was sent before, and the answer was lost.
+    """Send *write*; *again* if it was sent before and the answer was lost.
 
-    *session* is the one whose criteria filter what there is to write over, if any.
+    The criteria of *session*, if given, filter the rows that may be written.
     """
     key, expected = write.workflow_key, write.version - 1
     send = statements.swap if expected else statements.create
@@ -167,7 +167,7 @@ def compare_and_set(
     found = statements.found(connection, {key: expected})
     current = hide(session, statements, found, {key: expected}).get(key)
     if isinstance(current, RowVersion) and current.version == expected:
-        # Nobody else has won: what keeps it from being read is the answer.
+        # No other writer won: reading the row raises what is wrong with it.
         statements.read(connection, key)
     return unwritten(statements, write, current, again=again)
 
@@ -179,7 +179,7 @@ def unwritten(
     *,
     again: bool = False,
 ) -> StateCommitted[StateT] | StateConflict:
-    """Make the outcome of a write that changed no row; *current* was read after it."""
+    """Return the outcome of a write without effect; *current* was read after it."""
     if isinstance(current, WorkflowSnapshot) and _is_own(
         statements, write, current, again=again
     ):
@@ -199,10 +199,10 @@ def _is_own(
     *,
     again: bool,
 ) -> bool:
-    """Say whether *current* is what *write* itself has written, some time before."""
+    """Return whether *write* itself has written *current* before."""
     if current.version != write.version or current.provenance != write.provenance:
         return False
-    # An effect id that is used twice by mistake must not pass for a replay.
+    # Two writes that share an effect id by mistake are no replay.
     text = statements.state_type.dump(current.state)
     return again or canonical_json(text) == canonical_json(write.state_text)
 
@@ -212,14 +212,14 @@ def conflict_of_write(
     write: Write,
     current: WorkflowSnapshot[StateT] | RowVersion | None,
 ) -> StateConflict | None:
-    """Judge *write* by the row read after it; None: nobody else wrote the row."""
+    """Return the conflict of *write* with the row read after it, None if they agree."""
     return conflict_of(statements, write.workflow_key, write.base, current)
 
 
 def refused(
     statements: Statements[Any], write: Write, error: BaseException
 ) -> StateConflict | None:
-    """Return the conflict that *error* stands for, as far as it is known by itself."""
+    """Return the conflict that *error* reports, without the current row."""
     if sqlstate(error) != SERIALIZATION_FAILURE:
         return None
     return StateConflict(

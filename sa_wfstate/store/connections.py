@@ -1,4 +1,4 @@
-"""Connections for what has a transaction of its own: from an engine or sessions."""
+"""Connections for calls with their own transaction, from an engine or sessions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ READ_COMMITTED = "READ COMMITTED"
 
 
 class Connections:
-    """Lend connections to the database in which the class of *mapper* lives."""
+    """Lend connections to the database of the class of *mapper*."""
 
     def __init__(self, bind: Engine | sessionmaker[Any], mapper: Mapper[Any]) -> None:
         refuse_async(bind)
@@ -37,7 +37,7 @@ class Connections:
 
     @contextmanager
     def autocommit(self) -> Iterator[Connection]:
-        """Lend one that commits by itself: half the round trips of BEGIN, COMMIT."""
+        """Lend one in autocommit, without the round trips of BEGIN and COMMIT."""
         if isinstance(self._bind, Engine):
             with self._bind.connect() as connection:
                 yield connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -46,17 +46,17 @@ class Connections:
                 yield connection
 
     def commit(self) -> AbstractContextManager[Connection]:
-        """Lend one for a single commit, a transaction where it takes two statements."""
+        """Lend one for a single commit, in a transaction if it takes two statements."""
         if listeners_of(self._mapper) or self.filters():
-            # The compare-and-set itself checks; stricter levels would only refuse.
+            # The compare-and-set itself checks; a stricter level would only refuse.
             return self.transaction(READ_COMMITTED)
         return self.autocommit()
 
     @contextmanager
     def transaction(self, isolation_level: str | None = None) -> Iterator[Connection]:
-        """Lend one in a transaction that is committed unless an error comes out.
+        """Lend one in a transaction that is committed unless an error is raised.
 
-        Without *isolation_level* it is that of the engine.
+        *isolation_level* defaults to that of the engine.
         """
         with self._lend(isolation_level) as connection:
             if not isinstance(self._bind, Engine):
@@ -90,7 +90,7 @@ class Connections:
                         self._filtering[connection] = around
 
     def filtering(self, connection: Connection) -> Session | None:
-        """Return the session whose criteria filter what *connection* reads, if any."""
+        """Return the session whose criteria filter reads of *connection*, if any."""
         return self._filtering.get(connection)
 
     def filters(self) -> bool:
@@ -109,22 +109,22 @@ class Connections:
 
 
 def limit_lock_waits(connection: Connection) -> None:
-    """Let the transaction of *connection* wait a second at most for a row lock."""
+    """Limit waits of the transaction of *connection* for a lock to one second."""
     if connection.dialect.name != "sqlite":
         connection.execute(text("SET LOCAL lock_timeout = '1s'"))
 
 
 def limit_idle_time(connection: Connection, seconds: float) -> None:
-    """Let the server end the transaction of *connection* once it is idle so long."""
+    """Make the server end the transaction of *connection* after *seconds* idle."""
     if connection.dialect.name != "sqlite":
         limit = f"SET LOCAL idle_in_transaction_session_timeout = {ceil(seconds * 1e3)}"
         connection.execute(text(limit))
 
 
 def sync_bind(bind: AsyncEngine | async_sessionmaker[Any]) -> Any:
-    """Return the Engine of an AsyncEngine, or something that makes sync sessions."""
+    """Return the Engine of an AsyncEngine, or a factory of its sync sessions."""
     refuse_sync(bind)
-    # Only an AsyncEngine has it; that class is not imported for whoever never awaits.
+    # Only an AsyncEngine has it; importing that class costs applications without async.
     engine = getattr(bind, "sync_engine", None)
     return _SyncSessions(bind) if engine is None else engine
 

@@ -1,13 +1,12 @@
-"""What tells, when the answer to COMMIT is lost, whether a transaction was committed.
+"""Evidence of an uncertain commit: whether it was done although its answer was lost.
 
 Each connection of a session has a transaction of its own, and its own evidence:
 
 * the workflow rows that it has written. Each holds the effect of its last write. They
-  are locked to be read, so that a COMMIT which is still going on has come to its end;
-* their history, where one is kept, if other commits have replaced the row;
-* the number that the server gave the transaction, if it gave one. Behind postgres_fdw
-  and Citus it gives none, whatever is written on the servers beyond. So that there is
-  no number says nothing;
+  are read with a lock, which waits for a COMMIT that is still in progress;
+* their history, if one is kept, in case other commits have replaced the row;
+* the id that the server gave the transaction, if any. With postgres_fdw and Citus it
+  gives none, even if other servers were written to, so a missing id proves nothing;
 * the statements that were sent. If none of them writes, there is nothing to find out.
 """
 
@@ -46,7 +45,7 @@ _SAVEPOINTS = (SavepointClause, RollbackToSavepointClause, ReleaseSavepointClaus
 
 
 class Verdict(Enum):
-    """What became of a transaction."""
+    """The fate of a transaction."""
 
     COMMITTED = auto()
     UNDONE = auto()
@@ -55,13 +54,13 @@ class Verdict(Enum):
 
 
 class StillRunning(TimeoutError):
-    """The transaction whose answer was lost has not come to its end."""
+    """The transaction whose answer was lost has not ended."""
 
 
 class _Row(NamedTuple):
-    """A row that was written: what it was *before*, and the effects in their order.
+    """A row that was written: its version *before*, and the effects in their order.
 
-    *effect_id* is that of the row now; None if it was deleted in the end.
+    *effect_id* is the last one; None if the row was deleted.
     """
 
     statements: Statements[Any]
@@ -72,7 +71,7 @@ class _Row(NamedTuple):
 
 
 class Evidence:
-    """What a session does on *connection*, and what will tell of it."""
+    """Records the writes of a session on *connection*, and looks for them later."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -90,17 +89,17 @@ class Evidence:
         self._sent[statement if compiled is None else compiled] = None
 
     def stop(self) -> None:
-        """Take no more notes."""
+        """Stop recording statements."""
         off_statement(self._connection, self._note)
 
     def take(self) -> bool:
-        """Note what will tell; return False if the connection has no transaction."""
+        """Collect the evidence; return False if the connection has no transaction."""
         connection = self._connection
         self.stop()
         if connection.closed or not connection.in_transaction():
             return False
         self._rows = _rows(written_on(connection))
-        # A row that is not there cannot be locked, so the server itself will be asked.
+        # A missing row cannot be locked, so the server's transaction id is needed.
         if not any(row.before.version and row.effect_id for row in self._rows):
             self._ask(connection)
         return True
@@ -128,13 +127,13 @@ class Evidence:
 
     @property
     def wrote(self) -> bool:
-        """Whether the transaction may have written anything."""
+        """Whether the transaction may have written rows."""
         if self._rows or self._transaction_id is not None:
             return True
         return not (self._read_only or all(map(_only_reads, self._sent)))
 
     def look(self) -> Verdict:
-        """Find out what became of the transaction; raise StillRunning."""
+        """Return the fate of the transaction; raise StillRunning."""
         if not self.wrote:
             return Verdict.NOTHING_WRITTEN
         with self._reading() as connection:
@@ -142,7 +141,7 @@ class Evidence:
             if self._transaction_id is not None:
                 verdicts.add(_status(connection, self._transaction_id))
         verdicts.discard(Verdict.UNKNOWN)
-        # Where rows are on several servers, part of them may be committed.
+        # With rows on several servers, only some of them may be committed.
         return verdicts.pop() if len(verdicts) == 1 else Verdict.UNKNOWN
 
     @contextmanager
@@ -156,7 +155,7 @@ class Evidence:
 
 
 def _rows(entries: list[Entry]) -> list[_Row]:
-    """Put together what was done to each row, one after another."""
+    """Merge the operations on each row."""
     rows: dict[tuple[Statements[Any], str], _Row] = {}
     for entry in entries:
         place = entry.statements, entry.workflow_key
@@ -167,15 +166,15 @@ def _rows(entries: list[Entry]) -> list[_Row]:
         if effect_id is not None:
             effects = (*effects, effect_id)
         rows[place] = _Row(*place, before, effect_id, effects)
-    # In one order, or two that look could wait for each other.
+    # In one order, so that two readers cannot deadlock.
     return sorted(rows.values(), key=lambda row: (row.statements.entity, row[1]))
 
 
 def _verdict(connection: Connection, row: _Row) -> Verdict:
-    """Say what became of the transaction that wrote *row*, by that row alone.
+    """Return the fate of the transaction that wrote *row*, by that row alone.
 
-    A row that is not there proves nothing: its INSERT may not be visible yet, and
-    others may have deleted it. Nor does one that others have written since.
+    A missing row proves nothing: its INSERT may not be visible yet, or another
+    transaction has deleted it. Nor does one that was written since.
     """
     key = row.workflow_key
     found = row.statements.versions(connection, [key], lock=True).get(key)
@@ -189,12 +188,12 @@ def _verdict(connection: Connection, row: _Row) -> Verdict:
 
 
 def _verdict_of_history(connection: Connection, row: _Row) -> Verdict:
-    for writer in listeners_of(row.statements.mapper):
-        if isinstance(writer, KeepsEffects) and writer.keeps(
+    for listener in listeners_of(row.statements.mapper):
+        if isinstance(listener, KeepsEffects) and listener.keeps(
             connection, row.workflow_key, row.effects
         ):
             return Verdict.COMMITTED
-    # What is not there may have been trimmed.
+    # A version that is missing may have been trimmed.
     return Verdict.UNKNOWN
 
 
@@ -211,9 +210,9 @@ def _status(connection: Connection, transaction_id: str) -> Verdict:
 
 
 def _only_reads(sent: Any) -> bool:
-    """Say whether a statement, compiled or its text, certainly writes nothing.
+    """Return whether a statement, compiled or its text, certainly writes nothing.
 
-    Text may be anything, and so may a function that SQLAlchemy does not know.
+    Text may write, and so may a function that SQLAlchemy does not know.
     """
     statement = getattr(sent, "statement", None)
     if isinstance(statement, _SAVEPOINTS):

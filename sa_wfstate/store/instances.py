@@ -46,14 +46,14 @@ def adopt(
     outcomes: Sequence[object],
     held: Mapping[str, Any],
 ) -> None:
-    """Let *session* know what of *batch* was committed.
+    """Record the writes of *batch* that were committed in *session*.
 
-    *held* are those instances of the rows that it holds, by key.
+    *held* are the session's instances of these rows, by key.
     """
     own = [
         index
         for index, each in enumerate(outcomes)
-        # What an earlier transaction wrote is no evidence of this one.
+        # A replayed write is no evidence of this transaction.
         if isinstance(each, StateCommitted) and not each.replayed
     ]
     if own:
@@ -67,7 +67,7 @@ def adopt(
 def _update_instance(
     instance: Any, write: Write, snapshot: WorkflowSnapshot[Any]
 ) -> None:
-    """Make *instance* hold what its row holds now."""
+    """Set *instance* to the values of its row."""
     rebase(instance, "state", write.state_text)
     set_committed_value(instance, "version", snapshot.version)
     set_committed_value(instance, "updated_at", snapshot.updated_at)

@@ -1,10 +1,8 @@
-"""run_transaction: a transaction, and again after a conflict.
+"""run_transaction: a transaction that is retried after a conflict.
 
-One attempt is a fresh Session, the function, and COMMIT. What is retried is decided by
-:func:`~sa_wfstate.classify`: conflicts and transient errors. When the answer to COMMIT
-is lost, the rows that the transaction has written tell what became of it: each carries
-the effect id of the write. They are locked to be read, so that a COMMIT which is still
-going on has come to its end by then.
+One attempt is a fresh Session, the function, and COMMIT. Conflicts and transient
+errors, by :func:`~sa_wfstate.classify`, are retried. When the answer to COMMIT is lost,
+the rows that the transaction wrote show whether it was done (:mod:`.evidence`).
 """
 
 from __future__ import annotations
@@ -39,15 +37,14 @@ def run_transaction(
 ) -> T:
     """Call ``fn(session)`` in a transaction, commit, and return what *fn* returned.
 
-    Each attempt has a fresh Session and a transaction of its own. Attempts that end in
-    a conflict or in a transient error are repeated as *retry* says; then the last error
-    comes out, as any other error does at once. So *fn* may run several times, and what
-    it does outside the database must bear that.
+    Each attempt has a fresh Session and a transaction of its own. An attempt that ends
+    in a conflict or in a transient error is retried by the policy *retry*; then the
+    last error is raised, as any other error is at once. So *fn* may run several times,
+    and its effects outside the database must be idempotent.
 
-    When the answer to COMMIT is lost, what became of it is found out, for as long as
-    *resolve* says: either the transaction is committed, and the result is returned, or
-    it is not, and the next attempt is made. OutcomeUnknown is raised if neither can be
-    known.
+    When the answer to COMMIT is lost, the database is asked whether it was done, by the
+    policy *resolve*: if so, the result is returned; if not, the next attempt is made.
+    Raises OutcomeUnknown if neither can be known.
     """
     return run(sessions, fn, retry, resolve, Blocking())
 
@@ -59,7 +56,7 @@ def run(
     resolve: RetryPolicy,
     waiting: Waiting,
 ) -> T:
-    """Do what run_transaction does, waiting as *waiting* waits."""
+    """Implement run_transaction for *waiting*, blocking or awaiting."""
 
     def attempt() -> T:
         session = sessions()
@@ -91,12 +88,12 @@ class _Attempt:
         try:
             with session:
                 result: T = self._waiting.call(fn, session)
-                # After the listeners that are there already, which may write.
+                # After the application's listeners, which may write.
                 on_commit(session, self._prepare)
                 session.commit()
         except Exception as error:
             self._leave_standby(error)
-            if not self._is_in_doubt(error) or not self._find_out(error):
+            if not self._is_uncertain(error) or not self._find_out(error):
                 raise
         finally:
             for evidence in self._evidence.values():
@@ -108,7 +105,7 @@ class _Attempt:
             self._evidence[connection] = Evidence(connection)
 
     def _prepare(self, session: Session) -> None:
-        """Flush, and note what to look for if the answer to COMMIT is lost."""
+        """Flush, and collect the evidence in case the answer to COMMIT is lost."""
         session.flush()
         evidence = self._evidence.items()
         self._evidence = {each: found for each, found in evidence if found.take()}
@@ -121,8 +118,8 @@ class _Attempt:
         ):
             self._session.bind.dispose()
 
-    def _is_in_doubt(self, error: BaseException) -> bool:
-        """Say whether anything may be committed although *error* was raised."""
+    def _is_uncertain(self, error: BaseException) -> bool:
+        """Return whether rows may be committed although *error* was raised."""
         if not self._committing:
             return False
         if classify(error, committing=True) is ErrorKind.UNKNOWN:
@@ -132,9 +129,9 @@ class _Attempt:
         return len(wrote) > 1 and _is_worth_another(error)
 
     def _find_out(self, error: BaseException) -> bool:
-        """Say whether the transaction was committed; raise OutcomeUnknown.
+        """Return whether the transaction was committed; raise OutcomeUnknown.
 
-        Of several databases all were, or none; else it is unknown.
+        With several databases it is known if all or none committed.
         """
         find_out = partial(
             self._resolve.call, retry_if=_is_worth_another, sleep=self._waiting.sleep

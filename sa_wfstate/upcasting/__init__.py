@@ -1,16 +1,16 @@
 """Upcast in bulk: rewrite the rows of older schema versions, online.
 
-Reading upcasts anyway, so this is never urgent: it saves the work at each read, and it
-lets old upcasters be deleted once no row needs them.
+Reads upcast anyway, so this is optional: it saves the work at each read, and old
+upcasters can be deleted once no row needs them.
 
-The rows are taken in the order of their keys, a batch per transaction. PostgreSQL locks
-a batch while it is rewritten, some milliseconds; a row that somebody else has locked is
-skipped at first and waited for at the end, so that several jobs share the work. Each
-row is compared with what was read before it is swapped. Its version and its
-``updated_at`` stay: it is the same version in another shape, and whoever has read it
-can still commit. A job that was killed has lost at most one batch; start it again.
+The rows are read in the order of their keys, a batch per transaction. PostgreSQL locks
+a batch while it is rewritten, some milliseconds; locked rows are skipped at first and
+waited for at the end, so that several jobs share the work. A row is written only if it
+is as it was read. Its version and its ``updated_at`` stay: it is the same version in
+another shape, and a writer that has read it can still commit. A killed job loses at
+most one batch; start it again.
 
-Where every step is an :class:`~sa_wfstate.upcasting.Upcaster` with SQL, the payloads do
+If every step is an :class:`~sa_wfstate.upcasting.Upcaster` with SQL, the payloads do
 not leave the server.
 """
 
@@ -55,13 +55,12 @@ def upcast_all(
 ) -> UpcastReport:
     """Rewrite every row of *entity* whose schema version is older than the current.
 
-    With ``__write_schema_version__``, that is the one that is written. *progress* is
-    called after each batch; it makes the rows be counted first. A row that cannot be
-    upcast, or would not validate afterwards, is left as it is and reported.
+    ``__write_schema_version__``, if given, is the current one. *progress* is called
+    after each batch; the rows are counted first for it. A row that cannot be upcast, or
+    would not validate afterwards, stays as it is and is reported.
 
-    *in_sql* says whether to leave the work to the server, unvalidated. By default it
-    is left if all the steps have SQL. Raises MappingError if it is True and they have
-    not.
+    *in_sql* makes the server do the work, without validation. By default it is True if
+    all steps have SQL. Raises MappingError if it is True and a step has none.
     """
     mapper = inspect(entity)
     schema = payload_schema(mapper)
@@ -84,13 +83,13 @@ def upcast_all(
     if in_sql is None:
         in_sql = job.sql is not None and isinstance(engine.dialect, PGDialect)
     if isinstance(engine.dialect, PGDialect):
-        # Each batch is compared by itself; there is nothing to serialize.
+        # Each row is compared when it is written, so no higher level is needed.
         engine = engine.execution_options(isolation_level="READ COMMITTED")
     return job.run(engine.begin, batch_size, progress, in_sql=in_sql)
 
 
 def _check_storable(text: str, where: str) -> None:
-    """Raise PayloadError if *text* holds what a model may, and JSONB cannot."""
+    """Raise PayloadError if *text* holds numbers that JSONB cannot store."""
 
     def refuse(number: str) -> None:
         raise PayloadError(where, "", f"holds {number}, which is not JSON")

@@ -1,4 +1,4 @@
-"""One job that upcasts the rows of one table, batch by batch: see :mod:`.upcasting`."""
+"""One job that upcasts the rows of one table in batches."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ _TYPES: dict[str, TypeEngine[Any]] = {
 
 
 class UpcastProgress(NamedTuple):
-    """How far a job is: *done* and *failed* of the *total* rows there were to do.
+    """How far a job is: *done* and *failed* of *total* rows.
 
-    Another job that shares the work makes *done* end below *total*.
+    If another job shares the work, *done* stays below *total*.
     """
 
     done: int
@@ -66,7 +66,7 @@ class UpcastProgress(NamedTuple):
 
 
 class UpcastReport(NamedTuple):
-    """What a job has done: rows *upcast*, rows left as they are, time in seconds."""
+    """The result of a job: rows *upcast*, *failures* of rows left, and *seconds*."""
 
     upcast: int
     failures: tuple[PayloadError, ...]
@@ -77,8 +77,8 @@ class UpcastJob:
     """The upcast of one table to the version that *payload_schema* writes.
 
     *names* are those of its columns, where they differ from the attributes'. *check* is
-    called with key, schema version and text of each payload that is about to be
-    written, and raises PayloadError if it must not be.
+    called with key, schema version and text of each payload before it is written, and
+    raises PayloadError to refuse it.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class UpcastJob:
             due = select(func.count()).select_from(self._rows).where(self._due)
             with begin() as connection:
                 total = connection.scalars(due).one()
-        # At first what nobody else is working on, then what is left.
+        # First the rows that no transaction has locked, then the others.
         for skip_locked in (True, False):
             after: str | None = ""
             while after is not None:
@@ -141,7 +141,7 @@ class UpcastJob:
     def _transact(
         self, begin: Begin, batch: Callable[[Connection], tuple[int, str | None]]
     ) -> str | None:
-        """Do one batch; again, if the database chose it to end a deadlock."""
+        """Upcast one batch; retry it as the victim of a deadlock."""
         for tries_left in reversed(range(_TRIES)):
             try:
                 with begin() as connection:
@@ -157,7 +157,7 @@ class UpcastJob:
     def _batch(
         self, connection: Connection, after: str, size: int, *, skip_locked: bool
     ) -> tuple[int, str | None]:
-        """Upcast the batch after a key; return its size and the key to go on after."""
+        """Upcast the batch after a key; return its size, and its last key if full."""
         key, version, schema_version, state = self._columns
         query = (
             select(key, version, schema_version, cast(state, Text))

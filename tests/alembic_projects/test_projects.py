@@ -103,7 +103,7 @@ def test_sqlite_is_clean_too(
 def test_revision_made_on_sqlite_runs_on_postgresql(
     make_project: Callable[..., Any], tmp_path: Path, database: URL
 ) -> None:
-    """Whoever generates on SQLite still gets JSONB in production."""
+    """A migration generated on SQLite still makes JSONB in production."""
     project = make_project("plain", url=make_url(f"sqlite:///{tmp_path}/test.db"))
     project.revise()
     project.url = database.render_as_string(hide_password=False)

@@ -203,7 +203,7 @@ def test_many_at_once_are_kept(engine: Engine) -> None:
 
 @pytest.mark.contract
 def test_subclass_has_what_its_parent_has_and_more(engine: Engine) -> None:
-    """Side writers of a class and of its subclass each follow once."""
+    """Commit listeners of a class and of its subclass are each called once."""
     with Session(engine) as session:
         session.add(Parcel(workflow_key="p-1", state=OrderState()))
         session.add(Letter(workflow_key="l-1", state=OrderState()))

@@ -1,4 +1,4 @@
-"""Contract: intents are stored with their commit, and handed over once it is final."""
+"""Contract: intents are stored with their commit, and delivered once it is final."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def pay(state: OrderState, action: Action[int]) -> Reduction[OrderState]:
     paid = state.paid + action.payload
     intents = [
         Intent(intent_type="mail", target="kim", payload={"paid": paid}),
-        Intent(intent_type="book", target="ledger"),
+        Intent(intent_type="book", target="bookkeeping"),
     ]
     return Reduction(OrderState(paid=paid), intents=intents)
 
@@ -214,7 +214,7 @@ def test_dead_letter_is_set_aside(engine: Engine) -> None:
 
 @pytest.mark.contract
 def test_lease_keeps_others_away_until_it_ends(engine: Engine) -> None:
-    """What a dispatcher that died had leased is handed over after its lease."""
+    """An intent leased by a dispatcher that died is delivered after its lease."""
     handle(engine, "o-1")
     given: list[DueIntent] = []
     other = dispatcher(engine, given.append)
@@ -273,7 +273,7 @@ def test_batch_ends_with_its_lease(engine: Engine) -> None:
 
 @pytest.mark.parametrize("wrap", [lambda engine: engine, sessionmaker])
 def test_several_dispatchers_share_the_work(engine: Engine, wrap: Any) -> None:
-    """Running side by side they hand over each intent once, each workflow in order."""
+    """Concurrent dispatchers deliver each intent once, each workflow in order."""
     keys = [f"o-{number}" for number in range(10)]
     given: list[DueIntent] = []
     stop = Event()
@@ -339,7 +339,7 @@ ODD = [
 def test_no_error_of_a_handler_stops_the_dispatcher(
     engine: Engine, error: BaseException
 ) -> None:
-    """Whatever it is, the intent is a dead letter, and the others are handed over."""
+    """The intent becomes a dead letter, and the others are delivered."""
     handle(engine, "bad", "good")
     given: list[DueIntent] = []
 

@@ -264,7 +264,7 @@ def test_state_that_the_base_does_not_hold_is_sent(engine: Engine) -> None:
         assert store.get_state("o-1").state.status == way
 
 
-def test_base_tells_the_incarnations_apart(engine: Engine) -> None:
+def test_base_detects_a_recreated_row(engine: Engine) -> None:
     """A row that was deleted and created again is not written over."""
     store = CanonicalStore(engine, Order)
     base = store.get_state("o-1")
@@ -675,7 +675,7 @@ def test_canonical_state_is_not_empty(
 def test_outcome_has_the_version_that_a_trigger_made(
     engine: Engine, database: URL
 ) -> None:
-    """What is reported, and held from then on, is what the row holds."""
+    """The outcome, and the instance from then on, have the values of the row."""
     plain = create_engine(database)
     before_update(plain, "NEW.version := NEW.version + 10; RETURN NEW")
     plain.dispose()

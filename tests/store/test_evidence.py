@@ -273,7 +273,7 @@ def test_rolled_back_savepoint_is_no_evidence(engine: Engine, beyond: Engine) ->
 async def test_async_function_without_workflow_rows(
     async_engine: AsyncEngine, beyond: Engine
 ) -> None:
-    """The twin does not do it a second time either."""
+    """The async counterpart does not do it a second time either."""
     calls = []
 
     async def fn(session: Any) -> None:

@@ -275,7 +275,7 @@ def test_what_was_replayed_is_no_evidence(
 def test_replaced_evidence_is_not_guessed(
     engine: Engine, faults: Faults, winner: sessionmaker[Session]
 ) -> None:
-    """If others have written since, nobody can know, and the error says so."""
+    """If others have written since, the outcome is unknown, and the error says so."""
     faults.times = 1
     faults.meanwhile = lambda: pay(winner)
     with pytest.raises(OutcomeUnknown) as caught:
@@ -363,7 +363,7 @@ def test_server_that_cannot_be_reached_is_no_unknown(database: URL) -> None:
 async def test_async_function(
     async_engine: AsyncEngine, winner: sessionmaker[Session]
 ) -> None:
-    """The twin awaits the function, and retries alike."""
+    """The async counterpart awaits the function, and retries alike."""
     calls = []
 
     async def fn(session: AsyncSession) -> str:
@@ -415,7 +415,7 @@ async def test_cancelled_commit_can_be_repeated(
         assert await session.scalar(select(func.count()).select_from(Order)) == 1
 
 
-async def test_wrong_kind_of_session_names_the_other_twin(
+async def test_wrong_kind_of_session_names_the_counterpart(
     async_engine: AsyncEngine, winner: sessionmaker[Session]
 ) -> None:
     """A sync session where an async one is due is refused with a word, or the other."""

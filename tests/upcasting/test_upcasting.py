@@ -156,7 +156,7 @@ def test_schema_versions_are_counted(engine: Engine) -> None:
 
 
 def test_writer_of_an_old_row_still_wins(engine: Engine) -> None:
-    """Whoever has read a row before it was upcast can commit to it afterwards."""
+    """A writer that read a row before it was upcast can commit to it afterwards."""
     with Session(engine) as session:
         order = session.get_one(Order, "o-3")
         assert order.state.vip
@@ -300,7 +300,7 @@ def four_writers(database: URL, entity: Any, keys: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("entity", [Order, SQLOrder])
-def test_jobs_share_the_work_beside_writers(database: URL, entity: Any) -> None:
+def test_jobs_share_the_work_during_writes(database: URL, entity: Any) -> None:
     """Three jobs and four writers at once: nothing is lost, nothing is done twice."""
     make_many(database, 2000)
     engine = create_engine(database)
@@ -329,7 +329,7 @@ def test_jobs_share_the_work_beside_writers(database: URL, entity: Any) -> None:
         pytest.param(SQLOrder, 60_000, 40, marks=pytest.mark.stress),
     ],
 )
-def test_killed_command_is_resumed_beside_writers(
+def test_killed_command_is_resumed_during_writes(
     engine: Engine, database: URL, entity: Any, count: int, kills: int
 ) -> None:
     """SIGKILL at any moment, several times: the next run does the rest, and no more."""
