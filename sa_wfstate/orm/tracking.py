@@ -17,7 +17,12 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import InstanceState, Session, SessionTransactionOrigin
+from sqlalchemy.orm import (
+    InstanceState,
+    LoaderCallableStatus,
+    Session,
+    SessionTransactionOrigin,
+)
 from sqlalchemy.orm.attributes import flag_dirty, instance_state, set_committed_value
 
 from ..row.types import Unread
@@ -94,13 +99,17 @@ def _hold_for(
     saved = flush.saves(state)
     if saved:
         prepare_again(state, key, flush.written, assigned=assigned)
-    flush.touched[state, key] = state.committed_state.get(key)
+    was = state.committed_state.get(key)
+    flush.touched[state, key] = was or flush.touched.get((state, key))
     if state.key is None:
         return
     watch_of(session).held[state] = instance
-    before = original(state, key) if assigned and not saved else None
-    if before is not None:
-        bases_of(state)[key] = Base(state.dict[key], before)
+    if assigned and not saved:
+        before = original(state, key)
+        if before is not None:
+            bases_of(state)[key] = Base(state.dict[key], before)
+        elif not isinstance(was, LoaderCallableStatus):
+            return
         set_committed_value(instance, key, state.dict[key])
         if not has_changes(state):
             state._commit_all(state.dict, session.identity_map)  # noqa: SLF001

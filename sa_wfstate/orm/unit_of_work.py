@@ -10,8 +10,13 @@ from __future__ import annotations
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.orm import InstanceState, Session, SessionTransactionOrigin
-from sqlalchemy.orm.attributes import flag_dirty
+from sqlalchemy.orm import (
+    InstanceState,
+    LoaderCallableStatus,
+    Session,
+    SessionTransactionOrigin,
+)
+from sqlalchemy.orm.attributes import flag_dirty, flag_modified
 
 from ..row.types import Unread
 from .baseline import Base, bases_of, is_changed, tracked
@@ -139,14 +144,7 @@ def after_flush_postexec(session: Session, _: object) -> None:
         for state in flush.readers:
             # The flush has counted it among the written.
             altered.pop(state, None)
-    for (state, key), was in flush.touched.items():
-        value, base = state.dict.get(key), bases_of(state).get(key)
-        before = was.text if isinstance(was, Kept) else None
-        settled, text = flush.settled.get((state, key), (base and base.value, before))
-        if value is settled or text is None or isinstance(value, (Unread, NoneType)):
-            continue
-        # Assigned after its row was written, it has that row to differ from.
-        bases_of(state)[key] = Base(value, text)
+    _judge_touched(session, flush)
     if COMMITTING not in session.info:
         watch.flag()
         return
@@ -156,3 +154,21 @@ def after_flush_postexec(session: Session, _: object) -> None:
         instance = state.obj()
         if instance is not None and is_changed(state, key):
             flag_dirty(instance)
+
+
+def _judge_touched(session: Session, flush: Flush) -> None:
+    """Note what listeners have assigned after its row was written, or without a row."""
+    for (state, key), was in flush.touched.items():
+        value, base = state.dict.get(key), bases_of(state).get(key)
+        before = was.text if isinstance(was, Kept) else None
+        settled, text = flush.settled.get((state, key), (base and base.value, before))
+        if value is settled or isinstance(value, (Unread, NoneType)):
+            continue
+        if text is not None:
+            # Assigned after its row was written, it has that row to differ from.
+            bases_of(state)[key] = Base(value, text)
+        elif isinstance(was, LoaderCallableStatus):
+            # Assigned to an instance that was expired, it has nothing to differ from.
+            instance = state.obj()
+            if instance is not None and state.session is session:
+                flag_modified(instance, key)

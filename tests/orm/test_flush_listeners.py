@@ -435,6 +435,34 @@ def test_after_the_write_the_next_flush_writes_it(
     assert row(engine) == (3, ["late"])
 
 
+@pytest.mark.parametrize("names", [None, ["state"]], ids=["row", "state"])
+@pytest.mark.parametrize("commit", [False, True], ids=["flush", "commit"])
+@pytest.mark.parametrize("name", ["before_update", "after_update", "after_flush"])
+def test_assignment_to_an_expired_row_is_written_by_the_next_flush(
+    engine: Engine, documents: Any, *, names: Any, commit: bool, name: str
+) -> None:
+    """The row that it differs from was never read."""
+    with Session(engine) as session:
+        document = session.get_one(documents.Document, KEY)
+        other = session.get_one(documents.Document, "d-2")
+        done = []
+
+        def assign(*_: object) -> None:
+            if not done:
+                done.append(True)
+                other.state = Notes(log=["late"])
+
+        target = documents.Document if name != "after_flush" else session
+        event.listen(target, name, assign)
+        session.expire(other, names)
+        document.title = "x"
+        if not commit:
+            session.flush()
+            session.flush()
+        session.commit()
+    assert row(engine, "d-2") == (2, ["late"])
+
+
 @pytest.mark.parametrize(
     "name", ["before_flush", "after_flush", "after_flush_postexec"]
 )
