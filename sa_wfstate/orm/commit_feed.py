@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..commit_listeners import listeners_of
 from ..row.types import Unread
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
-from .write_log import Deed, Entry
+from .write_log import Operation, OperationType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -18,50 +18,54 @@ if TYPE_CHECKING:
     from ..commit_listeners import CommitListener
 
 
-def follow_flush(passed: list[Entry], sent: list[Entry]) -> None:
+def follow_flush(passed: list[Operation], sent: list[Operation]) -> None:
     """Call the listeners of what a flush has *sent*, and first *passed* by."""
-    deleted = {entry.state: entry for entry in sent if entry.deed is Deed.DELETE}
-    for listeners, connection, entries in _grouped(deleted.values()):
-        keys = [entry.workflow_key for entry in entries]
+    deleted = {
+        operation.state: operation
+        for operation in sent
+        if operation.type is OperationType.DELETE
+    }
+    for listeners, connection, operations in _grouped(deleted.values()):
+        keys = [operation.workflow_key for operation in operations]
         for listener in listeners:
             listener.deleted(connection, keys)
-    kept = [entry for entry in passed if entry.state not in deleted]
-    for listeners, connection, entries in _grouped(kept):
-        commits = [_commit(entry) for entry in entries]
+    kept = [operation for operation in passed if operation.state not in deleted]
+    for listeners, connection, operations in _grouped(kept):
+        commits = [_commit(operation) for operation in operations]
         for listener in listeners:
             listener.passed(connection, commits)
-    kept = [entry for entry in sent if entry.state not in deleted]
-    for listeners, connection, entries in _grouped(kept):
-        commits = [_commit(entry) for entry in entries]
+    kept = [operation for operation in sent if operation.state not in deleted]
+    for listeners, connection, operations in _grouped(kept):
+        commits = [_commit(operation) for operation in operations]
         for listener in listeners:
             listener.written(connection, commits)
 
 
 def _grouped(
-    entries: Iterable[Entry],
-) -> Iterator[tuple[tuple[CommitListener, ...], Connection, list[Entry]]]:
-    """Group *entries* by class and connection, with the listeners of the class."""
-    groups: defaultdict[Any, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        groups[entry.connection, entry.statements.mapper].append(entry)
+    operations: Iterable[Operation],
+) -> Iterator[tuple[tuple[CommitListener, ...], Connection, list[Operation]]]:
+    """Group *operations* by class and connection, with the listeners of the class."""
+    groups: defaultdict[Any, list[Operation]] = defaultdict(list)
+    for operation in operations:
+        groups[operation.connection, operation.statements.mapper].append(operation)
     for (connection, mapper), group in groups.items():
         listeners = listeners_of(mapper)
         if listeners:
             yield listeners, connection, group
 
 
-def _commit(entry: Entry) -> StateCommitted[Any]:
-    version = entry.base.version + 1
+def _commit(operation: Operation) -> StateCommitted[Any]:
+    version = operation.result.version
     return StateCommitted(
-        entry.workflow_key, version, lambda: _snapshot(entry, version)
+        operation.workflow_key, version, lambda: _snapshot(operation, version)
     )
 
 
-def _snapshot(entry: Entry, version: int) -> WorkflowSnapshot[Any]:
+def _snapshot(operation: Operation, version: int) -> WorkflowSnapshot[Any]:
     """Read the row from its instance; the state is a copy, as from the database."""
-    state: Any = entry.state
+    state: Any = operation.state
     instance = state.obj()
-    column_type: Any = entry.statements.mapper.columns["state"].type
+    column_type: Any = operation.statements.mapper.columns["state"].type
     value = state.dict.get("state")
     if value is None:
         value = instance.state

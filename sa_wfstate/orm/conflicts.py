@@ -2,7 +2,7 @@
 
 When a flush fails, SQLAlchemy has rolled back by the time ``after_soft_rollback`` is
 dispatched, the original error is still being handled, and the session's own connection
-is still there. The session's ledger knows which rows the failed statement was about. On
+is still there. The session's log knows which rows the failed statement was about. On
 that connection they are read again: those that are no longer what the write was based
 on have lost. A COMMIT that is refused is heard of in ``handle_error``. What concerns no
 workflow row passes through untouched.
@@ -25,7 +25,8 @@ from ..retry import SERIALIZATION_FAILURE, UNIQUE_VIOLATION, sqlstate
 from ..values.row_version import NOTHING, RowVersion
 from ..values.snapshot import WorkflowSnapshot
 from .criteria import HIDDEN, filtering
-from .write_log import Deed, Entry, existing_ledger, written_on
+from .session_state import existing_state_of
+from .write_log import Operation, OperationType, written_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,17 +75,19 @@ def conflict_of_all(conflicts: Sequence[StateConflict]) -> StateConflict | None:
 
 
 def after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
-    ledger = existing_ledger(session)
-    if ledger is None:
+    known = existing_state_of(session)
+    if known is None:
         return
-    doubtful = ledger.fail(transaction)
+    doubtful = known.log.fail(transaction)
     error = sys.exc_info()[1]
     in_flush = transaction.origin is SessionTransactionOrigin.SUBTRANSACTION
     if doubtful and in_flush and isinstance(error, SQLAlchemyError):
         _translate(error, doubtful, hides=filtering(session) is not None)
 
 
-def _translate(error: SQLAlchemyError, doubtful: list[Entry], *, hides: bool) -> None:
+def _translate(
+    error: SQLAlchemyError, doubtful: list[Operation], *, hides: bool
+) -> None:
     """Raise what *error* means for the rows of *doubtful*; return if it means nothing.
 
     A serialization failure that no row explains is the loss of the rows in the failing
@@ -93,9 +96,11 @@ def _translate(error: SQLAlchemyError, doubtful: list[Entry], *, hides: bool) ->
     """
     refused = sqlstate(error)
     # The key that an INSERT makes is empty before it, and nobody else's.
-    doubtful = [entry for entry in doubtful if entry.workflow_key]
+    doubtful = [operation for operation in doubtful if operation.workflow_key]
     if refused == UNIQUE_VIOLATION:
-        doubtful = [e for e in _of_statement(error, doubtful) if e.deed is Deed.INSERT]
+        doubtful = [
+            e for e in _of_statement(error, doubtful) if e.type is OperationType.INSERT
+        ]
     elif refused != SERIALIZATION_FAILURE and not isinstance(
         error, (StaleDataError, ObjectDeletedError)
     ):
@@ -105,19 +110,21 @@ def _translate(error: SQLAlchemyError, doubtful: list[Entry], *, hides: bool) ->
     except SQLAlchemyError:
         return  # The original error says more than a failed look at the rows.
     if refused == SERIALIZATION_FAILURE and not lost:
-        lost = [_refused(entry) for entry in _of_statement(error, unmoved)]
+        lost = [_refused(operation) for operation in _of_statement(error, unmoved)]
     conflict = conflict_of_all(lost)
     if conflict is not None:
         raise conflict from error
     if unmoved and isinstance(error, StaleDataError):
-        entry = unmoved[0]
+        operation = unmoved[0]
         raise WriteSuppressed(
-            entry.statements.entity, entry.workflow_key, entry.base.version
+            operation.statements.entity, operation.workflow_key, operation.base.version
         ) from error
 
 
-def _of_statement(error: SQLAlchemyError, entries: list[Entry]) -> list[Entry]:
-    """Return those of *entries* whose key is among the parameters of *error*."""
+def _of_statement(
+    error: SQLAlchemyError, operations: list[Operation]
+) -> list[Operation]:
+    """Return those of *operations* whose key is among the parameters of *error*."""
     parameters = getattr(error, "params", None)
     rows = parameters if isinstance(parameters, list) else [parameters]
     values = set[Any]()
@@ -125,38 +132,40 @@ def _of_statement(error: SQLAlchemyError, entries: list[Entry]) -> list[Entry]:
         for value in row.values() if isinstance(row, dict) else row or ():
             if isinstance(value, str):
                 values.add(value)
-    return [entry for entry in entries if entry.workflow_key in values]
+    return [operation for operation in operations if operation.workflow_key in values]
 
 
-def _refused(entry: Entry) -> StateConflict:
+def _refused(operation: Operation) -> StateConflict:
     return StateConflict(
-        entry.statements.entity,
-        entry.workflow_key,
-        entry.base.version,
+        operation.statements.entity,
+        operation.workflow_key,
+        operation.base.version,
         None,
         ConflictReason.SERIALIZATION,
     )
 
 
 def _judge(
-    entries: list[Entry], *, hides: bool = False
-) -> tuple[list[StateConflict], list[Entry]]:
-    """Read the rows of *entries* again; return who lost, and who has not moved."""
+    operations: list[Operation], *, hides: bool = False
+) -> tuple[list[StateConflict], list[Operation]]:
+    """Read the rows of *operations* again; return who lost, and who has not moved."""
     grouped = defaultdict(list)
-    for entry in entries:
-        grouped[entry.connection, entry.statements].append(entry)
+    for operation in operations:
+        grouped[operation.connection, operation.statements].append(operation)
     lost, unmoved = [], []
     for (connection, statements), group in grouped.items():
-        expected = {entry.workflow_key: entry.base.version for entry in group}
+        expected = {
+            operation.workflow_key: operation.base.version for operation in group
+        }
         current = read_again(connection, statements, expected)
-        for entry in group:
-            key = entry.workflow_key
+        for operation in group:
+            key = operation.workflow_key
             found = current.get(key)
-            if hides and found is not None and entry.base == NOTHING:
+            if hides and found is not None and operation.base == NOTHING:
                 found = HIDDEN
-            conflict = conflict_of(statements, key, entry.base, found)
+            conflict = conflict_of(statements, key, operation.base, found)
             if conflict is None:
-                unmoved.append(entry)
+                unmoved.append(operation)
             else:
                 lost.append(conflict)
     return lost, unmoved
@@ -208,9 +217,9 @@ def handle_error(context: ExceptionContext) -> None:
         or isinstance(connection.get_transaction(), TwoPhaseTransaction)
     ):
         return
-    first: dict[tuple[Statements[Any], str], Entry] = {}
-    for entry in written_on(connection):
-        first.setdefault((entry.statements, entry.workflow_key), entry)
+    first: dict[tuple[Statements[Any], str], Operation] = {}
+    for operation in written_on(connection):
+        first.setdefault((operation.statements, operation.workflow_key), operation)
     if not first:
         return
     try:
@@ -220,6 +229,6 @@ def handle_error(context: ExceptionContext) -> None:
     finally:
         with suppress(SQLAlchemyError, context.dialect.loaded_dbapi.Error):
             connection.connection.rollback()
-    conflict = conflict_of_all(lost or [_refused(entry) for entry in unmoved])
+    conflict = conflict_of_all(lost or [_refused(operation) for operation in unmoved])
     if conflict is not None:
         raise conflict from error

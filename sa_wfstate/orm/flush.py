@@ -1,13 +1,13 @@
-"""What a flush does to workflow rows is noted in the session's ledger.
+"""Note in the session's log what a flush does to workflow rows.
 
-The mapper events before a write note its entries, and those after it that they are won.
-When the RETURNING of an UPDATE or an INSERT comes back with a row, that one is won
-before the next statement is sent. Rows that are deleted together are looked at first.
+The mapper events before a write note its operation; those after it confirm it. When
+RETURNING of an UPDATE or INSERT comes back with a row, that operation is confirmed
+before the next statement is sent. Rows that are deleted together are read first.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Table, inspect
 from sqlalchemy.orm import (
@@ -28,17 +28,13 @@ from .collecting import Unstamped, will_write
 from .commit_feed import follow_flush
 from .entity import statements_of
 from .mixin import WorkflowStateMixin
-from .session_state import flush_of
+from .session_state import existing_state_of, log_of, state_of
 from .unit_of_work import settle
 from .version_guard import effect_id_in, key_of, require_row_counts, seen_of
-from .write_log import (
-    Deed,
-    Entry,
-    Ledger,
-    account_of,
-    existing_ledger,
-    ledger_of,
-)
+from .write_log import Operation, OperationType, write_log_of
+
+if TYPE_CHECKING:
+    from .session_log import SessionLog
 
 
 def _session(state: InstanceState[Any]) -> Session:
@@ -48,17 +44,19 @@ def _session(state: InstanceState[Any]) -> Session:
 
 
 def _note(
-    deed: Deed, connection: Connection, state: InstanceState[Any], base: RowVersion
-) -> Entry:
+    type_: OperationType,
+    connection: Connection,
+    state: InstanceState[Any],
+    base: RowVersion,
+) -> Operation:
     statements = statements_of(state.class_)
     require_row_counts(connection, statements.entity)
     effect_id = effect_id_in(state.dict.get("provenance"))
-    ledger = ledger_of(_session(state))
-    account = account_of(connection)
     key = "" if _gets_key(state) else key_of(state)
-    entry = Entry(deed, statements, key, base, effect_id, account, state)
-    ledger.expect(state, entry)
-    return entry
+    log = write_log_of(connection)
+    operation = Operation(type_, statements, key, base, effect_id, log, state)
+    log_of(_session(state)).pending[state] = operation
+    return operation
 
 
 def _gets_key(state: InstanceState[Any]) -> bool:
@@ -81,10 +79,13 @@ def before_insert(
     if replaced is not None and replaced in session.deleted:
         # The unit of work makes one UPDATE of a DELETE and an INSERT of one key.
         _note(
-            Deed.UPDATE, connection, state, ledger_of(session).check(inspect(replaced))
+            OperationType.UPDATE,
+            connection,
+            state,
+            log_of(session).check(inspect(replaced)),
         )
     else:
-        _note(Deed.INSERT, connection, state, NOTHING)
+        _note(OperationType.INSERT, connection, state, NOTHING)
 
 
 def before_update(
@@ -94,14 +95,14 @@ def before_update(
     if not likely and seen_of(state) is None:
         return  # If another listener changes it, refresh_flush() refuses to write it.
     _stamp(mapper, state)
-    base = ledger_of(_session(state)).check(state)
-    entry = _note(Deed.UPDATE, connection, state, base)
-    entry.likely = likely
+    base = log_of(_session(state)).check(state)
+    operation = _note(OperationType.UPDATE, connection, state, base)
+    operation.likely = likely
 
 
 def _stamp(mapper: Mapper[Any], state: InstanceState[Any]) -> None:
     """Give *state* a provenance of its own, to be written if anything else is."""
-    flush = flush_of(_session(state))
+    flush = state_of(_session(state)).flush
     context = None if flush is None else flush.context
     if context is not None and any(
         each.post_update for other in context.mappers for each in other.relationships
@@ -120,33 +121,33 @@ def before_delete(
     mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
     session = _session(state)
-    ledger = ledger_of(session)
-    if not _note_delete(ledger, connection, state):
+    log = log_of(session)
+    if not _note_delete(log, connection, state):
         return  # It was looked at together with the first one of its table.
-    table = ledger.pending[state].table
+    table = log.pending[state].table
     if session.connection_callable is None:
         for instance in session.deleted:
             if isinstance(instance, WorkflowStateMixin):
                 other: InstanceState[Any] = inspect(instance)
                 if statements_of(other.class_).table is table:
-                    _note_delete(ledger, connection, other)
-    _verify_deletes(ledger, mapper, connection, table)
+                    _note_delete(log, connection, other)
+    _verify_deletes(log, mapper, connection, table)
 
 
 def _note_delete(
-    ledger: Ledger, connection: Connection, state: InstanceState[Any]
+    log: SessionLog, connection: Connection, state: InstanceState[Any]
 ) -> bool:
-    entry = ledger.pending.get(state)
-    if entry is not None and entry.deed is Deed.DELETE:
+    operation = log.pending.get(state)
+    if operation is not None and operation.type is OperationType.DELETE:
         return False
     # What post_update has written before the DELETE holds the version that it wrote.
-    base = ledger.check(state) if entry is None else ledger.passes(entry)
-    _note(Deed.DELETE, connection, state, base)
+    base = log.check(state) if operation is None else log.passes(operation)
+    _note(OperationType.DELETE, connection, state, base)
     return True
 
 
 def _verify_deletes(
-    ledger: Ledger, mapper: Mapper[Any], connection: Connection, table: Table
+    log: SessionLog, mapper: Mapper[Any], connection: Connection, table: Table
 ) -> None:
     """Lock the rows that one flush deletes together, and see that none has moved.
 
@@ -154,21 +155,23 @@ def _verify_deletes(
     no driver says which of them was lost.
     """
     doubtful = {
-        entry.workflow_key: entry
-        for entry in ledger.pending.values()
-        if entry.deed is Deed.DELETE
-        and not entry.won
-        and entry.connection is connection
-        and entry.table is table
+        operation.workflow_key: operation
+        for operation in log.pending.values()
+        if operation.type is OperationType.DELETE
+        and not operation.confirmed
+        and operation.connection is connection
+        and operation.table is table
     }
     counted = connection.dialect.supports_sane_rowcount and mapper.confirm_deleted_rows
     if not doubtful or (len(doubtful) == 1 and counted):
         return
     statements = next(iter(doubtful.values())).statements
     found = statements.versions(connection, doubtful, lock=True)
-    for key, entry in doubtful.items():
-        entry.won = key in found and entry.base.matches(RowVersion(*found[key]))
-    lost = sum(not entry.won for entry in doubtful.values())
+    for key, operation in doubtful.items():
+        operation.confirmed = key in found and operation.base.matches(
+            RowVersion(*found[key])
+        )
+    lost = sum(not operation.confirmed for operation in doubtful.values())
     if lost:
         raise StaleDataError(
             f"DELETE on table {table.name!r} of {len(doubtful)} row(s): {lost} of them "
@@ -182,16 +185,16 @@ def refresh_flush(
     """Note that a statement was sent; each but a DELETE sets the version."""
     if flush_context is None or "version" not in attributes:
         return  # A bulk INSERT; or a row that was created by this very flush.
-    ledger, version = ledger_of(flush_context.session), state.dict["version"]
-    entry = ledger.pending.get(state)
-    if entry is None:
-        entry = _note_post_update(state, version)
-    elif version == entry.base.version + 2:  # By post_update, after its own UPDATE.
-        base, account = ledger.passes(entry), entry.account
-        entry = _note(Deed.UPDATE, account.connection, state, base)
-    entry.sent = True
+    log, version = log_of(flush_context.session), state.dict["version"]
+    operation = log.pending.get(state)
+    if operation is None:
+        operation = _note_post_update(state, version)
+    elif version == operation.base.version + 2:  # By post_update, after its own UPDATE.
+        base, connection = log.passes(operation), operation.connection
+        operation = _note(OperationType.UPDATE, connection, state, base)
+    operation.sent = True
     if not flush_context.is_deleted(state):  # type: ignore[no-untyped-call]
-        entry.effect_id = effect_id_in(state.dict.get("provenance"))
+        operation.effect_id = effect_id_in(state.dict.get("provenance"))
     settle(state)
     instance = state.obj()
     if flush_context.post_update_states and instance is not None:
@@ -200,12 +203,16 @@ def refresh_flush(
     # The server's updated_at comes back only with a row that was written.
     if "updated_at" in attributes:
         # One that Python has made tells nothing.
-        column = entry.statements.columns.updated_at
-        made: Any = column.default if entry.deed is Deed.INSERT else column.onupdate
-        entry.won = made is None or made.is_clause_element
+        column = operation.statements.columns.updated_at
+        made: Any = (
+            column.default
+            if operation.type is OperationType.INSERT
+            else column.onupdate
+        )
+        operation.confirmed = made is None or made.is_clause_element
 
 
-def _note_post_update(state: InstanceState[Any], version: int) -> Entry:
+def _note_post_update(state: InstanceState[Any], version: int) -> Operation:
     """Note an UPDATE of which no event told: before a DELETE, by post_update."""
     seen, session, mapper = seen_of(state), _session(state), state.mapper.base_mapper
     if seen is None:
@@ -215,41 +222,41 @@ def _note_post_update(state: InstanceState[Any], version: int) -> Entry:
         connection = session.connection_callable(mapper, instance)
     else:
         connection = session.connection(bind_arguments={"mapper": mapper})
-    entry = _note(Deed.UPDATE, connection, state, seen)
-    entry.effect_id = seen.effect_id
+    operation = _note(OperationType.UPDATE, connection, state, seen)
+    operation.effect_id = seen.effect_id
     if version != seen.version + 1:
         raise StaleDataError(
-            f"UPDATE on table {entry.table.name!r} of a version that was not seen"
+            f"UPDATE on table {operation.table.name!r} of a version that was not seen"
         )
-    return entry
+    return operation
 
 
 def after_write(
     _: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
-    entry = ledger_of(_session(state)).pending.get(state)
-    if entry is None:
+    operation = log_of(_session(state)).pending.get(state)
+    if operation is None:
         return
-    if not entry.workflow_key:  # It has got one now.
-        entry.workflow_key = state.dict["workflow_key"]
-        check_key(entry.statements.entity, entry.workflow_key)
-    if entry.won:
+    if not operation.workflow_key:  # It has got one now.
+        operation.workflow_key = state.dict["workflow_key"]
+        check_key(operation.statements.entity, operation.workflow_key)
+    if operation.confirmed:
         return
-    if entry.deed is Deed.UPDATE:
-        if not entry.sent:
+    if operation.type is OperationType.UPDATE:
+        if not operation.sent:
             return
         if not connection.dialect.supports_sane_rowcount:
-            problem = f"UPDATE on table {entry.table.name!r} returned no row"
+            problem = f"UPDATE on table {operation.table.name!r} returned no row"
             raise StaleDataError(problem)
-    entry.won = True
+    operation.confirmed = True
 
 
 def after_flush(session: Session, _: object) -> None:
-    ledger = existing_ledger(session)
-    if ledger is not None:
-        for state in ledger.pending:
+    known = existing_state_of(session)
+    if known is not None:
+        for state in known.log.pending:
             _unmark(state)
-        follow_flush(*ledger.flushed())
+        follow_flush(*known.log.flushed())
 
 
 def _unmark(state: InstanceState[Any]) -> None:
@@ -265,19 +272,19 @@ def _unmark(state: InstanceState[Any]) -> None:
 
 
 def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    ledger = existing_ledger(session)
-    if ledger is not None and transaction.nested:
-        ledger.mark(transaction)
+    known = existing_state_of(session)
+    if known is not None and transaction.nested:
+        known.log.mark(transaction)
 
 
 def after_commit(session: Session) -> None:
-    ledger = existing_ledger(session)
-    if ledger is not None and not session.in_nested_transaction():
-        ledger.forget()
+    known = existing_state_of(session)
+    if known is not None and not session.in_nested_transaction():
+        known.log.forget()
 
 
 def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    ledger = existing_ledger(session)
-    if ledger is not None and transaction.parent is None:
-        ledger.undo(transaction)  # Nothing is left to undo if it was committed.
-        ledger.forget()
+    known = existing_state_of(session)
+    if known is not None and transaction.parent is None:
+        known.log.undo(transaction)  # Nothing is left to undo if it was committed.
+        known.log.forget()

@@ -1,7 +1,4 @@
-"""What one session watches, and of its flush under way what it has found out.
-
-A watch is made when the session first hands out a state, or writes one.
-"""
+"""What the package knows of one session, under one key of its ``info``."""
 
 from __future__ import annotations
 
@@ -10,23 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm.attributes import flag_dirty
 
+from .session_log import SessionLog
+
 if TYPE_CHECKING:
-    from sqlalchemy.orm import InstanceState, Session, UOWTransaction
+    from sqlalchemy.orm import (
+        InstanceState,
+        Session,
+        SessionTransaction,
+        UOWTransaction,
+    )
 
     from ..row.encoded import Encoded
 
 
-_KEY = "sa_wfstate.tracking"
-_FLUSH = "sa_wfstate.flush"
+_KEY = "sa_wfstate"
 
 
 class Flush:
     """One flush under way.
 
-    It is *executing* from the last before_flush listener on. *partial*: only given
+    It is *executing* after the last before_flush listener. *partial*: only given
     objects are flushed. *written* is what it may bind, *settled* what rows hold by now,
     *readers* are instances that were read and not changed, *touched* is what listeners
-    have come by while it was executing, with what was its committed value then.
+    have read or assigned while it was executing, with its committed value then.
     """
 
     __slots__ = (
@@ -60,59 +63,58 @@ class Flush:
         # Of each: whether it is deleted, and whether it is only listed.
         return context is not None and context.states.get(state) == (False, False)
 
-    def end(self) -> None:
-        """Forget what was encoded."""
-        for encoded in self.written.values():
-            encoded.drop()
-        self.written.clear()
 
+class SessionState:
+    """What the package knows of one session.
 
-class Watch:
-    """What one session watches: *held* in a transaction, *known* between two.
-
-    While it commits, *idle* are those that were read again after a flush of which
-    nothing came: reading them once more is no reason for another one.
+    *touched* are the instances that were touched in its transaction, *between* those
+    that were before it, if they are still alive. While it commits, which *committing*
+    does, *idle* are those that were read again after a flush that wrote nothing:
+    reading them once more is no reason for another flush. *log* is what it writes.
     """
 
     def __init__(self) -> None:
-        self.held: dict[InstanceState[Any], object] = {}
-        self.known: weakref.WeakSet[InstanceState[Any]] = weakref.WeakSet()
+        self.touched: dict[InstanceState[Any], object] = {}
+        self.between: weakref.WeakSet[InstanceState[Any]] = weakref.WeakSet()
         self.idle: set[InstanceState[Any]] = set()
+        self.committing: SessionTransaction | None = None
+        self.flush: Flush | None = None
+        self.log = SessionLog()
 
     def flag(self) -> None:
-        """Make the next flush, autoflush or commit look at what is held."""
-        for state, instance in self.held.items():
+        """Make the next flush, autoflush or commit look at the touched instances."""
+        for state, instance in self.touched.items():
             if not state.modified:
                 flag_dirty(instance)
 
+    def end_commit(self, transaction: SessionTransaction) -> None:
+        """Note that *transaction* has ended, if it is the one that commits."""
+        if transaction.parent is None or transaction is self.committing:
+            self.committing = None
 
-def flush_of(session: Session) -> Flush | None:
-    """Return the flush of *session* that is under way."""
-    flush: Flush | None = session.info.get(_FLUSH)
-    return flush
-
-
-def begin_flush(session: Session, context: UOWTransaction, *, partial: bool) -> None:
-    """Note that a flush of *session* begins."""
-    session.info[_FLUSH] = Flush(context, partial=partial)
-
-
-def end_flush(session: Session) -> None:
-    """Note that the flush of *session*, if there is one, is over."""
-    flush: Flush | None = session.info.pop(_FLUSH, None)
-    if flush is not None:
-        flush.end()
+    def end_flush(self) -> None:
+        """Forget the flush under way, if there is one, and what it has encoded."""
+        if self.flush is not None:
+            for encoded in self.flush.written.values():
+                encoded.drop()
+            self.flush.written.clear()
+            self.flush = None
 
 
-def existing_watch(session: Session) -> Watch | None:
-    """Return the watch of *session*, None if it never had to do with a state."""
-    watch: Watch | None = session.info.get(_KEY)
-    return watch
+def existing_state_of(session: Session) -> SessionState | None:
+    """Return the state of *session*, None if it has none yet."""
+    known: SessionState | None = session.info.get(_KEY)
+    return known
 
 
-def watch_of(session: Session) -> Watch:
-    """Return the watch of *session*."""
-    watch = existing_watch(session)
-    if watch is None:
-        watch = session.info[_KEY] = Watch()
-    return watch
+def state_of(session: Session) -> SessionState:
+    """Return the state of *session*."""
+    known = existing_state_of(session)
+    if known is None:
+        known = session.info[_KEY] = SessionState()
+    return known
+
+
+def log_of(session: Session) -> SessionLog:
+    """Return what *session* writes."""
+    return state_of(session).log

@@ -14,7 +14,7 @@ watches those which somebody else still holds.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import (
@@ -28,17 +28,14 @@ from sqlalchemy.orm.attributes import flag_dirty, instance_state, set_committed_
 from ..row.types import Unread
 from .baseline import BASES, Base, bases_of, is_changed, original, take_base, tracked
 from .collecting import has_changes, prepare_again
-from .session_state import end_flush, existing_watch, flush_of, watch_of
+from .session_state import existing_state_of, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
 
     from sqlalchemy.orm import SessionTransaction
 
-    from .session_state import Flush
-
-
-COMMITTING: Final = "sa_wfstate.committing"
+    from .session_state import Flush, SessionState
 
 
 def touch(
@@ -66,26 +63,23 @@ def hold(
     session = state.session
     if session is None:
         return
-    flush = flush_of(session)
-    if flush is not None and flush.executing:
-        _hold_for(flush, session, state, instance, key, assigned=assigned)
+    known = state_of(session)
+    if known.flush is not None and known.flush.executing:
+        _hold_for(known, known.flush, state, instance, key, assigned=assigned)
     elif state.key is None:
         return
     elif session.in_transaction():
-        watch = watch_of(session)
-        watch.held[state] = instance
-        if not state.modified and not (
-            state in watch.idle and COMMITTING in session.info
-        ):
+        known.touched[state] = instance
+        if not state.modified and not (known.committing and state in known.idle):
             flag_dirty(instance)
     else:
         # Flagging would begin a transaction, by merely reading.
-        watch_of(session).known.add(state)
+        known.between.add(state)
 
 
 def _hold_for(
+    known: SessionState,
     flush: Flush,
-    session: Session,
     state: InstanceState[Any],
     instance: object,
     key: str,
@@ -103,7 +97,7 @@ def _hold_for(
     flush.touched[state, key] = was or flush.touched.get((state, key))
     if state.key is None:
         return
-    watch_of(session).held[state] = instance
+    known.touched[state] = instance
     if assigned and not saved:
         before = original(state, key)
         if before is not None:
@@ -112,6 +106,7 @@ def _hold_for(
             return
         set_committed_value(instance, key, state.dict[key])
         if not has_changes(state):
+            session: Any = state.session
             state._commit_all(state.dict, session.identity_map)  # noqa: SLF001
 
 
@@ -157,18 +152,19 @@ def altered_in(session: Session) -> MutableMapping[InstanceState[Any], object]:
 
 
 def before_commit(session: Session) -> None:
-    # The outermost: a listener may commit a savepoint meanwhile.
-    committing = session.get_nested_transaction() or session.get_transaction()
-    session.info.setdefault(COMMITTING, committing)
+    known = state_of(session)
+    if known.committing is None:  # A listener may commit a savepoint meanwhile.
+        current = session.get_nested_transaction() or session.get_transaction()
+        known.committing = current
 
 
 def after_rollback(session: Session) -> None:
     """Keep the rollback of a savepoint from expiring what was only looked at."""
-    watch = existing_watch(session)
-    if watch is None or not session.in_nested_transaction():
+    known = existing_state_of(session)
+    if known is None or not session.in_nested_transaction():
         return
     altered = altered_in(session)
-    for state, instance in watch.held.items():
+    for state, instance in known.touched.items():
         if (
             state.modified
             and state not in altered
@@ -178,43 +174,38 @@ def after_rollback(session: Session) -> None:
             state._commit_all(state.dict, session.identity_map)  # noqa: SLF001
 
 
-def _committed(session: Session, transaction: SessionTransaction) -> None:
-    """Note that *transaction* has ended, if that is what commits."""
-    if transaction.parent is None or session.info.get(COMMITTING) is transaction:
-        session.info.pop(COMMITTING, None)
-
-
 def after_soft_rollback(session: Session, transaction: SessionTransaction) -> None:
-    _committed(session, transaction)
-    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
-        end_flush(session)
+    known = existing_state_of(session)
+    if known is not None:
+        known.end_commit(transaction)
+        if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
+            known.end_flush()
 
 
 def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    watch = existing_watch(session)
-    if watch is not None and transaction.parent is None:
-        for state in watch.known:
+    known = existing_state_of(session)
+    if known is not None and transaction.parent is None:
+        for state in known.between:
             instance = state.obj()
             if instance is not None and state.session is session:
-                watch.held[state] = instance
-        watch.known.clear()
-        watch.flag()
+                known.touched[state] = instance
+        known.between.clear()
+        known.flag()
 
 
 def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    boundary = transaction.parent is None or transaction.nested
-    watch = existing_watch(session)
-    _committed(session, transaction)
-    if transaction.parent is None:
-        end_flush(session)
-    if watch is None or not boundary:
+    known = existing_state_of(session)
+    if known is None:
         return
-    watch.idle.clear()
-    if transaction.nested:
-        watch.flag()
-    else:
-        watch.known.update(state for state in watch.held if not state.expired)
-        watch.held.clear()
+    known.end_commit(transaction)
+    if transaction.parent is None:
+        known.end_flush()
+        known.idle.clear()
+        known.between.update(each for each in known.touched if not each.expired)
+        known.touched.clear()
+    elif transaction.nested:
+        known.idle.clear()
+        known.flag()
 
 
 def detached_to_persistent(_: Session, state: InstanceState[Any]) -> None:

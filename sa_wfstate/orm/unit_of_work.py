@@ -22,27 +22,29 @@ from ..row.types import Unread
 from .baseline import Base, bases_of, is_changed, tracked
 from .collecting import Kept, prepare_insert, prepare_update
 from .mixin import WorkflowStateMixin
-from .session_state import begin_flush, end_flush, existing_watch, flush_of, watch_of
-from .tracking import COMMITTING, altered_in
-from .write_log import ledger_of
+from .session_state import Flush, existing_state_of, state_of
+from .tracking import altered_in
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction, UOWTransaction
 
-    from .session_state import Flush, Watch
+    from .session_state import SessionState
 
 
 def before_flush(
     session: Session, flush_context: UOWTransaction, objects: object
 ) -> None:
-    end_flush(session)  # One that failed before it had a transaction to roll back.
-    begin_flush(session, flush_context, partial=bool(objects))
+    known = state_of(session)
+    known.end_flush()  # One that failed before it had a transaction to roll back.
+    known.flush = Flush(flush_context, partial=bool(objects))
 
 
 def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    flush = flush_of(session)
+    known = existing_state_of(session)
+    flush = None if known is None else known.flush
     if (
-        flush is None
+        known is None
+        or flush is None
         or flush.executing
         or transaction.origin is not SessionTransactionOrigin.SUBTRANSACTION
     ):
@@ -51,42 +53,42 @@ def after_transaction_create(session: Session, transaction: SessionTransaction) 
     if context is not None and context.has_work:  # Or the listener of a flush has it.
         flush.executing = True
         try:
-            _look(session, flush, context)
+            _look(known, session, flush, context)
         except BaseException:
             transaction.close()  # As if it had not begun: nothing was sent.
-            end_flush(session)
+            known.end_flush()
             raise
 
 
-def _look(session: Session, flush: Flush, context: UOWTransaction) -> None:
+def _look(
+    known: SessionState, session: Session, flush: Flush, context: UOWTransaction
+) -> None:
     """Find out what is going to be written: behind every listener of before_flush."""
     for state, (is_deleted, _) in list(context.states.items()):
         if is_deleted:
-            _expect_deletion(session, state)
+            _expect_deletion(known, state)
         elif state.key is None and tracked(state):
-            watch_of(session)
             prepare_insert(state, flush.written)
-    watch = existing_watch(session)
-    if watch is not None and watch.held:
-        _look_at_held(watch, session, flush, context)
+    if known.touched:
+        _look_at_touched(known, session, flush, context)
 
 
-def _expect_deletion(session: Session, state: InstanceState[Any]) -> None:
+def _expect_deletion(known: SessionState, state: InstanceState[Any]) -> None:
     if issubclass(state.class_, WorkflowStateMixin) and any(
         each.post_update for each in state.mapper.relationships
     ):
         # It is written before any event tells of it.
-        ledger_of(session).check(state)
+        known.log.check(state)
 
 
-def _look_at_held(
-    watch: Watch, session: Session, flush: Flush, context: UOWTransaction
+def _look_at_touched(
+    known: SessionState, session: Session, flush: Flush, context: UOWTransaction
 ) -> None:
     deleted, altered, readers = session.deleted, altered_in(session), set()
-    for state, instance in list(watch.held.items()):
+    for state, instance in list(known.touched.items()):
         listed = state in context.states
         if state.session is not session:
-            del watch.held[state]
+            del known.touched[state]
         elif instance in deleted or (flush.partial and not listed):
             continue
         elif prepare_update(state, instance, flush.written):
@@ -101,7 +103,7 @@ def _look_at_held(
             readers.add(state)
             if state not in altered:
                 flush.readers.append(state)
-    watch.idle = readers if len(readers) == len(context.states) else set()
+    known.idle = readers if len(readers) == len(context.states) else set()
 
 
 def settle(state: InstanceState[Any]) -> None:
@@ -110,7 +112,8 @@ def settle(state: InstanceState[Any]) -> None:
     A listener may change the value from now on, and bind it to a statement of its own.
     """
     session = state.session
-    flush = None if session is None else flush_of(session)
+    known = None if session is None else existing_state_of(session)
+    flush = None if known is None else known.flush
     if flush is not None:
         for key in tracked(state):
             encoded = flush.written.get((state, key))
@@ -120,8 +123,9 @@ def settle(state: InstanceState[Any]) -> None:
 
 
 def after_flush(session: Session, _: object) -> None:
-    watch, flush = existing_watch(session), flush_of(session)
-    if watch is None or flush is None:
+    known = state_of(session)
+    flush = known.flush
+    if flush is None:
         return
     for (state, key), encoded in flush.written.items():
         instance, text = state.obj(), encoded.text
@@ -131,13 +135,14 @@ def after_flush(session: Session, _: object) -> None:
             bases_of(state).pop(key, None)
             if tracked(state)[key].changes_in_place():
                 bases_of(state)[key] = Base(*flush.settled[state, key])
-            watch.held[state] = instance
+            known.touched[state] = instance
 
 
 def after_flush_postexec(session: Session, _: object) -> None:
-    watch, flush = existing_watch(session), flush_of(session)
-    end_flush(session)
-    if watch is None or flush is None:
+    known = state_of(session)
+    flush = known.flush
+    known.end_flush()
+    if flush is None:
         return
     if flush.readers:
         altered = altered_in(session)
@@ -145,8 +150,8 @@ def after_flush_postexec(session: Session, _: object) -> None:
             # The flush has counted it among the written.
             altered.pop(state, None)
     _judge_touched(session, flush)
-    if COMMITTING not in session.info:
-        watch.flag()
+    if known.committing is None:
+        known.flag()
         return
     # All of them flagged, a commit would flush without end: only what a listener of
     # this flush has changed goes into another one.

@@ -29,7 +29,7 @@ from sqlalchemy.sql.expression import SelectBase, UpdateBase
 
 from ..commit_listeners import KeepsEffects, listeners_of
 from ..orm.events import off_statement, on_statement
-from ..orm.write_log import Deed, Entry, written_on
+from ..orm.write_log import Operation, OperationType, written_on
 from ..values.row_version import RowVersion
 from .connections import limit_lock_waits
 
@@ -154,15 +154,17 @@ class Evidence:
             yield connection
 
 
-def _rows(entries: list[Entry]) -> list[_Row]:
+def _rows(operations: list[Operation]) -> list[_Row]:
     """Merge the operations on each row."""
     rows: dict[tuple[Statements[Any], str], _Row] = {}
-    for entry in entries:
-        place = entry.statements, entry.workflow_key
+    for operation in operations:
+        place = operation.statements, operation.workflow_key
         earlier = rows.get(place)
-        before = entry.base if earlier is None else earlier.before
+        before = operation.base if earlier is None else earlier.before
         effects = () if earlier is None else earlier.effects
-        effect_id = None if entry.deed is Deed.DELETE else entry.effect_id
+        effect_id = (
+            None if operation.type is OperationType.DELETE else operation.effect_id
+        )
         if effect_id is not None:
             effects = (*effects, effect_id)
         rows[place] = _Row(*place, before, effect_id, effects)

@@ -9,9 +9,9 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
 
 from ..errors import UnflushedChanges
+from ..orm.session_state import log_of
 from ..orm.tracking import changed_in_place, rebase
 from ..orm.version_guard import saw
-from ..orm.write_log import record
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
 
@@ -57,7 +57,7 @@ def adopt(
         if isinstance(each, StateCommitted) and not each.replayed
     ]
     if own:
-        record(session, connection, statements, batch.take(own), held)
+        log_of(session).record(connection, statements, batch.take(own), held)
     if held:
         for write, outcome in zip(batch, outcomes, strict=True):
             if write.workflow_key in held and isinstance(outcome, StateCommitted):

@@ -42,6 +42,7 @@ from sa_wfstate.errors import (
     VersionNotAssignable,
     VersionNotSeen,
 )
+from sa_wfstate.orm.session_state import state_of
 from sa_wfstate.versions import version_trigger
 
 pytestmark = pytest.mark.contract
@@ -515,7 +516,7 @@ def test_trigger_guards_what_goes_around(
 
 @pytest.mark.usefixtures("winner")
 def test_flush_without_workflows_sends_and_hears_nothing(engine: Engine) -> None:
-    """A session that writes no workflow row has no ledger and no listeners."""
+    """A session that writes no workflow row holds no instance and logs no write."""
     sent: list[str] = []
 
     @event.listens_for(engine, "before_cursor_execute")
@@ -526,7 +527,9 @@ def test_flush_without_workflows_sends_and_hears_nothing(engine: Engine) -> None
         session.add(Plain(id=1))
         session.commit()
         assert sent == ["INSERT"]
-        assert not [key for key in session.info if "ledger" in str(key)]
+        known = state_of(session)
+        assert not known.touched
+        assert not known.log.written
 
 
 def test_row_without_an_effect_id(
