@@ -51,7 +51,8 @@ def _class_mapped(mapper: Mapper[Any], _: type[Any]) -> None:
         _listen_to_sessions()
 
 
-def _workflow_mapped(_: Mapper[Any], __: type[Any]) -> None:
+def _workflow_mapped(_: Mapper[Any], cls: type[Any]) -> None:
+    event.listen(cls.workflow_key, "set", mixin.set_workflow_key, raw=True)
     _patch_sessions()
 
 
@@ -156,6 +157,7 @@ def attend(engine: Engine) -> None:
     if engine.hide_parameters:
         event.listen(engine.dialect, "handle_error", error_details.handle_error)
     event.listen(engine.dialect, "handle_error", conflicts.handle_error)
+    event.listen(engine, "savepoint", write_log.savepoint)
     event.listen(engine, "rollback_savepoint", write_log.rollback_savepoint)
 
 

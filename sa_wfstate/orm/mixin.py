@@ -33,7 +33,7 @@ from typing import (
 
 from sqlalchemy import BigInteger, DateTime, Integer, Table, Text, func, text
 from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr, mapped_column
-from sqlalchemy.orm.attributes import InstrumentedAttribute, instance_state
+from sqlalchemy.orm.attributes import InstrumentedAttribute
 
 from ..errors import KeyNotAssignable, MappingError, VersionNotAssignable
 from ..payload.schema_versions import Step, schema_of
@@ -167,18 +167,6 @@ class _VersionAttribute(InstrumentedAttribute[Any]):
         raise VersionNotAssignable(type(instance).__name__)
 
 
-class _KeyAttribute(InstrumentedAttribute[Any]):
-    """The workflow key, checked when it is set; that of a stored row is not changed."""
-
-    __slots__ = ()
-    inherit_cache = True
-
-    def __set__(self, instance: object, value: Any) -> None:
-        check_key(type(instance).__name__, value)
-        _keep_key(instance_state(instance), value)
-        super().__set__(instance, value)
-
-
 def _keep_key(state: InstanceState[Any], workflow_key: str | None) -> None:
     if state.identity is not None and workflow_key != state.identity[0]:
         raise KeyNotAssignable(state.class_.__name__, state.identity[0])
@@ -232,7 +220,6 @@ def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     if mapper.version_id_col is None:
         raise MappingError(cls.__name__, "its version_id_col is lost")
     cls.version.__class__ = _VersionAttribute
-    cls.workflow_key.__class__ = _KeyAttribute
 
 
 def _guard_version(mapper: Mapper[Any], table: Table) -> None:
@@ -267,6 +254,14 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
             "version_id_generator=False would leave the version to the application; "
             "leave it out of __mapper_args__",
         )
+
+
+def set_workflow_key(
+    state: InstanceState[Any], value: str, _old: object, _initiator: object
+) -> None:
+    """Check the key that is set; that of a stored row is not changed."""
+    check_key(state.class_.__name__, value)
+    _keep_key(state, value)
 
 
 def before_save(
