@@ -1,8 +1,8 @@
-"""The statements of a workflow class that write many rows at once, from arrays.
+"""Statements of a workflow class that write many rows at once, from arrays.
 
 ::
 
-    WITH won AS (
+    WITH written AS (
         UPDATE orders SET version = …, state = …, updated_at = now(), …
         FROM unnest($1::TEXT[], $2::BIGINT[], $3::TEXT[], $4::TEXT[])
              AS new (key, expected, state, provenance)
@@ -11,9 +11,9 @@
     )
     SELECT count(*), min(updated_at), …
 
-Most batches win whole, at one time: then the answer is one row, whatever their size.
-Only of the others it holds the keys that have won. What is the same for all rows is no
-array, and what no row needs is left out.
+If all rows of a batch are written at the same time, the answer is their count and that
+time. Otherwise it also lists the keys that were written. A value that is the same for
+all rows is not sent as an array, and one that no row needs is not sent.
 """
 
 from __future__ import annotations
@@ -61,24 +61,24 @@ if TYPE_CHECKING:
 
 
 class Shape(NamedTuple):
-    """What the rows of one statement have in common."""
+    """The properties that the rows of one statement share."""
 
     creating: bool
     based: bool
-    """A row names the effect that it replaces, and may leave its state as it is."""
+    """A write names the effect that it replaces, and may keep the state."""
 
     one_provenance: bool
 
 
 class Arrays:
-    """The statements of one entity that take arrays."""
+    """The array statements of one entity."""
 
     def __init__(self, statements: Statements[Any]) -> None:
         self._statements = statements
         self._built: dict[Shape, Any] = {}
 
     def write(self, connection: Connection, batch: Batch) -> dict[str, Written]:
-        """Send *batch*, creations or none; return by key what has won."""
+        """Send *batch*, all creations or none; return the written rows by key."""
         creating = batch.versions[0] == 1
         one = batch.provenances[0]
         shape = Shape(
@@ -107,11 +107,11 @@ class Arrays:
                 if unchanged:
                     parameters["wfs_state"][index] = None
         answer = connection.execute(self._built[shape], parameters).one()
-        won, updated_at, won_keys, times, versions = answer
-        if won == len(batch) and won_keys is None:
+        count, updated_at, keys, times, versions = answer
+        if count == len(batch) and keys is None:
             return dict.fromkeys(batch.workflow_keys, Written(updated_at))
         each = map(Written, times or (), versions or ())
-        return dict(zip(won_keys or (), each, strict=True))
+        return dict(zip(keys or (), each, strict=True))
 
     def _build(self, shape: Shape) -> Any:
         arrays: dict[str, Any] = {"key": Text(), "state": Text()}
@@ -123,7 +123,7 @@ class Arrays:
             arrays["provenance"] = Text()
         new = bound_table(arrays)
         provenance: ColumnElement[Any] = (
-            # Of a subquery, which is run once: the text is parsed once, too.
+            # A subquery runs once, so that the text is parsed once.
             select(
                 cast(bindparam("wfs_provenance", type_=Text()), JSONB())
             ).scalar_subquery()
@@ -145,16 +145,16 @@ class Arrays:
                 new.c.expected + literal_column("1"),
             )
         )
-        won = write.returning(
+        written = write.returning(
             c.workflow_key, c.updated_at, c.version, (c.version == sent).label("sent")
-        ).cte("wfs_won")
-        rows, begin, end = func.count(), func.min(won.c[1]), func.max(won.c[1])
+        ).cte("wfs_written")
+        rows, begin, end = func.count(), func.min(written.c[1]), func.max(written.c[1])
         alike = and_(
             rows == bindparam("wfs_rows", type_=Integer()),
             begin == end,
-            func.bool_and(won.c.sent),
+            func.bool_and(written.c.sent),
         )
-        lists = (func.array_agg(won.c[index]) for index in range(3))
+        lists = (func.array_agg(written.c[index]) for index in range(3))
         return select(rows, begin, *(case((alike, None), else_=x) for x in lists))
 
     def _swap(self, new: Any, values: dict[Column[Any], Any], *, based: bool) -> Any:
@@ -169,7 +169,7 @@ class Arrays:
         if based:
             swap = swap.where(
                 or_(new.c.base.is_(None), new.c.base == effect_id_of(table)),
-                # A state that is not sent stays, in the shape that it has.
+                # A state that is not sent keeps its shape.
                 or_(
                     new.c.state.is_not(None),
                     c.schema_version == values[c.schema_version],
@@ -180,7 +180,7 @@ class Arrays:
         return swap.values(values)
 
     def _creation(self, new: Any, values: dict[Column[Any], Any]) -> Any:
-        """Insert rows; what exists is passed over."""
+        """Insert the rows whose key does not exist."""
         table, constants = self._statements.table, self._statements.constants()
         key = columns_of(table).workflow_key
         values[columns_of(table).version] = literal_column("1")
@@ -196,7 +196,7 @@ _arrays: WeakKeyDictionary[Mapper[Any], Arrays] = WeakKeyDictionary()
 
 
 def arrays_of(statements: Statements[Any]) -> Arrays:
-    """Return the array statements of an entity, built when they are first needed."""
+    """Return the array statements of an entity, built on first use."""
     arrays = _arrays.get(statements.mapper)
     if arrays is None:
         arrays = _arrays[statements.mapper] = Arrays(statements)
@@ -215,13 +215,13 @@ class BoundArray(FunctionElement[Any]):
 @compiles(BoundArray)
 def _compile(element: BoundArray, compiler: SQLCompiler, **kw: Any) -> str:
     text: str = compiler.process(element.clauses.clauses[0], **kw)
-    # psycopg's placeholder for "binary"; with %s it sends a list as text.
+    # The binary placeholder of psycopg; with %s it sends a list as text.
     psycopg = compiler.dialect.driver in {"psycopg", "psycopg_async"}
     return text.replace(")s", ")b", 1) if psycopg else text
 
 
 def bound_table(types: Mapping[str, Any]) -> TableValuedAlias:
-    """Return the table of the arrays ``wfs_…``: a column for each of *types*."""
+    """Return the arrays ``wfs_…`` as a table with a column for each of *types*."""
     arrays = (BoundArray(f"wfs_{name}", type_) for name, type_ in types.items())
     columns = (column(name, type_) for name, type_ in types.items())
     return func.unnest(*arrays).table_valued(*columns).render_derived(name="wfs_new")

@@ -1,6 +1,6 @@
-"""Many rows in as many statements as that takes.
+"""Split rows into several statements.
 
-A driver allows so many parameters in one: 32,767 with asyncpg, 65,535 with psycopg.
+A driver limits the parameters of a statement: 32,767 with asyncpg, 65,535 with psycopg.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHUNK = 1_000
-"""How many rows one statement reads or writes at most."""
+"""The most rows that one statement reads or writes."""
 
 
 def chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Cut *items* into pieces for one statement each."""
+    """Split *items* into one chunk per statement."""
     for start in range(0, len(items), CHUNK):
         yield items[start : start + CHUNK]

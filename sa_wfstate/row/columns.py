@@ -1,4 +1,4 @@
-"""The columns of a workflow's table, found by attribute: their names may be others."""
+"""Find the columns of a workflow's table by attribute; their names may differ."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Columns(NamedTuple):
 
 
 def note_columns(mapper: Mapper[Any], table: Table) -> Columns:
-    """Note in the columns of *table* to which attributes *mapper* has mapped them.
+    """Note in the columns of *table* the attributes that *mapper* maps to them.
 
-    There it is also found in a copy of the table.
+    A copy of the table keeps the note.
     """
     for name in Columns._fields:
         mapper.columns[name].info[_INFO] = name
@@ -48,10 +48,10 @@ def column_of(table: Any, name: str) -> Any:
 
 
 def evaluates(table: Table, *, inserting: bool) -> bool:
-    """Return whether Python makes a value for each row that is written to *table*.
+    """Return whether Python computes a value for each row written to *table*.
 
-    That is what a callable ``default`` or ``onupdate`` of the application's own columns
-    does. Those of a workflow are written by value.
+    A callable ``default`` or ``onupdate`` of the application's own columns does that.
+    The columns of a workflow are written by value.
     """
     own = columns_of(table)
     made = (

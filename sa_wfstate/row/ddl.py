@@ -1,7 +1,7 @@
-"""What a workflow's table has beside its columns: CHECK constraints and indexes.
+"""CHECK constraints, indexes and the version trigger of a workflow's table.
 
-They are added to the table when its class has been mapped, under the names that raw SQL
-would give them, so that a table made by hand shows no difference.
+Constraints and indexes are added when the class has been mapped, under the names that
+PostgreSQL would give them, so that a table made by hand shows no difference.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WORD = re.compile(r"\w+")
 _NOISE = re.compile(r"[\s()\"]")
 
 COUNTERS = ("version", "schema_version")
-"""The columns that count from 1, with a CHECK that says so."""
+"""The columns that count from 1, each with a CHECK."""
 
 
 def check_key_references(entity: str, table: Table) -> None:
@@ -46,8 +46,8 @@ def check_key_references(entity: str, table: Table) -> None:
 def add_constraints(table: Table) -> None:
     """Give *table* the CHECKs of its counters, unless it has them.
 
-    PostgreSQL gives a CHECK without a name that of the column it is about, which is the
-    name of ours. So it is recognised if it says the same, and gets the next name else.
+    PostgreSQL names a CHECK without a name after its column, as ours is named. So an
+    unnamed CHECK with the same condition counts as ours, any other gets the next name.
     """
     for counter in COUNTERS:
         column = getattr(columns_of(table), counter)
@@ -67,7 +67,7 @@ def add_constraints(table: Table) -> None:
 
 
 def _checks(table: Table) -> list[CheckConstraint]:
-    """Return the CHECKs of *table*, and of its columns."""
+    """Return the CHECKs of *table* and of its columns."""
     of_columns = (column.constraints for column in table.c)
     every = set(table.constraints).union(*of_columns)
     return [each for each in every if isinstance(each, CheckConstraint)]
@@ -78,7 +78,7 @@ def _names(table: Table) -> set[Any]:
 
 
 def _unnamed_checks(table: Table, column: Column[Any]) -> list[CheckConstraint]:
-    """Return the CHECKs without a name that are about *column* alone, in an order."""
+    """Return the unnamed CHECKs that refer only to *column*, in a stable order."""
     names = {each.name for each in table.c}
     found = [
         check
@@ -95,14 +95,14 @@ def _text(check: CheckConstraint, table: Table) -> str:
 
 
 def _quoted(column: Column[Any]) -> str:
-    """Return the name of *column* as a textual condition holds it."""
+    """Return the name of *column* for a textual condition."""
     dialect: Any = PGDialect  # Its constructor is not typed.
     preparer = dialect(paramstyle="named").identifier_preparer
     return str(preparer.quote(column.name)).replace(":", "\\:")
 
 
 def add_indexes(entity: str, table: Table, wanted: Iterable[str]) -> None:
-    """Give *table* those of the optional indexes that *entity* has asked for.
+    """Give *table* the optional indexes *wanted* by *entity*.
 
     Raises MappingError if there is no such index.
     """
@@ -125,17 +125,17 @@ def add_indexes(entity: str, table: Table, wanted: Iterable[str]) -> None:
 
 
 def check_constraint_name(table: str, column: str) -> str:
-    """Return the name that PostgreSQL itself gives a CHECK, at most 63 bytes."""
+    """Return PostgreSQL's default name of a CHECK, at most 63 bytes."""
     return _object_name(table, column, "check")
 
 
 def primary_key_name(table: str) -> str:
-    """Return the name that PostgreSQL itself gives a primary key, at most 63 bytes."""
+    """Return PostgreSQL's default name of a primary key, at most 63 bytes."""
     return _object_name(table, "", "pkey")
 
 
 def _object_name(table: str, column: str, label: str) -> str:
-    """Join the parts of a name, shortened to what PostgreSQL stores of it.
+    """Join the parts of a name, shortened as PostgreSQL does.
 
     Source: makeObjectName() in src/backend/commands/indexcmds.c, which shortens the
     longer of the two names first.
@@ -183,13 +183,13 @@ _DROP: Final = f"DROP TRIGGER IF EXISTS {_NAME} ON %(fullname)s"
 
 
 def version_trigger(table: FromClause, *, drop: bool = False) -> list[DDL]:
-    """Return the statements that put the trigger on *table*, or *drop* it.
+    """Return the statements that create the version trigger of *table*, or *drop* it.
 
-    The function behind it is shared by the tables of a schema whose columns have the
-    names of their attributes; dropping the trigger leaves it there.
+    Tables of a schema whose columns have the names of their attributes share the
+    trigger function; dropping the trigger keeps the function.
     """
     ddl, target, dialect = cast("tuple[Any, Any, Any]", (DDL, table, PGDialect))
-    # With named parameters it escapes no percent sign, which DDL does by itself.
+    # With named parameters it does not escape percent signs, which DDL does itself.
     preparer = dialect(paramstyle="named").identifier_preparer
     columns = {name: getattr(column_of(target, name), "name", name) for name in _READ}
     function = _NAME

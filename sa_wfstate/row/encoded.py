@@ -1,7 +1,7 @@
 """Values that a flush is about to bind.
 
-A listener may change a value in place until SQLAlchemy collects what to write. So no
-text of it is bound that was dumped before.
+A listener may change a value in place until SQLAlchemy collects the changes. So the
+text that is bound must not be older than that.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Encoded:
     """A value that a flush is about to bind, and its *text*, once it is encoded.
 
-    The value is dumped when it is bound, unless the text is *fresh*: of the moment when
-    SQLAlchemy collected what to write. What was checked once is not checked again.
-    *locate* names the row in an error. *bound*: the text has gone to the driver.
+    The value is dumped when it is bound, unless the text is *fresh*: dumped when
+    SQLAlchemy collected the changes. A text is checked only once. *locate* names the
+    row in an error. *bound*: the text was passed to the driver.
     """
 
     __slots__ = ("_codec", "_locate", "bound", "fresh", "text", "value")
@@ -40,14 +40,14 @@ class Encoded:
         self._locate = locate
 
     def dump(self) -> str:
-        """Return the JSON text of the value as it is now."""
+        """Return the current JSON text of the value."""
         try:
             return self._codec.dump(self.value)
         except PayloadError as error:
             raise self._locate(error) from error.__cause__
 
     def check(self, text: str) -> None:
-        """Raise PayloadError unless *text* can be written; then it is the text."""
+        """Keep *text* as the text of the value; PayloadError if it cannot be stored."""
         if text != self.text:
             try:
                 self._codec.check(self.value, text)
@@ -56,7 +56,7 @@ class Encoded:
             self.text = text
 
     def bind(self) -> str:
-        """Return the text that is bound."""
+        """Return the text to be bound."""
         text = self.text if self.fresh else None
         if text is None:
             text = self.dump()
@@ -65,14 +65,14 @@ class Encoded:
         return text
 
     def keep(self) -> Encoded:
-        """Let this bind the value; return what does if two rows share the value."""
+        """Register this for its value; return the registered one of a shared value."""
         kept = _encoded.setdefault((id(self._codec.type_), id(self.value)), self)
         if kept.value is not self.value:
             kept = _encoded[id(self._codec.type_), id(self.value)] = self
         return kept
 
     def drop(self) -> None:
-        """Let the value be bound as any other."""
+        """Undo :meth:`keep`."""
         _encoded.pop((id(self._codec.type_), id(self.value)), None)
 
 
@@ -80,6 +80,6 @@ _encoded: dict[tuple[int, int], Encoded] = {}
 
 
 def encoded_of(type_id: int, value: object) -> Encoded | None:
-    """Return what a flush under way binds for *value*; None if that is nothing."""
+    """Return the Encoded that a running flush keeps for *value*, or None."""
     kept = _encoded.get((type_id, id(value)))
     return kept if kept is not None and kept.value is value else None

@@ -1,7 +1,7 @@
-"""A stand-in for a value of some type, which is asked for its fields and items.
+"""A stand-in for a value of a type, which records access to fields and items.
 
-What is asked for must exist: :class:`Field` knows models, dataclasses, TypedDicts,
-lists, tuples, dicts, and their unions, and keeps the JSON keys of the way it went.
+:class:`Field` knows models, dataclasses, TypedDicts, lists, tuples, dicts, and their
+unions. It records the JSON keys of the path, and refuses a field that does not exist.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Key = str | int
 
 
 class Field:
-    """Stands in for the value of *type_* at *keys*, and is asked for its parts."""
+    """Stand in for the value of *type_* at *keys*."""
 
     def __init__(self, type_: Any, keys: tuple[Key, ...]) -> None:
         # No field of a Pydantic model starts with an underscore.
@@ -53,7 +53,7 @@ class Field:
 
 
 def _choices(type_: Any) -> list[Any]:
-    """Return what a value of *type_* may be, None aside."""
+    """Return the types that a value of *type_* may have, except None."""
     if type(type_).__name__ == "TypeAliasType":
         return _choices(type_.__value__)
     if get_origin(type_) is Annotated:
@@ -78,7 +78,7 @@ def _attribute(type_: Any, name: str) -> tuple[tuple[Key, ...], Any] | None:
 
 def _item(type_: Any, key: Any) -> tuple[tuple[Key, ...], Any] | None:
     origin, arguments = get_origin(type_) or type_, get_args(type_)
-    if hasattr(origin, "__required_keys__"):  # A TypedDict, of whatever module.
+    if hasattr(origin, "__required_keys__"):  # A TypedDict of any module.
         hints = get_type_hints(origin)
         return ((key,), hints[key]) if key in hints else None
     if origin is Any:

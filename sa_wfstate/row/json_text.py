@@ -46,7 +46,7 @@ _JSON_OIDS = frozenset({114, 3802})
 
 
 class AsText(FunctionElement[str]):
-    """The text of a JSON column; a cast where the column is not text already."""
+    """The text of a JSON column; on PostgreSQL a cast."""
 
     inherit_cache = True
     type = String()
@@ -63,7 +63,7 @@ def _cast_to_text(element: AsText, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 class FromText(FunctionElement[Any]):
-    """The JSON in a text, which is bound as text: a driver may encode JSON again."""
+    """JSON that is bound as text, because a driver may encode JSON again."""
 
     inherit_cache = True
 
@@ -79,7 +79,7 @@ def _cast_to_json(element: FromText, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 class TextOf(TypeDecorator[Any]):
-    """The text that another type, *json*, makes of a value."""
+    """A value bound as the text that the type *json* dumps."""
 
     impl = Text
     cache_ok = True
@@ -96,7 +96,7 @@ class TextOf(TypeDecorator[Any]):
 
 
 class JSONText(TypeDecorator[str]):
-    """JSON that was dumped already, bound as it is."""
+    """JSON text that is bound unchanged."""
 
     impl = Text
     cache_ok = True
@@ -201,26 +201,26 @@ def state_text(
 
 
 def json_of(dialect: Dialect) -> TypeEngine[Any]:
-    """Return the type that a *dialect* stores JSON as."""
+    """Return the type of JSON columns on *dialect*."""
     return JSONB() if isinstance(dialect, PGDialect) else JSON()
 
 
 def text_getter(coltype: object, name: str) -> Callable[[Any], str]:
-    """Return what gets the JSON text of a result of the database's type *coltype*.
+    """Return a function that returns the JSON text of a result of type *coltype*.
 
-    *name* is that of the column, for the error if it has none.
+    *name* is that of the column, for errors.
     """
     if coltype not in _JSON_OIDS:
         return lambda value: value if isinstance(value, str) else json.dumps(value)
-    # A textual SELECT goes around column_expression: the driver has parsed it.
+    # A textual SELECT skips column_expression, so the driver has parsed the JSON.
 
     def text_of(value: Any) -> str:
         try:
             return json.dumps(value)
         except TypeError:
             problem = (
-                "the JSON codec of the connection has made of it what is not JSON; let "
-                "a textual SELECT name it as CAST(column AS TEXT)"
+                "the JSON codec of the connection returned a value that is not JSON; "
+                "in a textual SELECT, select CAST(column AS TEXT)"
             )
             raise PayloadError(name, "", problem) from None
 

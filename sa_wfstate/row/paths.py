@@ -7,15 +7,15 @@
     select(Order).where(tier == Tier.GOLD)
     Index("idx_orders_tier", tier)
 
-The lambda is called with a stand-in for the state that knows its model, so a wrong
-name fails when the expression is built, and a type checker sees what the lambda
-returns. What the expression is compared with is dumped as the field would be, and what
-it selects is loaded as the field would be.
+The lambda is called with a stand-in for the state that knows its model. So a wrong name
+fails when the expression is built, and a type checker infers the type of the
+expression. A value that it is compared with is dumped like the field, and a selected
+value is loaded like the field.
 
 A field whose JSON is a string is compared as text (``#>>``); numbers, booleans and
-times are cast; anything else is JSONB (``#>``), with its operators. A field null or
-missing is SQL NULL. The path is part of the SQL text, so that an index on the same
-expression is found. A ``datetime`` cannot be indexed, because PostgreSQL's cast depends
+times are cast; any other field is JSONB (``#>``), with its operators. A null or missing
+field is SQL NULL. The path is part of the SQL text, so that an index on the same
+expression is used. A ``datetime`` cannot be indexed, because PostgreSQL's cast depends
 on the session.
 """
 
@@ -86,10 +86,10 @@ def field_of(column: ColumnElement[T], pick: Callable[[T], V]) -> ColumnElement[
 def field_of(column: Any, pick: Callable[[Any], Any]) -> ColumnElement[Any]:
     """Return the part of *column* that *pick* returns, as an SQL expression.
 
-    *column* is the attribute of a PydanticJSON column, of an alias too, or a model that
-    this function returned: that is how to go on behind a field that may be None. *pick*
-    takes attributes of models and dataclasses, keys of dicts and TypedDicts, indexes of
-    lists and tuples.
+    *column* is the attribute of a PydanticJSON column, also of an alias, or a model
+    that this function returned: go on so after a field that may be None. *pick* may use
+    attributes of models and dataclasses, keys of dicts and TypedDicts, indexes
+    of lists and tuples.
 
     Raises MappingError if there is no such field.
     """
@@ -142,13 +142,13 @@ class _Part(FunctionElement[Any]):
         self.root = root
         self.keys = keys
         self.type = type_
-        # In the SQL text: an index is on an expression with this very path.
+        # Part of the SQL text: an index is on an expression with the same path.
         path = bindparam(None, keys, type_=_Path(), unique=True, literal_execute=True)
         super().__init__(root, path)
 
 
 class _TextPart(_Part):
-    """The same as text."""
+    """The JSON at *keys* in *root*, as text."""
 
     inherit_cache = True
 
@@ -178,7 +178,7 @@ def _text_part_elsewhere(element: _TextPart, compiler: SQLCompiler, **kw: Any) -
 
 
 class _Path(TypeDecorator[tuple[Key, ...]]):
-    """A path as the dialect writes it, a text array or a JSON path."""
+    """A path in the syntax of the dialect: a text array or a JSON path."""
 
     impl = String
     cache_ok = True
@@ -188,7 +188,7 @@ class _Path(TypeDecorator[tuple[Key, ...]]):
     ) -> str:
         keys = value or ()
         if dialect.name == "postgresql":
-            # In an array only these two are special; "\\t" would be a plain "t".
+            # Only these two are special in an array; "\\t" would be a plain "t".
             escaped = (str(k).replace("\\", "\\\\").replace('"', '\\"') for k in keys)
             return "{" + ",".join(f'"{key}"' for key in escaped) + "}"
         steps = (
@@ -201,7 +201,7 @@ class _Path(TypeDecorator[tuple[Key, ...]]):
 
 
 class _Scalar(TypeDecorator[Any]):
-    """A value that SQL can compare, dumped and loaded as the field *type_* would be."""
+    """A value that SQL can compare, dumped and loaded like a field of *type_*."""
 
     impl = String
     cache_ok = True
@@ -219,7 +219,7 @@ class _Scalar(TypeDecorator[Any]):
         if op not in _COMPARISONS:
             return _CASTS.get(self.kind, String())
         if value is not None:
-            self.codec.encode(value)  # What the field cannot hold fails here and now.
+            self.codec.encode(value)  # A value that the field cannot hold fails now.
         return self
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:

@@ -1,8 +1,8 @@
-"""The SQL of one row: to read it, to compare and set it, to create it.
+"""The SQL of one row: read, compare-and-set, create.
 
-All of it compares ``workflow_key`` for equality. It is built once for each class, and
-what does not change from call to call is part of the text, not a parameter. Parameters
-are called ``wfs_…``: to SQLAlchemy, one that has the name of a column is its new value.
+Each statement compares ``workflow_key`` for equality. It is built once for each class;
+constants are part of the text, not parameters. Parameters are named ``wfs_…``, because
+SQLAlchemy takes one with the name of a column for its new value.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RowSQL:
         self.own_rows = own_rows = _own_rows(mapper)
         self._columns = c = columns_of(table)
         columns: dict[str, ColumnElement[Any]] = dict(c._asdict())
-        # As text, which a snapshot keeps, and whose row is known where it is read.
+        # As text, which a snapshot keeps; the reader knows the row.
         for name in ("state", "provenance"):
             columns[name] = AsText(columns[name]).label(name)
         self.read = (
@@ -88,11 +88,11 @@ class RowSQL:
         )
         same = effect_id == bindparam("wfs_base_effect_id")
         self.swap_same = self.swap.where(same)
-        # A state that stays as it is must have the shape that would be written.
+        # An unchanged state must have the shape that would be written.
         self.bump = bump.where(same, c.schema_version == written_as)
 
     def creation(self, dialect: str, constants: Mapping[Column[Any], Any]) -> Any:
-        """Insert a row that also holds *constants*, unless its key exists."""
+        """Return the INSERT of a row with *constants*, unless its key exists."""
         c = self._columns
         insert = (sqlite if dialect == "sqlite" else postgresql).insert(self._table)
         values: dict[Any, Any] = {
@@ -111,7 +111,7 @@ class RowSQL:
 
 
 def _own_rows(mapper: Mapper[Any]) -> ColumnElement[bool]:
-    """Return the criterion that keeps a subclass to its own rows of the table."""
+    """Return the criterion for the rows of *mapper* in a table that it may share."""
     kind = mapper.polymorphic_on
     if mapper.inherits is None or mapper.concrete or kind is None:
         return true()
@@ -120,7 +120,7 @@ def _own_rows(mapper: Mapper[Any]) -> ColumnElement[bool]:
 
 
 def effect_id_of(table: Table) -> ColumnElement[str]:
-    """Return the SQL expression for the effect that wrote a row of *table*."""
+    """Return the SQL of the effect id that wrote a row of *table*."""
     provenance = column_of(table, "provenance")
     effect_id: ColumnElement[str] = provenance["effect_id"].as_string()
     return effect_id

@@ -1,7 +1,7 @@
 """Read and write the rows of a workflow class by Core statements, each built once.
 
-Everything that reads or writes a row outside the unit of work goes through here:
-:func:`statements_of` an entity gives its reads, its compare-and-set and its creation.
+All reads and writes of rows outside the unit of work are here: read, compare-and-set,
+create.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..payload.canonical import holds_nul
 from ..payload.schema_versions import payload_schema
 from ..values.provenance import survives
 from ..values.row_version import RowVersion
-from ..values.snapshot import StateCommitted, WorkflowSnapshot, remember
+from ..values.snapshot import StateCommitted, WorkflowSnapshot, with_source
 from ..values.write import Write, Written
 from .chunks import chunks
 from .columns import columns_of
@@ -58,7 +58,7 @@ class Statements(Generic[StateT]):
 
     @cached_property
     def batch_codec(self) -> BatchCodec[StateT]:
-        """What encodes many states at once."""
+        """The codec for many states at once."""
         codec = self.state_type.codec
         return BatchCodec(codec, round_trip=codec.round_trip)
 
@@ -71,7 +71,7 @@ class Statements(Generic[StateT]):
     ) -> WorkflowSnapshot[StateT] | None:
         """Read the row of *workflow_key*, None if there is none.
 
-        *lock* keeps other writers away until the transaction ends.
+        *lock* blocks other writers until the transaction ends.
         """
         statement = self.sql.lock_one if lock else self.sql.read_one
         row = connection.execute(statement, {"wfs_key": workflow_key}).first()
@@ -87,11 +87,10 @@ class Statements(Generic[StateT]):
     def found(
         self, connection: Connection, expected: Mapping[str, int]
     ) -> dict[str, WorkflowSnapshot[StateT] | RowVersion]:
-        """Read the rows that a write has not found at the versions *expected*, by key.
+        """Read the rows that a write did not find at the versions *expected*, by key.
 
-        Of some only the version is read: where a row was to be created, and another
-        class of the table holds its key; and where the state cannot be read, as that of
-        a newer program perhaps.
+        A row's version alone is read if the state cannot be, for example of newer code,
+        and if another class of the table has the key of a row to be created.
         """
         found: dict[str, WorkflowSnapshot[StateT] | RowVersion] = {}
         try:
@@ -108,7 +107,7 @@ class Statements(Generic[StateT]):
         return found | {key: RowVersion(*version) for key, version in versions.items()}
 
     def snapshot_of(self, row: Sequence[Any]) -> WorkflowSnapshot[StateT]:
-        """Make the snapshot of a row as it is read, its state as text."""
+        """Return the snapshot of a row that was selected with its state as text."""
         key, version, text, updated_at, schema_version, provenance = row
         marked = self.schema.mark(text, schema_version, key)
         where = self.schema.name_of(schema_version, key)
@@ -123,7 +122,7 @@ class Statements(Generic[StateT]):
                 provenance, where=f"{self.entity} {key!r} provenance"
             ),
         )
-        return remember(snapshot, self.table.fullname, marked)
+        return with_source(snapshot, self.table.fullname, marked)
 
     def versions(
         self,
@@ -134,7 +133,7 @@ class Statements(Generic[StateT]):
     ) -> dict[str, tuple[int, str | None]]:
         """Read version and effect id of the rows of *workflow_keys*, by key.
 
-        *lock* waits for other writers, and keeps them away until the transaction ends.
+        *lock* waits for other writers, and blocks them until the transaction ends.
         """
         statement = self.sql.versions.with_for_update() if lock else self.sql.versions
         rows = self._rows_of(connection, statement, workflow_keys)
@@ -143,16 +142,16 @@ class Statements(Generic[StateT]):
     def _rows_of(
         self, connection: Connection, statement: Any, workflow_keys: Iterable[str]
     ) -> Iterator[Any]:
-        """Read the rows of *workflow_keys*, in their order: it may lock them."""
+        """Read the rows of *workflow_keys* in order, because they may be locked."""
         for keys in chunks(sorted(workflow_keys)):
             of_keys = self.columns.workflow_key.in_(keys)
             yield from connection.execute(statement.where(of_keys))
 
     def swap(self, connection: Connection, write: Write) -> Written | None:
-        """Write over version ``write.version - 1``; return None if it lost."""
+        """Replace the version ``write.base``; return None if the row is not at it."""
         parameters = {
             "wfs_key": write.workflow_key,
-            "wfs_expected_version": write.version - 1,
+            "wfs_expected_version": write.base.version,
             "wfs_schema_version": write.schema_version,
             "wfs_provenance": self._provenance_text(
                 write.workflow_key, write.provenance
@@ -166,7 +165,7 @@ class Statements(Generic[StateT]):
         if write.unchanged:
             row = connection.execute(self.sql.bump, parameters).first()
         if row is None:
-            # An unchanged state, too: its row may have been upcast since.
+            # Also for an unchanged state, whose row may have been upcast since.
             parameters["wfs_state"] = self.state_type.stored(write.state_text)
             row = connection.execute(statement, parameters).first()
         return self._follow(connection, write, row)
@@ -177,7 +176,7 @@ class Statements(Generic[StateT]):
         return self._follow(connection, write, row)
 
     def inserted(self, connection: Connection, writes: Iterable[Write]) -> Any:
-        """Insert rows, each with defaults of its own; return what came of which key."""
+        """Insert rows, each with its own defaults; return the inserted ones."""
         dialect = connection.dialect.name
         if dialect not in self._creations:
             creation = self.sql.creation(dialect, self.constants())
@@ -203,7 +202,7 @@ class Statements(Generic[StateT]):
             return None
         written = Written(row[0], row[1])
         if listeners_of(self.mapper):
-            # The copy is for the caller: a side writer may change what it is given.
+            # The copy is for the caller: a commit listener may change its snapshot.
             commit = self.committed(write._replace(copy=None), written)
             follow(connection, self.mapper, [commit])
         return written
@@ -211,7 +210,7 @@ class Statements(Generic[StateT]):
     def committed(
         self, write: Write, written: Written, *, attempts: int = 1
     ) -> StateCommitted[StateT]:
-        """Make the outcome of a write that won."""
+        """Return the outcome of a successful write."""
         snapshot = partial(self._written, write, written)
         version = written.version or write.version
         return StateCommitted(write.workflow_key, version, snapshot, attempts=attempts)
@@ -219,7 +218,7 @@ class Statements(Generic[StateT]):
     def all_committed(
         self, batch: Batch, written: Mapping[str, Written]
     ) -> list[StateCommitted[StateT] | StateConflict]:
-        """Make the outcomes of a *batch* that won; *written* says how, by key."""
+        """Return the outcomes of a successful *batch*, *written* by key."""
 
         def snapshot(row: Any, written: Written) -> WorkflowSnapshot[StateT]:
             return self._written(Write._make(row), written)
@@ -236,7 +235,7 @@ class Statements(Generic[StateT]):
     def _written(self, write: Write, written: Written) -> WorkflowSnapshot[StateT]:
         state = write.copy
         if state is None:
-            # From the text: the caller's own object may be changed after the commit.
+            # From the text: the caller may change its object after the commit.
             state = self.state_type.load(write.state_text)
         snapshot = WorkflowSnapshot(
             workflow_key=write.workflow_key,
@@ -246,7 +245,7 @@ class Statements(Generic[StateT]):
             schema_version=write.schema_version,
             provenance=write.provenance,
         )
-        return remember(snapshot, self.table.fullname, write.state_text)
+        return with_source(snapshot, self.table.fullname, write.state_text)
 
     def _provenance_text(self, workflow_key: str, provenance: Provenance) -> str:
         codec = self._provenance_type.codec
@@ -259,7 +258,7 @@ class Statements(Generic[StateT]):
     def provenance_texts(
         self, workflow_keys: Sequence[str], provenances: Sequence[Provenance]
     ) -> list[str]:
-        """Return *provenances* as they are stored; PayloadError if one would change."""
+        """Return the JSON of *provenances*; PayloadError if one would change."""
         if len(provenances) > 1 and all(map(survives, provenances)):
             encoded = self._provenance_batch_codec.encode(list(provenances))
             if encoded is not None:
@@ -267,9 +266,9 @@ class Statements(Generic[StateT]):
         return list(map(self._provenance_text, workflow_keys, provenances))
 
     def constants(self) -> dict[Column[Any], Any]:
-        """Return what every new row of the class holds: its discriminator.
+        """Return the constants of a new row of the class: its discriminator.
 
-        Raises MappingError if a row alone does not make an instance.
+        Raises MappingError if an instance has columns in another table.
         """
         if self.mapper.local_table is not self.table:
             raise MappingError(
@@ -284,5 +283,5 @@ class Statements(Generic[StateT]):
 
 
 def snapshot_of(row: Sequence[Any]) -> WorkflowSnapshot[Any]:
-    """Make the snapshot of a row that holds the CANONICAL_COLUMNS in their order."""
+    """Return the snapshot of a row with the CANONICAL_COLUMNS in their order."""
     return WorkflowSnapshot(**dict(zip(CANONICAL_COLUMNS, row, strict=True)))

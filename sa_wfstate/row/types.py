@@ -1,10 +1,9 @@
-"""PydanticJSON: a column type that stores what Pydantic can validate as JSON.
+"""PydanticJSON: a column type that stores values of Pydantic types as JSON.
 
-The value crosses the driver as text, in both directions: ``to_json`` of the model is
-bound as text and cast to JSONB, and the column is selected as text and given to
-``validate_json``. No dict is built in between, and no JSON codec that the application
-has set on its connection is ever asked. PostgreSQL stores JSONB; every other dialect
-stores SQLAlchemy's JSON, which is meant for unit tests.
+A value crosses the driver as text, in both directions: ``to_json`` of the model is
+bound as text and cast to JSONB, and the column is selected as text and passed to
+``validate_json``. No dict is built in between, and no JSON codec of the connection is
+called. PostgreSQL stores JSONB; other dialects store SQLAlchemy's JSON, for unit tests.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _COMPARES_WHOLE_VALUES = frozenset(
 
 
 class Unread:
-    """The JSON *text* of a row of which nobody has asked for the value yet."""
+    """The JSON *text* of a row, from which no value was built yet."""
 
     __slots__ = ("text",)
 
@@ -49,28 +48,28 @@ class Unread:
 
 
 class Before(Unread):
-    """What the row holds of an attribute that a flush may write.
+    """The stored JSON of an attribute that a flush may write.
 
-    SQLAlchemy is given it as the committed value, and compares the value with it when
-    it collects what to write: then no listener can change the value any more.
+    It is set as the committed value, with which SQLAlchemy compares the current one
+    when it collects the changes, after the last listener that may change it.
     """
 
     __slots__ = ()
 
     @property
     def known(self) -> bool:
-        """Whether the text is that of the row."""
+        """Whether the text is known to be that of the row."""
         return True
 
     def is_still(self, value: Any) -> bool:
         """Return whether *value*, which SQLAlchemy is collecting, need not be written.
 
-        Nothing else may ask: the answer is kept.
+        Call it only then, because the answer is kept.
         """
         raise NotImplementedError
 
     def looks_like(self, value: Any) -> bool:
-        """Return whether *value* is the same by now."""
+        """Return whether *value* is currently the same."""
         raise NotImplementedError
 
 
@@ -91,17 +90,17 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     """Store *type_*, anything that :class:`pydantic.TypeAdapter` takes, as JSON.
 
     None is stored as SQL NULL. Aliases are written as declared, computed fields are not
-    written. A value that is not what *type_* says, or that would be read back as
-    another one, is refused with a PayloadError before any SQL is sent; one that is read
-    back as an equal value is written as that. Equal numbers are one: where no type says
-    float, 1e16 is read back as an int. 1e23, of which JSONB would make an int that is
-    not equal, is refused there.
+    written. A value that does not fit *type_*, or would be read back as a different
+    one, raises a PayloadError before any SQL is sent. A value of another type that is
+    read back as an equal one is written as that. Equal numbers are the same: if the
+    type is not declared as float, 1e16 is read back as an int, and 1e23 is refused,
+    because JSONB would store an int that is not equal.
 
-    *accept* names the fields whose loss is wanted: ``accept={"Login.password"}``.
+    *accept* names the fields that may be lost: ``accept={"Login.password"}``.
     *round_trip* can be turned off for states so large that reading each back before it
-    is written takes too long; then only what Pydantic itself complains of is refused.
-    *mutable* says whether the ORM looks for changes in place; by default it does unless
-    *type_* is deeply frozen.
+    is written takes too long; then only Pydantic's own checks apply. *mutable* sets
+    whether the ORM looks for changes in place; by default it does unless *type_* is
+    deeply frozen.
 
     >>> PydanticJSON(dict[str, int]).dump({"a": 1})
     '{"a":1}'
@@ -141,18 +140,18 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
             self.cache_ok = False
 
     def with_schema(self, payload_schema: PayloadSchema) -> Self:
-        """Return the same type for a class with these schema versions."""
+        """Return the type for a class with these schema versions."""
         options = self._options() | {"payload_schema": payload_schema}
         return type(self)(self.type_, **options)
 
     def unread(self) -> UnreadJSON:
-        """Return the same type for the ORM, which reads the text first."""
+        """Return the type for the ORM, which loads the text first."""
         unread = UnreadJSON(self.type_, payload_schema=self.payload_schema)
         unread.column_name = self.column_name
         return unread
 
     def stored(self, text: str) -> str:
-        """Return *text*, as :meth:`dump` returned it, as it is written to a row."""
+        """Return *text*, from :meth:`dump`, in the shape that is stored."""
         schema = self.payload_schema
         return text if schema is None else schema.write(text)
 
@@ -161,11 +160,11 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
         return self.codec.dump(value, where=where)
 
     def load(self, text: str | bytes, *, where: str | None = None) -> T:
-        """Return the value that *text* holds; *where* names it in the error."""
+        """Return the value in *text*; *where* names it in the error."""
         return self.codec.load(text, where=where)
 
     def changes_in_place(self) -> bool:
-        """Say whether a value may change without being assigned."""
+        """Return whether a value may change without being assigned."""
         return not self.codec.frozen if self.mutable is None else self.mutable
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
@@ -208,7 +207,7 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
             if schema is None
             else state_text(column, schema, alone=self._selected_alone)
         )
-        # Coerced back to this type, or the cast's own type would process the result.
+        # Coerced to this type, or the type of the cast would process the result.
         return type_coerce(text, self)
 
     def result_processor(
@@ -223,7 +222,7 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     def compare_values(self, x: Any, y: Any) -> bool:
         """Compare as JSON: for Python, True equals 1 and 1.0.
 
-        What is not loaded, or was never read, equals only itself.
+        A value that is not loaded, or a text that was not read, equals only itself.
         """
         if isinstance(y, Before) and x is not None:
             return y.is_still(x)
@@ -246,7 +245,7 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     @property
     def _static_cache_key(self) -> Any:
         key: Any = super()._static_cache_key
-        # SQLAlchemy makes its key of the positional parameters only.
+        # SQLAlchemy builds the key from the positional parameters only.
         options = (self.accept, self.round_trip, id(self.payload_schema))
         return (*key, *options) if isinstance(key, tuple) else key
 
@@ -266,7 +265,7 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
 
 
 class UnreadJSON(PydanticJSON[Any]):
-    """The same column for the ORM, which builds a value when it is first asked for."""
+    """The type for the ORM, which builds a value on first access."""
 
     cache_ok = True
     _selected_alone = False  # The instance has its key.
@@ -283,4 +282,4 @@ def _restore(cls: Any, type_: Any, options: dict[str, Any]) -> Any:
 
 
 _PLAIN = PydanticJSON[Any](Any, round_trip=False)
-"""JSON of no particular type: a part of a value, and what is compared with one."""
+"""JSON of any type: a part of a value, or a value to compare with one."""

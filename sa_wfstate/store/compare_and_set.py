@@ -18,7 +18,7 @@ from ..retry import SERIALIZATION_FAILURE, sqlstate
 from ..row.keys import check_key
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
-from ..values.snapshot import StateCommitted, WorkflowSnapshot, remembered
+from ..values.snapshot import StateCommitted, WorkflowSnapshot, source_of
 from ..values.write import Write
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _check_base(
     version: int,
     base: WorkflowSnapshot[Any],
 ) -> None:
-    problem, source = None, remembered(base)
+    problem, source = None, source_of(base)
     if (base.workflow_key, base.version) != (workflow_key, version):
         problem = (
             f"must be a snapshot of version {version}, is one of "
@@ -135,7 +135,7 @@ def _is_unchanged(
 
     Returns also the state of the row, if it was decoded.
     """
-    source = remembered(base)
+    source = source_of(base)
     if source is None or base.schema_version != statements.schema.write_version:
         return False, None
     return statements.state_type.codec.stands_for(source[1], text)

@@ -52,7 +52,7 @@ class WorkflowSnapshot(BaseModel, Generic[StateT]):
     provenance: Provenance
 
 
-def remember(
+def with_source(
     snapshot: WorkflowSnapshot[StateT], table: str, text: str
 ) -> WorkflowSnapshot[StateT]:
     """Keep the *table* of the row and the *text* of its state in *snapshot*."""
@@ -60,7 +60,7 @@ def remember(
     return snapshot
 
 
-def remembered(snapshot: WorkflowSnapshot[Any]) -> tuple[str, str] | None:
+def source_of(snapshot: WorkflowSnapshot[Any]) -> tuple[str, str] | None:
     """Return table and text of a *snapshot* that was read from a row, else None."""
     source: tuple[str, str] | None = getattr(snapshot, "_source", None)
     return source

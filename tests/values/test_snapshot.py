@@ -12,9 +12,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from sa_wfstate import Provenance, StateCommitted, WorkflowSnapshot
-from sa_wfstate.dedup import remember
 from sa_wfstate.values.provenance import survives
-from sa_wfstate.values.snapshot import remembered
+from sa_wfstate.values.snapshot import source_of, with_source
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 NAIVE = NOW.replace(tzinfo=None)
@@ -187,9 +186,9 @@ def test_provenance_that_survives_is_known_at_a_glance(
 
 def test_snapshot_forgets_its_text_in_a_copy() -> None:
     """What was read says nothing of a copy, which may hold another state."""
-    made = remember(snapshot(), "orders", '{"a": 1}')
+    made = with_source(snapshot(), "orders", '{"a": 1}')
     assert made == snapshot()
-    assert remembered(made) == ("orders", '{"a": 1}')
+    assert source_of(made) == ("orders", '{"a": 1}')
     for copied in (
         copy.copy(made),
         copy.deepcopy(made),
@@ -197,7 +196,7 @@ def test_snapshot_forgets_its_text_in_a_copy() -> None:
         pickle.loads(pickle.dumps(made)),
         snapshot(),
     ):
-        assert remembered(copied) is None
+        assert source_of(copied) is None
 
 
 def test_committed_makes_its_snapshot_once_and_survives_pickle() -> None:
