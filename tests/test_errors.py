@@ -80,7 +80,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=range(len(ERRORS)))
 def test_error_survives(error: WorkflowStateError) -> None:
-    """A copy says and knows what the original does."""
+    """A copy has the message and the fields of the original."""
     error.add_note("noted")
     for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):
         assert type(again) is type(error)

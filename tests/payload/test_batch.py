@@ -156,7 +156,7 @@ VALUES: list[tuple[Any, Any]] = [
 def test_batch_is_what_the_codec_makes(
     type_: Any, value: Any, *, round_trip: bool
 ) -> None:
-    """The same texts and copies; what the codec refuses is for the codec to refuse."""
+    """The same texts and copies; a value that the codec refuses is left to it."""
     codec: Codec[Any] = Codec(type_, round_trip=round_trip)
     found = BatchCodec(codec, round_trip=round_trip).encode([value, value])
     try:

@@ -1,4 +1,4 @@
-"""What cannot survive as JSON: found in the class, or refused with the value."""
+"""Losses of the JSON round trip: found in the class, or refused with the value."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def deep(levels: int) -> Any:
 
 
 def unvalidated(**fields: Any) -> Doc:
-    """Return a Doc that nobody validated."""
+    """Return a Doc that was not validated."""
     return Doc().model_copy(update=fields)
 
 
@@ -322,7 +322,7 @@ def test_message_says_what_is_in_the_way(value: Any, message: str) -> None:
 
 
 def test_paths_show_no_keys_of_the_payload() -> None:
-    """What the type names is shown, a key of a dict is not, whoever complains."""
+    """Names of the type are shown, keys of a dict are not, in each error."""
 
     class Named(TypedDict, total=False):
         known: int
@@ -341,7 +341,7 @@ def test_paths_show_no_keys_of_the_payload() -> None:
 
 
 def test_errors_never_show_the_payload() -> None:
-    """Neither the message nor its causes hold a value, whoever complains."""
+    """Neither the message of an error nor its causes hold a value."""
 
     class Picky(BaseModel):
         word: str = ""
@@ -370,7 +370,7 @@ def test_errors_never_show_the_payload() -> None:
 
 
 def test_round_trip_can_be_turned_off() -> None:
-    """Then only what cannot be dumped is refused, and what the database refuses."""
+    """Then a value is refused only if it cannot be dumped or stored."""
     codec: Codec[Any] = Codec(Doc, round_trip=False)
     assert codec.encode(unvalidated(n=-1))
     with pytest.raises(PayloadError, match="NUL"):
@@ -443,7 +443,7 @@ class Measured(BaseModel):
 def test_equality_of_the_application_hides_no_loss(
     type_: Any, value: Any, path: str
 ) -> None:
-    """What is read back is compared by its types and its JSON."""
+    """A value that is read back is compared by its types and its JSON."""
     codec: Codec[Any] = Codec(type_)
     with pytest.raises(PayloadError, match=r"read back|JSON changes") as caught:
         codec.encode(value)

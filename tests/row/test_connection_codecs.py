@@ -174,7 +174,7 @@ def test_flush_stores_objects(engine: Engine, plain: Engine) -> None:
 
 
 def test_commits_store_objects(engine: Engine, plain: Engine) -> None:
-    """So do single commits, batches, and what a store reads of them."""
+    """So do single commits, batches, and the reads of a store."""
     store = CanonicalStore(engine, Task)
     with Session(engine) as session:
         for version in (0, 1):
@@ -262,7 +262,7 @@ def test_statements_compare_and_store_objects(engine: Engine, plain: Engine) -> 
 
 
 def store_twice(engine: Engine) -> None:
-    """Store a task as a codec does that encodes what is JSON already."""
+    """Store a task like a codec that encodes JSON text again."""
     with Session(engine) as session:
         session.add(Task(workflow_key="a", state=JOB))
         session.commit()

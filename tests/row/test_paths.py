@@ -168,7 +168,7 @@ PICKS: list[Callable[[Any], Any]] = [
 
 
 def test_field_is_selected_as_its_type(engine: Engine) -> None:
-    """What is selected is what the model would have given."""
+    """A selected field has the value that the model has."""
     with Session(engine) as session:
         for pick in PICKS:
             column = field_of(Order.state, pick)

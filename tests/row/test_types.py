@@ -168,7 +168,7 @@ TEXTUAL = select(Plain).from_statement(text("SELECT * FROM plain ORDER BY id"))
     "value", [12, "12", "abc", '{"a": 1}', None, ["x"]], ids=range(6)
 )
 def test_string_is_read_once_by_a_textual_select(engine: Engine, value: Any) -> None:
-    """What the driver has parsed is not parsed again."""
+    """JSON that the driver has parsed is not parsed again."""
     with Session(engine) as session:
         session.add(Plain(id=2, anything=value))
         session.commit()
@@ -187,7 +187,7 @@ def decimals(data: str | bytes) -> Any:
 
 
 def test_deserializer_of_the_engine_is_named(driver: Driver) -> None:
-    """One that parses to what is not JSON is refused by a textual SELECT alone."""
+    """Only a textual SELECT is refused if it returns values that are not JSON."""
     engine = driver.create_engine(json_deserializer=decimals)
     with Session(engine) as session:
         session.add(Plain(id=2, number=1.5))
@@ -306,7 +306,7 @@ def test_bulk_insert_is_checked(engine: Engine) -> None:
 
 
 def test_broken_row_is_reported_when_read_and_can_be_repaired(engine: Engine) -> None:
-    """What the model refuses names row and path, and does not stop an assignment."""
+    """An invalid state names row and path, and can be assigned to."""
     with Session(engine) as session:
         session.execute(text("""UPDATE plain SET doc = '{"lines": [{}]}'"""))
         row = session.get_one(Plain, 1)
@@ -380,7 +380,7 @@ def test_written_text_is_dumped_once(engine: Engine) -> None:
 
 
 def test_history_shows_the_value_before(engine: Engine) -> None:
-    """An audit listener sees what the row held, though it was changed in place."""
+    """An audit listener sees the stored value, although it was changed in place."""
     seen: list[Any] = []
 
     @event.listens_for(Plain, "before_update")

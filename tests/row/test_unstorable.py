@@ -1,4 +1,4 @@
-"""What PostgreSQL cannot store is a PayloadError with row and field, everywhere."""
+"""A value that PostgreSQL cannot store raises a PayloadError with row and field."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _tables(create_tables: Callable[[MetaData], None]) -> None:
 
 
 def rows(engine: Engine) -> int | None:
-    """Count what was written."""
+    """Count the written rows."""
     with Session(engine) as session:
         return session.scalar(select(func.count()).select_from(Task))
 

@@ -90,7 +90,7 @@ def test_bad_value_names_its_field(field: str, value: Any) -> None:
     "field", ["workflow_key", "version", "state", "updated_at", "provenance"]
 )
 def test_missing_field_is_named(field: str) -> None:
-    """What has no default must be given."""
+    """A field without a default must be given."""
     fields = snapshot().model_dump()
     del fields[field]
     with pytest.raises(ValidationError) as caught:
@@ -126,7 +126,7 @@ def test_equality_and_copy() -> None:
 
 
 def test_snapshot_is_frozen() -> None:
-    """A snapshot is what was read, and stays so."""
+    """A snapshot cannot be changed."""
     with pytest.raises(ValidationError):
         snapshot().version = 4
 
@@ -178,14 +178,14 @@ def test_provenance_takes_uuids() -> None:
 def test_provenance_that_survives_is_known_at_a_glance(
     made: Provenance, plain: bool
 ) -> None:
-    """It need not be read back; whatever is not plain is."""
+    """Only a provenance that is not plain is read back."""
     assert survives(made) is plain
     if plain:
         assert Provenance.model_validate_json(made.model_dump_json()) == made
 
 
 def test_snapshot_forgets_its_text_in_a_copy() -> None:
-    """What was read says nothing of a copy, which may hold another state."""
+    """A copy may hold another state than the row."""
     made = with_source(snapshot(), "orders", '{"a": 1}')
     assert made == snapshot()
     assert source_of(made) == ("orders", '{"a": 1}')
@@ -223,7 +223,7 @@ def test_empty_dict_is_a_state() -> None:
 
 
 def test_errors_show_no_payload() -> None:
-    """What is wrong beside the state is said without it."""
+    """An error in another field does not show the state."""
     with pytest.raises(ValidationError) as caught:
         WorkflowSnapshot(workflow_key="o-1", state={"pin": "s3cret"})  # type: ignore[call-arg]
     assert "s3cret" not in str(caught.value)
