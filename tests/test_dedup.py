@@ -110,7 +110,7 @@ def test_batch_of_none_is_refused(engine: Engine, batch: int) -> None:
 
 
 def test_locked_rows_are_passed_over(engine: Engine) -> None:
-    """Cleaning up waits for nobody."""
+    """Cleaning up waits for no lock."""
     with Session(engine) as session, session.begin():
         for key in ("o-1", "o-2"):
             remember(

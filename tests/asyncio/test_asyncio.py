@@ -1,4 +1,4 @@
-"""The awaitable twins: the same names, the same parameters, the same outcomes."""
+"""The async counterparts: the same names, the same parameters, the same outcomes."""
 
 from __future__ import annotations
 
@@ -181,19 +181,23 @@ async def test_wrong_kind_is_refused_with_a_word(async_engine: AsyncEngine) -> N
             CanonicalStore(bind, Order)
 
 
-def test_twins_have_the_same_names_and_parameters() -> None:
+def test_counterparts_have_the_same_names_and_parameters() -> None:
     """Each name of sa_wfstate.asyncio is the counterpart of a synchronous one."""
     originals = vars(outbox) | vars(projection) | vars(sa_wfstate)
     for name in sa_wfstate.asyncio.__all__:
-        original, twin = originals[name], getattr(sa_wfstate.asyncio, name)
+        original, counterpart = originals[name], getattr(sa_wfstate.asyncio, name)
         if not inspect.isclass(original):
-            assert inspect.iscoroutinefunction(twin), name
-            pairs = [(original, twin)]
+            assert inspect.iscoroutinefunction(counterpart), name
+            pairs = [(original, counterpart)]
         else:
             public = {key for key in vars(original) if not key.startswith("_")}
-            assert public == {key for key in vars(twin) if not key.startswith("_")}
+            assert public == {
+                key for key in vars(counterpart) if not key.startswith("_")
+            }
             methods = ["__init__", *sorted(public)]
-            pairs = [(getattr(original, key), getattr(twin, key)) for key in methods]
+            pairs = [
+                (getattr(original, key), getattr(counterpart, key)) for key in methods
+            ]
         for one, other in pairs:
             names = [list(inspect.signature(each).parameters) for each in (one, other)]
             assert names[0] == names[1], (name, names)

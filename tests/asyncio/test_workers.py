@@ -1,4 +1,4 @@
-"""The awaitable twins of what runs beside the commits: workers, and gated reads."""
+"""The async workers of projections and the outbox, and gated reads."""
 
 from __future__ import annotations
 

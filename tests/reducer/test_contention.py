@@ -213,7 +213,7 @@ def test_same_action_twice_in_a_line(engine: Engine) -> None:
     assert stored(engine) == (2, [1, 64])
 
 
-def test_two_services_race(engine: Engine) -> None:
+def test_two_services_conflict(engine: Engine) -> None:
     """Concurrent duplicates in two processes: each action still has one effect."""
     services = [
         ReducerService(
@@ -238,7 +238,7 @@ def test_two_services_race(engine: Engine) -> None:
 
 
 def test_loser_locks_the_row(engine: Engine) -> None:
-    """After the second loss in a row the row is locked, and the attempt wins."""
+    """After the second conflict the row is locked, and the attempt is committed."""
     sent: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
     store = CanonicalStore(engine, Order)

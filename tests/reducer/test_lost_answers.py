@@ -1,4 +1,4 @@
-"""The answer to a COMMIT is lost: a ReducerService finds out what became of it."""
+"""The answer to a COMMIT is lost: a ReducerService looks its outcome up."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def write(engine: Engine) -> None:
 def test_answer_of_the_last_attempt(
     engine: Engine, losing: Losing, isolation_level: Any, dedup: Any, create: bool
 ) -> None:
-    """It is committed: that is the outcome, and its intents are handed over."""
+    """It is committed: that is the outcome, and its intents are delivered."""
     strict = engine.execution_options(isolation_level=isolation_level)
     orders = Service(strict, dedup=dedup, retry=ONCE)
     if not create:

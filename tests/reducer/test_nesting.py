@@ -123,8 +123,8 @@ def test_reducer_is_refused(
     assert "Order 'o-1'" in message
     assert "Intent" in message
     assert isinstance(error, WorkflowStateError)
-    for twin in (copy.copy(error), pickle.loads(pickle.dumps(error))):
-        assert str(twin) == message
+    for copied in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert str(copied) == message
     for each in services:
         assert in_time(each.handle, action(3)).snapshot.state.notes[-1] == 3
     assert CanonicalStore(engine, Order).get_state("o-1").state.notes == [3, 3]

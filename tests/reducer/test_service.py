@@ -424,7 +424,7 @@ def test_returned_state_is_not_shared(engine: Engine) -> None:
 
 
 def test_intents_follow_the_commit(engine: Engine) -> None:
-    """Those of the attempt that won are handed over, once the row shows the state."""
+    """Those of the committed attempt are delivered, once the row shows the state."""
     handed: list[tuple[int, list[str]]] = []
     calls: list[int] = []
 
