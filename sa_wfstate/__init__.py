@@ -21,6 +21,7 @@ from .store.bulk import Commit, try_commit_many
 from .store.canonical_store import CanonicalStore
 from .store.transactions import run_transaction
 from .values.provenance import Provenance
+from .values.public_names import publish as _publish
 from .values.snapshot import StateCommitted, WorkflowSnapshot
 
 __version__ = _version("sa-wfstate")
@@ -54,3 +55,5 @@ __all__ = [
     "try_commit",
     "try_commit_many",
 ]
+
+_publish(globals())

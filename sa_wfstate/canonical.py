@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase
 
 from .dedup import ActionDedupMixin
-from .history.queries import HistoryMixin
+from .history.table import HistoryMixin
 from .orm.mixin import WorkflowStateMixin
 from .outbox.table import IntentMixin
 from .projection.definition import ProjectionMixin

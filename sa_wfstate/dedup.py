@@ -20,9 +20,10 @@ counts. An action delivered after that is a new one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import UUID  # noqa: TC003 - SQLAlchemy reads the annotations
+from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
@@ -54,7 +55,7 @@ from .row.keys import check_key
 from .store.connections import Connections
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["ActionDedupMixin", "cleanup_expired", "remember", "should_process"]
 

@@ -19,6 +19,7 @@ commit each batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,19 @@ from alembic.operations import MigrateOperation, Operations
 from alembic.util import CommandError
 from sqlalchemy import MetaData, Table
 
+from ..payload.schema_versions import Step
 from ..row.columns import column_of
 from ..row.ddl import version_trigger
+from ..values.public_names import publish
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from ..payload.schema_versions import PayloadSchema
 
-    from ..payload.schema_versions import PayloadSchema, Step
+__all__ = [
+    "create_version_trigger",
+    "drop_version_trigger",
+    "upcast_workflow_state",
+]
 
 
 def upcast_workflow_state(
@@ -213,3 +220,4 @@ Operations.implementation_for(UpcastWorkflowStateOp)(_upcast)
 for _name in ("create_version_trigger", "drop_version_trigger"):
     Operations.register_operation(_name)(VersionTriggerOp)
 Operations.implementation_for(VersionTriggerOp)(_set_trigger)
+publish(globals(), __package__)

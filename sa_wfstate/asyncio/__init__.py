@@ -6,36 +6,38 @@ AsyncEngine or async_sessionmaker, and runs the same code.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
 from .._concurrency import Awaiting, refuse_sync
 from ..dedup import TTL, ActionDedupMixin
+from ..errors import StateConflict
 from ..reducer import service as _reducer
 from ..retry import RetryPolicy
 from ..store import api as _store
 from ..store import bulk as _bulk
 from ..store import transactions as _transactions
+from ..store.api import Entity
+from ..store.bulk import Commit
 from ..store.canonical_store import NOT_GIVEN
 from ..store.canonical_store import CanonicalStore as _CanonicalStore
 from ..store.connections import sync_bind
+from ..values.provenance import Provenance
+from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from .workers import IntentDispatcher, ProjectionStore, ProjectionWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import timedelta
 
-    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from ..errors import StateConflict
     from ..hooks.base import Hooks
     from ..payload.actions import Action, Intent, Reduction
     from ..reducer.attempt import Writer
-    from ..store.api import Entity
-    from ..store.bulk import Commit
-    from ..values.provenance import Provenance
-    from ..values.snapshot import StateCommitted, WorkflowSnapshot
 
 
 __all__ = [

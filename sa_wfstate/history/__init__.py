@@ -1,5 +1,6 @@
 """History: an audit trail of every version, written in each commit's transaction."""
 
+from ..values.public_names import publish
 from .queries import (
     diff_versions,
     get_state_as_of,
@@ -20,3 +21,5 @@ __all__ = [
     "restore_version",
     "trim_history",
 ]
+
+publish(globals())

@@ -18,13 +18,15 @@ latest row of that number. SQL by hand and bulk inserts of the ORM write no hist
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import delete, func, select, tuple_, type_coerce
+from sqlalchemy import Engine, delete, func, select, tuple_, type_coerce
+from sqlalchemy.orm import Session, sessionmaker
 
 from .._concurrency import require_at_least
-from ..errors import VersionNotInHistory
+from ..errors import StateConflict, VersionNotInHistory
 from ..orm.entity import statements_of
 from ..row.columns import columns_of
 from ..row.keys import check_key
@@ -32,32 +34,16 @@ from ..row.sql import CANONICAL_COLUMNS
 from ..row.statements import snapshot_of
 from ..store.api import Entity, connection_of, try_commit
 from ..store.connections import Connections
+from ..values.provenance import Provenance
+from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from .diff import diff_json
-from .table import HistoryMixin, history_of, keep_history
+from .table import history_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from sqlalchemy import Engine, Select
-    from sqlalchemy.orm import Session, sessionmaker
-
-    from ..errors import StateConflict
-    from ..values.provenance import Provenance
-    from ..values.snapshot import StateCommitted, WorkflowSnapshot
+    from sqlalchemy import Select
 
 
 StateT = TypeVar("StateT")
-
-__all__ = [
-    "HistoryMixin",
-    "diff_versions",
-    "get_state_as_of",
-    "get_version",
-    "keep_history",
-    "list_versions",
-    "restore_version",
-    "trim_history",
-]
 
 
 def get_version(

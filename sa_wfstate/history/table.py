@@ -33,6 +33,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from ..commit_listeners import attach, lineage_of
 from ..errors import MappingError
 from ..orm.entity import statements_of
+from ..orm.mixin import WorkflowStateMixin
 from ..row.chunks import chunks
 from ..row.columns import columns_of
 from ..row.sql import effect_id_of
@@ -42,7 +43,6 @@ from ..values.provenance import Provenance
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..orm.mixin import WorkflowStateMixin
     from ..row.statements import Statements
     from ..values.snapshot import StateCommitted
 

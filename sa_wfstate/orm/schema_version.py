@@ -8,6 +8,7 @@ that has not looked at it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import select
@@ -21,8 +22,6 @@ from .mixin import WorkflowStateMixin
 from .refusals import refusing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState, Mapper
 

@@ -27,7 +27,6 @@ from ..hooks.application_errors import describe, outline, stops
 from ..hooks.base import Hooks, notify
 from ..retry import ErrorKind, RetryPolicy, classify
 from ..store.connections import Connections
-from ..values.reports import DueIntent
 from .lease import Claim, Leased, Leases, claim_of
 from .table import IntentMixin, table_of
 
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import sessionmaker
 
+    from ..values.reports import DueIntent
 
-__all__ = ["RETRY", "DueIntent", "IntentDispatcher"]
 
 _log = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ So an intent exists if, and only if, the commit is final.
 
 from __future__ import annotations
 
-from datetime import datetime  # noqa: TC003 (SQLAlchemy reads the annotation)
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 from sqlalchemy import (
@@ -40,16 +41,12 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.elements import conv
 
+from ..payload.actions import Intent
 from ..row.auxiliary import AuxiliaryTable
 from ..row.names import check_texts, naming_rows
 from ..row.types import PydanticJSON
 from ..store.connections import Connections
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from ..payload.actions import Intent
-    from ..values.snapshot import StateCommitted, WorkflowSnapshot
+from ..values.snapshot import StateCommitted, WorkflowSnapshot
 
 
 class IntentMixin(AuxiliaryTable):

@@ -1,5 +1,6 @@
 """Projections: read models that follow the commits, and their watermarks."""
 
+from ..values.public_names import publish
 from ..values.reports import ProjectionBatch
 from .definition import Projection, ProjectionMixin
 from .store import ProjectionRead, ProjectionSource, ProjectionStore
@@ -21,3 +22,5 @@ __all__ = [
     "measure_lag",
     "rebuild",
 ]
+
+publish(globals())

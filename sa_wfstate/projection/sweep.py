@@ -7,25 +7,25 @@ continue. It compares versions, so it finds every row that was missed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, bindparam, delete, func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import sessionmaker
 
 from .._concurrency import require_at_least
 from ..hooks.application_errors import stops, trace
 from ..retry import ErrorKind, RetryPolicy, classify
 from ..row.columns import columns_of
 from ..store.connections import Connections
+from .definition import Projection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-
-    from sqlalchemy.orm import sessionmaker
+    from collections.abc import Collection, Iterator
 
     from ..values.snapshot import WorkflowSnapshot
-    from .definition import Projection
 
 
 _log = logging.getLogger(__name__)

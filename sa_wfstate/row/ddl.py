@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from sqlalchemy import DDL, CheckConstraint, Column, Index, Table
+from sqlalchemy import DDL, CheckConstraint, Column, FromClause, Index, Table
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql.elements import conv
 
@@ -18,8 +18,6 @@ from .columns import column_of, columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from sqlalchemy import FromClause
 
 
 _MAX_IDENTIFIER_BYTES = 63

@@ -6,30 +6,28 @@ neither flushed nor expired.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from .._concurrency import refuse_async
-from ..errors import WorkflowNotFound
+from ..errors import StateConflict, WorkflowNotFound
 from ..orm.criteria import filtering, read_visible
 from ..orm.entity import statements_of
 from ..orm.mixin import WorkflowStateMixin
 from ..row.keys import check_key
+from ..values.provenance import Provenance
+from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from ..values.write import Batch
 from .compare_and_set import compare_and_set, prepare, refused
 from .instances import adopt, held_instance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
 
-    from ..errors import StateConflict
     from ..row.statements import Statements
-    from ..values.provenance import Provenance
-    from ..values.snapshot import StateCommitted, WorkflowSnapshot
 
 
 StateT = TypeVar("StateT")

@@ -7,14 +7,16 @@ chooses another. A database without unnest, as SQLite, gets one statement per ro
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from ..commit_listeners import follow, listeners_of
-from ..errors import PayloadError
+from ..errors import PayloadError, StateConflict
 from ..orm.conflicts import conflict_of_all
 from ..orm.criteria import filtering, hide, visible
 from ..orm.entity import statements_of
@@ -22,21 +24,20 @@ from ..row.batch import arrays_of
 from ..row.chunks import chunks
 from ..row.columns import evaluates
 from ..values.row_version import RowVersion
+from ..values.snapshot import StateCommitted
 from ..values.write import Batch, Written
 from .api import Entity, connection_of
 from .compare_and_set import check_target, prepare, refused, unwritten
 from .instances import adopt, held_instance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
 
-    from ..errors import StateConflict
     from ..row.statements import Statements
     from ..values.provenance import Provenance
-    from ..values.snapshot import StateCommitted, WorkflowSnapshot
+    from ..values.snapshot import WorkflowSnapshot
 
 
 StateT = TypeVar("StateT")

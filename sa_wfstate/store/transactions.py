@@ -7,23 +7,19 @@ the rows that the transaction wrote show whether it was done (:mod:`.evidence`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, sessionmaker
 
 from .._concurrency import Blocking, Waiting, refuse_async
 from ..errors import OutcomeUnknown
 from ..orm.events import on_begin, on_commit
 from ..retry import READ_ONLY_TRANSACTION, ErrorKind, RetryPolicy, classify, sqlstate
 from .evidence import Evidence, Verdict
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sqlalchemy.orm import Session, sessionmaker
-
 
 T = TypeVar("T")
 

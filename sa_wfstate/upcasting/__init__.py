@@ -17,21 +17,21 @@ not leave the server.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, func, inspect, select
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from ..errors import PayloadError
+from ..orm.mixin import WorkflowStateMixin
 from ..orm.schema_version import skip_unreadable
 from ..payload.schema_versions import Upcaster, payload_schema
 from ..row.columns import columns_of
+from ..values.public_names import publish
 from .job import UpcastJob, UpcastProgress, UpcastReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..orm.mixin import WorkflowStateMixin
     from ..row.types import PydanticJSON
 
 
@@ -107,3 +107,6 @@ def count_schema_versions(
     query = select(version, func.count()).group_by(version).order_by(version)
     rows: Any = connection.execute(query)
     return dict(rows.all())
+
+
+publish(globals())

@@ -1,0 +1,21 @@
+"""Public names: functions and errors say the module that they are imported from."""
+
+from __future__ import annotations
+
+from inspect import isclass, isfunction
+from typing import Any
+
+
+def publish(namespace: dict[str, Any], path: str | None = None) -> None:
+    """Set ``__module__`` of public functions and errors to *path*, by default theirs.
+
+    *namespace* is the ``globals()`` of a public module, with its ``__all__``.
+    Tracebacks, help() and pickles show that path. Other classes keep their own:
+    SQLAlchemy and pydantic resolve annotations there.
+    """
+    for name in namespace["__all__"]:
+        public = namespace[name]
+        if isfunction(public) or (
+            isclass(public) and issubclass(public, BaseException)
+        ):
+            public.__module__ = path or namespace["__name__"]
