@@ -157,7 +157,6 @@ def attend(engine: Engine) -> None:
     if engine.hide_parameters:
         event.listen(engine.dialect, "handle_error", error_details.handle_error)
     event.listen(engine.dialect, "handle_error", conflicts.handle_error)
-    event.listen(engine, "savepoint", write_log.savepoint)
     event.listen(engine, "rollback_savepoint", write_log.rollback_savepoint)
 
 

@@ -136,18 +136,18 @@ class WriteLog:
 
     def add(self, group: Operations) -> None:
         """Add *group*, as part of all savepoints that the connection is in."""
+        savepoint: Any = self.connection.get_nested_transaction()
+        while savepoint is not None:
+            # The event of a rollback has the name only, that of a savepoint not yet.
+            name = savepoint._savepoint  # noqa: SLF001
+            self._savepoints.setdefault(name, len(self._groups))
+            savepoint = savepoint._previous_nested  # noqa: SLF001
         self._groups.append(group)
 
-    def mark(self, savepoint: str) -> None:
-        """Remember where *savepoint* begins."""
-        self._savepoints[savepoint] = len(self._groups)
-
     def undo(self, savepoint: str) -> None:
-        """Forget what was written in *savepoint*.
-
-        One without a mark began before this log, and so before all that it holds.
-        """
-        del self._groups[self._savepoints.pop(savepoint, 0) :]
+        """Forget what was written in *savepoint*."""
+        start = self._savepoints.pop(savepoint, len(self._groups))
+        del self._groups[start:]
 
 
 _logs: WeakKeyDictionary[RootTransaction, WriteLog] = WeakKeyDictionary()
@@ -167,10 +167,6 @@ def write_log_of(connection: Connection) -> WriteLog:
 def written_on(connection: Connection) -> list[Operation]:
     """Return what the transaction of *connection* has written to workflow rows."""
     return write_log_of(connection).operations
-
-
-def savepoint(connection: Connection, name: str) -> None:
-    write_log_of(connection).mark(name)
 
 
 def rollback_savepoint(connection: Connection, name: str, _: object) -> None:
