@@ -1,8 +1,8 @@
-"""The ORM attribute of a PydanticJSON column: built when read, watched when changed.
+"""The ORM attribute of a PydanticJSON column: built when read, compared when flushed.
 
 A loaded instance holds the JSON text of its row. The value is built from it when the
-attribute is first read, so that a row whose state nobody looks at costs no more than
-its text. From then on ``tracking.py`` watches it, unless it is deeply frozen.
+attribute is first read, so that a row whose state is not read costs no more than its
+text. From then on ``tracking.py`` looks for changes, unless it is deeply frozen.
 
 Every mapped PydanticJSON column gets such an attribute, also outside of
 WorkflowStateMixin: it is put in place when SQLAlchemy instruments the attribute.
@@ -49,7 +49,7 @@ _ColumnLoader: Any = getattr(
 
 
 class TrackedAttribute(InstrumentedAttribute[Any]):
-    """Hands out a value, and takes note of it."""
+    """Note each value that is handed out."""
 
     __slots__ = ()
     inherit_cache = True
@@ -135,7 +135,7 @@ def _tracked_impl(impl: Any) -> type[Any]:
 
 @ColumnProperty.strategy_for(deferred=False, instrument=True, sa_wfstate=True)
 class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
-    """Loads the text only; where that does not work, the value as any column.
+    """Load the text only; where that does not work, the value as of any column.
 
     A state is read together with its schema version and its key. So it need not be
     marked by the server, to which the expression for that is a sixth of its work; but

@@ -59,7 +59,7 @@ def bases_of(state: InstanceState[Any]) -> dict[str, Base]:
 
 
 def read(state: InstanceState[Any], key: str, unread: Unread) -> tuple[Any, str]:
-    """Build the value of an attribute that nobody has asked for yet.
+    """Build the value of an attribute that was not read yet.
 
     Returns it with the text that it was built from.
     """
@@ -93,7 +93,7 @@ def take_base(
         return True
     column_type = tracked(state)[key]
     if (
-        state.key is None  # An INSERT writes whatever is there.
+        state.key is None  # An INSERT writes the value in any case.
         or not column_type.changes_in_place()
         or isinstance(value, SQL)
     ):
@@ -115,7 +115,7 @@ def text_of(state: InstanceState[Any], key: str, base: Base) -> str:
 
 
 def is_changed(state: InstanceState[Any], key: str) -> bool:
-    """Say whether a value that was handed out, and not assigned, differs by now."""
+    """Return whether a value that was handed out, and not assigned, has changed."""
     base, value = bases_of(state).get(key), state.dict.get(key)
     if base is None or base.value is not value or key in state.committed_state:
         return False

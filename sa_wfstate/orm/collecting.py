@@ -1,6 +1,6 @@
 """What a flush writes is decided when SQLAlchemy collects the columns of an UPDATE.
 
-Only then has every listener had its turn. So what the row holds is put in place of the
+Every listener has been called by then. So what the row holds is put in place of the
 committed value, as an object that SQLAlchemy compares the value with: :class:`Kept` for
 a value that may have changed in place, :class:`Follower` for a column that is written
 only if another one is.
@@ -181,7 +181,7 @@ def _find(
 def prepare_again(
     state: InstanceState[Any], key: str, written: Written, *, assigned: bool
 ) -> None:
-    """Let SQLAlchemy compare a value that a listener has come by during the flush."""
+    """Let SQLAlchemy compare a value that a listener has read or set in the flush."""
     value, committed = state.dict.get(key), state.committed_state
     if value is None or isinstance(value, (Unread, *SQL)):
         return

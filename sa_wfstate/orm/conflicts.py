@@ -1,11 +1,11 @@
-"""Every way to lose a race becomes a StateConflict.
+"""Translate the error of each lost write into a StateConflict.
 
 When a flush fails, SQLAlchemy has rolled back by the time ``after_soft_rollback`` is
 dispatched, the original error is still being handled, and the session's own connection
 is still there. The session's log knows which rows the failed statement was about. On
 that connection they are read again: those that are no longer what the write was based
-on have lost. A COMMIT that is refused is heard of in ``handle_error``. What concerns no
-workflow row passes through untouched.
+on have lost. A COMMIT that is refused arrives in ``handle_error``. An error that
+concerns no workflow row is left as it is.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _translate(
     says that the session may not be shown the row that a creation has met.
     """
     refused = sqlstate(error)
-    # The key that an INSERT makes is empty before it, and nobody else's.
+    # A key that the INSERT itself makes is empty before it, and cannot conflict.
     doubtful = [operation for operation in doubtful if operation.workflow_key]
     if refused == UNIQUE_VIOLATION:
         doubtful = [
@@ -148,7 +148,7 @@ def _refused(operation: Operation) -> StateConflict:
 def _judge(
     operations: list[Operation], *, hides: bool = False
 ) -> tuple[list[StateConflict], list[Operation]]:
-    """Read the rows of *operations* again; return who lost, and who has not moved."""
+    """Read the rows again; return the conflicts, and what has not moved."""
     grouped = defaultdict(list)
     for operation in operations:
         grouped[operation.connection, operation.statements].append(operation)

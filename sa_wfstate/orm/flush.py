@@ -202,7 +202,7 @@ def refresh_flush(
         set_committed_value(instance, "provenance", state.dict["provenance"])
     # The server's updated_at comes back only with a row that was written.
     if "updated_at" in attributes:
-        # One that Python has made tells nothing.
+        # One that Python has made does not show that.
         column = operation.statements.columns.updated_at
         made: Any = (
             column.default

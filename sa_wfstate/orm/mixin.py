@@ -11,8 +11,8 @@
 
 That is all. The class gets the six columns of the canonical row, its ``version`` column
 is SQLAlchemy's ``version_id_col``, and the table gets the CHECK constraints. This is
-done when the mapper has been constructed, whatever ``__mapper_args__`` and
-``__table_args__`` the class has of its own, so neither can drop the version check.
+done after the mapper has been constructed, so that ``__mapper_args__`` and
+``__table_args__`` of the class cannot drop the version check.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ else:
 class WorkflowStateMixin(Generic[StateT]):
     """Make a mapped class a workflow with a state of type *StateT*.
 
-    *StateT* is whatever Pydantic's TypeAdapter takes, most often a model. It is given
-    as ``WorkflowStateMixin[OrderState]`` when the class, or an abstract base of it, is
-    defined.
+    *StateT* is any type that Pydantic's TypeAdapter takes, most often a model. It is
+    given as ``WorkflowStateMixin[OrderState]`` when the class, or an abstract base of
+    it, is defined.
 
     A row that is written without a new :attr:`provenance` gets that of
     :meth:`default_provenance`.
@@ -146,19 +146,19 @@ class WorkflowStateMixin(Generic[StateT]):
     provenance: Mapped[Provenance] = mapped_column(
         PydanticJSON(Provenance, mutable=False),
         nullable=False,
-        # For bulk INSERTs, of which the ORM tells nobody; see default_provenance().
+        # For bulk INSERTs, which send no event; see default_provenance().
         default=Provenance.now,
         sort_order=-10,
     )
     """Which effect wrote this version."""
 
     def default_provenance(self) -> Provenance:
-        """Return the provenance of a flush that was given none; override at will."""
+        """Return the provenance of a flush that was given none; may be overridden."""
         return Provenance.now()
 
 
 class _VersionAttribute(InstrumentedAttribute[Any]):
-    """The version: SQLAlchemy counts it, nobody sets it."""
+    """The version, which SQLAlchemy counts and the application cannot set."""
 
     __slots__ = ()
     inherit_cache = True
@@ -271,7 +271,7 @@ def before_save(
         # It was deleted, set past its attribute, or copied from a row it refers to.
         _keep_key(state, state.dict.get("workflow_key"))
     if state.has_identity:
-        return  # Only an UPDATE that is sent gets a provenance; see flushes.py.
+        return  # Only an UPDATE that is sent gets a provenance; see flush.py.
     instance: Any = state.obj()
     if state.dict.get("provenance") is None:
         instance.provenance = instance.default_provenance()

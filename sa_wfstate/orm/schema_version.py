@@ -68,7 +68,7 @@ def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
                     "table holds the state",
                 )
         return
-    # For bulk INSERTs, of which the ORM tells nobody.
+    # For bulk INSERTs, which send no event.
     column: Any = mapper.columns["schema_version"]
     column.default = ColumnDefault(payload_schema(mapper).write_version)
 

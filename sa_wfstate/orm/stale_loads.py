@@ -65,7 +65,7 @@ def merge_all(
 
 def do_orm_execute(execute: ORMExecuteState) -> Any:
     """Execute the SELECT of a ``get(…, with_for_update=…)``, and fetch its row."""
-    # SQLAlchemy tells by a private option alone that it is going to compare versions.
+    # Only a private option shows that SQLAlchemy is going to compare versions.
     if not execute.is_select or not getattr(
         execute.load_options, "_version_check", False
     ):
@@ -83,7 +83,7 @@ def do_orm_execute(execute: ORMExecuteState) -> Any:
 
 
 class _Merging:
-    """What is looked at around a merge."""
+    """Check the instances of a merge before it, and translate its errors."""
 
     def __init__(
         self, session: Session, instances: list[Any], options: Mapping[str, Any]

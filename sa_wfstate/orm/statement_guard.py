@@ -1,4 +1,4 @@
-"""Guards: what would write over a version that the code has not seen is refused.
+"""Refuse statements that would write over a version that the code has not seen.
 
 The version that a write is checked against, its *base*, is the one that came *with the
 state*. It is noted when a row is loaded, and survives what SQLAlchemy forgets: the
@@ -10,8 +10,8 @@ program
     session.commit()  # expires order
     order.state = decided_before
 
-the second is based on the version of the first, whoever has written in between. Reading
-anything of the order loads its row, and moves the base to what was read.
+the second is based on the version of the first, also if another writer came between.
+Reading anything of the order loads its row, and moves the base to what was read.
 
 A row may arrive in part. One rule says what the code has seen then: *when a state
 arrives, the version and the effect that the instance holds become its base*. They came
@@ -24,8 +24,8 @@ version alone.
 Statements that would write workflow rows past the unit of work, ``update(Order)``,
 ``delete(Order)`` and ON CONFLICT DO UPDATE, check no version at all. They are refused
 unless they carry the execution option ``wfstate_unversioned=True``; an UPDATE counts
-the version then, so that whoever holds the old one loses. Bulk updates by primary key
-are refused in any case. A bulk INSERT can only create.
+the version then, so that a writer based on the old one loses. Bulk updates by primary
+key are refused in any case. A bulk INSERT can only create.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Change detection: what was handed out is compared with what was read, as JSON.
+"""Dirty checking: compare what was handed out with what was read, as JSON.
 
-A state is a plain Pydantic model, so nothing tells that it was changed in place. When a
-state is handed out, its instance is *touched*: the JSON of the value is kept as its
-base (``bases.py``), and the session holds the instance and looks at it in each flush.
-What differs from its base then is written; what does not is not, and does not travel
-through the flush either. Rows that nobody touched cost nothing.
+A state is a plain Pydantic model, which sends no event when it is changed in place.
+When a state is handed out, its instance is *touched*: the JSON of the value is kept as
+its baseline (``baseline.py``), and the session compares the two in each flush. A value
+that differs is written; one that does not is left out of the flush. Rows that were not
+touched cost nothing.
 
 The session holds touched instances strongly until its transaction ends, because its
-identity map would let go of an instance of which only the state is kept. After that it
-watches those which somebody else still holds.
+identity map would release an instance of which only the state is kept. After that it
+refers weakly to those that are still in use.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def touch(
     value: Any,
     source: str | None = None,
 ) -> None:
-    """Take note that *value*, which *instance* holds, is handed out.
+    """Note that *value*, which *instance* holds, is handed out.
 
     *source* is the text that it was built from, if that was just now.
     """
@@ -117,17 +117,17 @@ def rebase(instance: object, key: str, text: str) -> None:
     bases_of(state).pop(key, None)
     if state.session is not None:
         # As after a flush, the rollback of a savepoint must expire it.
-        state.session._register_altered([state])  # noqa: SLF001
+        altered_in(state.session)[state] = True
 
 
 def changed_in_place(instance: object) -> bool:
-    """Say whether what was handed out of *instance* was changed and not yet flushed."""
+    """Return whether *instance* was changed in place and not yet flushed."""
     state: InstanceState[Any] = instance_state(instance)
     return any(is_changed(state, key) for key in tracked(state))
 
 
 def check_unchanged(states: Iterable[InstanceState[Any]]) -> None:
-    """See that *states* can be merged without loading, which takes them for their rows.
+    """Check that *states* can be merged without loading, as the content of their rows.
 
     Raises InvalidRequestError, as SQLAlchemy does for an assigned change, if one was
     changed in place. One that was only looked at is not dirty once it is detached.

@@ -1,8 +1,8 @@
-"""What a flush looks at, and what its rows hold when it is over.
+"""Prepare what a flush may write, and note what its rows hold afterwards.
 
-It looks when its own transaction begins: behind every listener of before_flush, and
-before any event of a mapper. Nothing has been sent by then, so what cannot be stored is
-refused without an end to the transaction.
+It is prepared when its own transaction begins: behind every listener of before_flush,
+and before any event of a mapper. Nothing has been sent by then, so what cannot be
+stored is refused without an end to the transaction.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _expect_deletion(known: SessionState, state: InstanceState[Any]) -> None:
     if issubclass(state.class_, WorkflowStateMixin) and any(
         each.post_update for each in state.mapper.relationships
     ):
-        # It is written before any event tells of it.
+        # It is written before any event of its own.
         known.log.check(state)
 
 

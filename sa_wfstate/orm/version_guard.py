@@ -38,7 +38,7 @@ def seen_of(state: InstanceState[Any]) -> RowVersion | None:
 def effect_id_in(provenance: Any) -> str | None:
     """Return the effect id of what an instance holds as its provenance."""
     if isinstance(provenance, Unread):
-        # Whoever wrote a row by hand may have left it out; that is no error here.
+        # A row that was written by hand may lack it; that is no error here.
         stored = from_json(provenance.text)
         effect_id = stored.get("effect_id") if isinstance(stored, dict) else None
         return effect_id if isinstance(effect_id, str) else None
