@@ -123,15 +123,15 @@ class MarkedText(AsText):
 
 @compiles(MarkedText)
 def _marked(element: MarkedText, compiler: SQLCompiler, **kw: Any) -> str:
-    return _list(element, compiler, "json_quote({})", kw)
+    return _json_list(element, compiler, "json_quote({})", kw)
 
 
 @compiles(MarkedText, "postgresql")
 def _marked_on_postgresql(element: MarkedText, compiler: SQLCompiler, **kw: Any) -> str:
-    return _list(element, compiler, "CAST(to_jsonb({}) AS TEXT)", kw)
+    return _json_list(element, compiler, "CAST(to_jsonb({}) AS TEXT)", kw)
 
 
-def _list(
+def _json_list(
     element: MarkedText, compiler: SQLCompiler, as_json: str, kw: dict[str, Any]
 ) -> str:
     state, version, *keys = (
