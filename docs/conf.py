@@ -52,6 +52,7 @@ autodoc_preserve_defaults = True
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!sa_wfstate(\.|$)).*"),
+    (r"py:class", r"sa_wfstate\..*\b\w*T"),  # type variables
     # Annotations and bases name internal types, too.
     (r"py:.*", rf"sa_wfstate\.(?!({'|'.join(PUBLIC[1:])})\.)[a-z_]+\..*"),
 ]
