@@ -339,7 +339,7 @@ def test_killed_command_is_resumed_during_writes(
     command.append(f"{Path(__file__).stem}:{entity.__name__}")
 
     def start() -> subprocess.Popen[bytes]:
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
     def left() -> int:
