@@ -265,7 +265,7 @@ def test_default_run_loses_nothing(demo: Path, server: str) -> None:
     ended = run(demo, "--url", server, "--actions", 200, "--keys", 5, "--workers", 6)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "200 commits" in ended.stdout
-    assert "sa_wfstate.errors.StateConflict: WorkflowState 'order-0'" in ended.stdout
+    assert "sa_wfstate.StateConflict: WorkflowState 'order-0'" in ended.stdout
     assert "no update was lost" in ended.stdout
 
 

@@ -347,8 +347,8 @@ def test_column_is_reflected_as_jsonb(engine: Engine) -> None:
     assert isinstance(columns["doc"]["type"], JSONB)
 
 
-def test_written_text_is_dumped_once(engine: Engine) -> None:
-    """The text of the comparison is the text that is bound."""
+def test_written_text_is_not_dumped_again_to_be_bound(engine: Engine) -> None:
+    """The text of the last comparison is the text that is bound."""
     dumps: list[object] = []
     column_type: Any = Plain.__table__.c.doc.type
     codec = column_type.codec
