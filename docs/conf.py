@@ -14,6 +14,7 @@ PUBLIC = [
     "",
     "asyncio",
     "errors",
+    "http",
     "dedup",
     "history",
     "projection",

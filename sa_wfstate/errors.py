@@ -14,6 +14,7 @@
     ├── VersionNotKept         (also a LookupError)
     ├── VersionNotInHistory    (also a LookupError)
     ├── ProjectionBehind
+    ├── IfMatchRefused         (also a ValueError)
     ├── UnflushedChanges
     ├── OutcomeUnknown
     ├── UnversionedWrite       (also a TypeError)
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ActionIdReused",
     "ConflictReason",
+    "IfMatchRefused",
     "KeyNotAssignable",
     "MappingError",
     "NestedHandle",
@@ -310,6 +312,19 @@ class ProjectionBehind(RowError):
         "{row}: version {required} is required, found {found}; wait longer, or check "
         "that the projection's worker runs"
     )
+
+
+class IfMatchRefused(WorkflowStateError, ValueError):
+    """The header ``If-Match`` of a request names no version to base a write on.
+
+    *problem* is the reason, *status* the HTTP status to answer with. The text of the
+    header is not shown.
+    """
+
+    problem: str
+    status: int
+
+    _template = "If-Match {problem}"
 
 
 class ConflictReason(StrEnum):

@@ -24,6 +24,7 @@ from sa_wfstate import (
 from sa_wfstate import errors as races
 from sa_wfstate.errors import (
     ActionIdReused,
+    IfMatchRefused,
     KeyNotAssignable,
     MappingError,
     NestedHandle,
@@ -75,6 +76,7 @@ ERRORS = [
     VersionNotKept("Order", "o-1", 1),
     VersionNotInHistory("Order", "o-1", None),
     ProjectionBehind("Order", "o-1", 2, 1),
+    IfMatchRefused("names no version of an Order; send the one that was read", 428),
 ]
 
 

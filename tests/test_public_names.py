@@ -80,6 +80,7 @@ NAMES = {
     "sa_wfstate.errors": {
         "ActionIdReused",
         "ConflictReason",
+        "IfMatchRefused",
         "KeyNotAssignable",
         "MappingError",
         "NestedHandle",
@@ -109,6 +110,7 @@ NAMES = {
         "restore_version",
         "trim_history",
     },
+    "sa_wfstate.http": {"MEDIA_TYPE", "etag", "if_match", "problem"},
     "sa_wfstate.hooks": {
         "Hooks",
         "LoggingHooks",

@@ -26,6 +26,7 @@ from ..store.canonical_store import NOT_GIVEN
 from ..store.canonical_store import CanonicalStore as _CanonicalStore
 from ..store.connections import sync_bind
 from ..values.provenance import Provenance
+from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from .workers import IntentDispatcher, ProjectionStore, ProjectionWorker
 
@@ -69,7 +70,7 @@ async def try_commit(
     entity: Entity[StateT],
     workflow_key: str,
     *,
-    expected_version: int,
+    expected_version: int | RowVersion,
     state: StateT,
     provenance: Provenance | Mapping[str, Any],
     expected_effect_id: str | None = None,
@@ -117,7 +118,7 @@ class CanonicalStore(Generic[StateT]):
         self,
         *,
         workflow_key: str,
-        expected_version: int,
+        expected_version: int | RowVersion,
         provenance: Provenance | Mapping[str, Any],
         state: StateT = NOT_GIVEN,
         state_prime: StateT = NOT_GIVEN,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..projection.watermarks import WatermarkMixin
     from ..retry import RetryPolicy
     from ..values.reports import DueIntent
+    from ..values.row_version import RowVersion
 
 
 StateT = TypeVar("StateT")
@@ -43,7 +44,7 @@ class ProjectionStore(Generic[StateT]):
     async def get(
         self,
         workflow_key: str,
-        required_version: int | None = None,
+        required_version: int | RowVersion | None = None,
         max_wait: float = 0.1,
         *,
         fallback: Fallback = "canonical",

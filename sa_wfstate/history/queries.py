@@ -35,6 +35,7 @@ from ..row.statements import snapshot_of
 from ..store.api import Entity, connection_of, try_commit
 from ..store.connections import Connections
 from ..values.provenance import Provenance
+from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from .diff import diff_json
 from .table import history_of
@@ -120,7 +121,7 @@ def restore_version(
     workflow_key: str,
     version: int,
     *,
-    expected_version: int,
+    expected_version: int | RowVersion,
     provenance: Provenance | Mapping[str, Any],
 ) -> StateCommitted[StateT] | StateConflict:
     """Commit the state of *version* again, as a new version.

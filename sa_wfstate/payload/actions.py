@@ -15,7 +15,8 @@ from pydantic_core import PydanticSerializationError, to_json
 from ..errors import PayloadError
 from ..values.snapshot import WorkflowKey
 from .canonical import canonical_dump, canonical_json, in_one_order
-from .codec import Codec, first_problem
+from .codec import Codec, first_problem, shown
+from .traits import names_in
 
 StateT = TypeVar("StateT")
 PayloadT = TypeVar("PayloadT")
@@ -55,8 +56,8 @@ class Action(BaseModel, Generic[PayloadT]):
                 super().__init__(**data)
             except ValidationError as error:
                 path, problem = first_problem(error)
-                shown = ".".join(str(part) for part in path)
-                raise PayloadError("action", shown, problem) from None
+                declared = names_in(dict(type(self).__pydantic_core_schema__))
+                raise PayloadError("action", shown(path, declared), problem) from None
             for name in _WRITTEN_BY_THE_SERVICE & (self.model_extra or {}).keys():
                 problem = "is written by the service, not by an action"
                 raise PayloadError("action", name, problem)

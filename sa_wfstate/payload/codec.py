@@ -28,7 +28,7 @@ from .schema_versions import STORED_TWICE, is_stored_twice
 from .traits import Schema, Traits, names_in, traits_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from .roundtrip import Path
     from .schema_versions import PayloadSchema
@@ -194,12 +194,7 @@ class Codec(Generic[T]):
     def _refusal(self, where: str | None, path: Path, problem: str) -> PayloadError:
         if self._names is None:
             self._names = names_in(self.schema)
-        shown = [
-            str(part) if isinstance(part, int) or part in self._names else ANY
-            for part in path[:_LONGEST_PATH]
-        ]
-        shown += ["…"] * (len(path) > _LONGEST_PATH)
-        return PayloadError(where or self.name, ".".join(shown), problem)
+        return PayloadError(where or self.name, shown(path, self._names), problem)
 
     def stands_for(self, stored: str, text: str) -> tuple[bool, T | None]:
         """Return whether *stored*, read from a row, is the value dumped as *text*.
@@ -272,6 +267,15 @@ class Codec(Generic[T]):
         except Exception:  # noqa: BLE001 - a serializer may raise any error
             return False
         return True
+
+
+def shown(path: Path, declared: Collection[str]) -> str:
+    """Return *path* as a text; names that are not *declared* are part of a payload."""
+    parts = [
+        str(part) if isinstance(part, int) or part in declared else ANY
+        for part in path[:_LONGEST_PATH]
+    ]
+    return ".".join(parts + ["…"] * (len(path) > _LONGEST_PATH))
 
 
 def _is_stored_twice(text: str | bytes) -> bool:

@@ -16,6 +16,7 @@ from .._concurrency import Blocking, Waiting
 from ..errors import ProjectionBehind, WorkflowNotFound
 from ..row.keys import check_key
 from ..store.connections import Connections
+from ..values.row_version import RowVersion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,16 +85,16 @@ class ProjectionStore(Generic[StateT]):
     def get(
         self,
         workflow_key: str,
-        required_version: int | None = None,
+        required_version: int | RowVersion | None = None,
         max_wait: float = 0.1,
         *,
         fallback: Fallback = "canonical",
     ) -> ProjectionRead:
         """Read the row of *workflow_key*, of *required_version* or a newer one.
 
-        With the version that a commit returned, a writer reads its own write. If the
-        projection is behind, this waits at most *max_wait* seconds. Then *fallback*
-        decides: read the canonical row and make the row from it, raise
+        With the version, or the token, that a commit returned, a writer reads its own
+        write. If the projection is behind, this waits at most *max_wait* seconds. Then
+        *fallback* decides: read the canonical row and make the row from it, raise
         ProjectionBehind, or return the row as it is.
 
         Raises WorkflowNotFound if there is no such workflow, or, with "stale", no row
@@ -104,14 +105,15 @@ class ProjectionStore(Generic[StateT]):
         check_key(entity, workflow_key)
         if not max_wait >= 0:
             raise ValueError(f"max_wait must be 0 or more, got {max_wait}")
-        row = self._wait_for(workflow_key, required_version or 1, max_wait)
+        required = RowVersion.of(required_version or 1).version
+        row = self._wait_for(workflow_key, required, max_wait)
         found = 0 if row is None else row["version"]
-        if row is not None and found >= (required_version or 1):
+        if row is not None and found >= required:
             return _read(row, ProjectionSource.PROJECTION)
         if fallback == "canonical":
-            return self._canonical(workflow_key, required_version or 1)
+            return self._canonical(workflow_key, required)
         if fallback == "raise":
-            raise ProjectionBehind(entity, workflow_key, required_version or 1, found)
+            raise ProjectionBehind(entity, workflow_key, required, found)
         if row is None:
             raise WorkflowNotFound(entity, workflow_key)
         return _read(row, ProjectionSource.STALE)

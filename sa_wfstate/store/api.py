@@ -19,9 +19,16 @@ from ..orm.entity import statements_of
 from ..orm.mixin import WorkflowStateMixin
 from ..row.keys import check_key
 from ..values.provenance import Provenance
+from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from ..values.write import Batch
-from .compare_and_set import compare_and_set, prepare, refused
+from .compare_and_set import (
+    compare_and_set,
+    conflict_of_bases,
+    named_by_client,
+    prepare,
+    refused,
+)
 from .instances import adopt, held_instance
 
 if TYPE_CHECKING:
@@ -57,7 +64,7 @@ def try_commit(
     entity: Entity[StateT],
     workflow_key: str,
     *,
-    expected_version: int,
+    expected_version: int | RowVersion,
     state: StateT,
     provenance: Provenance | Mapping[str, Any],
     expected_effect_id: str | None = None,
@@ -67,15 +74,17 @@ def try_commit(
 
     With *expected_version* 0 the workflow is created. If workflows are deleted and
     re-created, give *expected_effect_id*, the effect id of the provenance that was
-    read: a re-created row is a conflict then. The version is always checked, also if
-    *state* equals that of the row. One statement is sent if the commit wins, and one
-    more to read the row if it loses; a loss is returned, not raised, and the
-    transaction stays usable. The write is final when the caller commits the session. An
-    instance of the row in the session has the new values afterwards.
+    read: a re-created row is a conflict then; a RowVersion as *expected_version* has
+    both. The version is always checked, also if *state* equals that of the row. One
+    statement is sent if the commit wins, and one more to read the row if it loses; a
+    loss is returned, not raised, and the transaction stays usable. The write is final
+    when the caller commits the session. An instance of the row in the session has the
+    new values afterwards.
 
     *base* is the snapshot that was read. A *state* equal to its own is not sent: only
     the version, the time and the provenance are written. And a re-created row is a
-    conflict, as with *expected_effect_id*.
+    conflict, as with *expected_effect_id*. If *expected_version* is a RowVersion that
+    a client has named, and *base* another version, the write is a conflict.
 
     Raises PayloadError if a value cannot be stored, before any SQL is sent;
     UnflushedChanges if the session itself has changed the row; WriteSuppressed if the
@@ -84,6 +93,7 @@ def try_commit(
     a StateConflict with the reason ``serialization`` is raised.
     """
     statements = statements_of(entity)
+    named = named_by_client(base, workflow_key, expected_version)
     write = prepare(
         statements,
         workflow_key,
@@ -91,10 +101,14 @@ def try_commit(
         state,
         provenance,
         expected_effect_id=expected_effect_id,
-        base=base,
+        base=base if named is None else None,
     )
     instance = held_instance(session, statements.mapper, workflow_key)
     connection = connection_of(session, statements)
+    if base is not None and named is not None:
+        return conflict_of_bases(
+            connection, statements, base, named, filtering(session)
+        )
     try:
         outcome = compare_and_set(
             connection, statements, write, session=filtering(session)

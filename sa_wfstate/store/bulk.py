@@ -49,7 +49,7 @@ class Commit(Generic[StateT]):
 
     workflow_key: str
     _: KW_ONLY
-    expected_version: int
+    expected_version: int | RowVersion
     state: StateT
     provenance: Provenance | Mapping[str, Any]
     base: WorkflowSnapshot[StateT] | None = None
@@ -104,13 +104,14 @@ def _prepare(
                 for commit in commits
             ]
             rows = len(commits)
+            bases = [RowVersion.of(commit.expected_version) for commit in commits]
             return Batch(
                 [commit.workflow_key for commit in commits],
-                [commit.expected_version + 1 for commit in commits],
+                [base.version + 1 for base in bases],
                 texts,
                 provenances,
                 [statements.schema.write_version] * rows,
-                [None] * rows,
+                [base.effect_id for base in bases],
                 [False] * rows,
                 copies,
             )

@@ -15,7 +15,14 @@ from ..orm.entity import statements_of
 from ..retry import ErrorKind, RetryPolicy, classify
 from ..row.keys import check_key
 from .api import read
-from .compare_and_set import compare_and_set, conflict_of_write, prepare, refused
+from .compare_and_set import (
+    compare_and_set,
+    conflict_of_bases,
+    conflict_of_write,
+    named_by_client,
+    prepare,
+    refused,
+)
 from .connections import Connections, limit_lock_waits
 
 if TYPE_CHECKING:
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import sessionmaker
 
     from ..values.provenance import Provenance
+    from ..values.row_version import RowVersion
     from ..values.snapshot import StateCommitted, WorkflowSnapshot
     from ..values.write import Write
     from .api import Entity
@@ -72,7 +80,7 @@ class CanonicalStore(Generic[StateT]):
         self,
         *,
         workflow_key: str,
-        expected_version: int,
+        expected_version: int | RowVersion,
         provenance: Provenance | Mapping[str, Any],
         state: StateT = NOT_GIVEN,
         state_prime: StateT = NOT_GIVEN,
@@ -89,16 +97,21 @@ class CanonicalStore(Generic[StateT]):
 
         Raises OutcomeUnknown if the outcome cannot be known.
         """
+        statements, sent = self._statements, False
+        named = named_by_client(base, workflow_key, expected_version)
         write = prepare(
-            self._statements,
+            statements,
             workflow_key,
             expected_version,
             _the_one(state, state_prime),
             provenance,
             expected_effect_id=expected_effect_id,
-            base=base,
+            base=base if named is None else None,
         )
-        statements, sent = self._statements, False
+        if base is not None and named is not None:
+            with self._connections.autocommit() as connection:
+                session = self._connections.filtering(connection)
+                return conflict_of_bases(connection, statements, base, named, session)
         try:
             with self._connections.commit() as connection:
                 sent = True

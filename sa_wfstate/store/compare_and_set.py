@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ..errors import ConflictReason, PayloadError, StateConflict, WriteSuppressed
 from ..orm.conflicts import conflict_of
-from ..orm.criteria import hide, visible
+from ..orm.criteria import hide, read_visible, visible
 from ..payload.canonical import canonical_json
 from ..payload.codec import first_problem
 from ..retry import SERIALIZATION_FAILURE, sqlstate
@@ -38,7 +38,7 @@ _LAST_VERSION = 2**63 - 1
 def prepare(
     statements: Statements[StateT],
     workflow_key: str,
-    expected_version: int,
+    expected_version: int | RowVersion,
     state: StateT,
     provenance: Provenance | Mapping[str, Any],
     *,
@@ -48,8 +48,9 @@ def prepare(
     """Check everything that can be checked before any SQL is sent."""
     entity, codec = statements.entity, statements.state_type.codec
     provenance = check_target(entity, workflow_key, expected_version, provenance)
+    version, expected_effect_id = RowVersion.of(expected_version, expected_effect_id)
     if base is not None:
-        _check_base(statements, workflow_key, expected_version, base)
+        _check_base(statements, workflow_key, version, base)
         expected_effect_id = expected_effect_id or base.provenance.effect_id
     unchanged = False
     copy: Any = None
@@ -65,7 +66,7 @@ def prepare(
         raise PayloadError(where, error.path, error.problem) from error.__cause__
     return Write(
         workflow_key,
-        expected_version + 1,
+        version + 1,
         text,
         provenance,
         statements.schema.write_version,
@@ -78,14 +79,15 @@ def prepare(
 def check_target(
     entity: str,
     workflow_key: str,
-    expected_version: int,
+    expected_version: int | RowVersion,
     provenance: Provenance | Mapping[str, Any],
 ) -> Provenance:
     """Check the parts of a write other than its state; return the provenance."""
     check_key(entity, workflow_key)
     # True is an int, but no version.
-    if type(expected_version) is not int or not 0 <= expected_version < _LAST_VERSION:
-        raise _bad_version(entity, workflow_key, expected_version)
+    version = RowVersion.of(expected_version).version
+    if type(version) is not int or not 0 <= version < _LAST_VERSION:
+        raise _bad_version(entity, workflow_key, version)
     if isinstance(provenance, Provenance):
         return provenance
     return _provenance_of(entity, workflow_key, provenance)
@@ -126,6 +128,44 @@ def _check_base(
         problem = f"must be a snapshot of this row, is one of table {source[0]!r}"
     if problem:
         raise PayloadError(f"{statements.entity} {workflow_key!r}", "base", problem)
+
+
+def named_by_client(
+    base: WorkflowSnapshot[Any] | None, workflow_key: str, expected: int | RowVersion
+) -> RowVersion | None:
+    """Return *expected* if it names another version of the row than *base*.
+
+    The client has decided on the one, and the state to write is made of the other.
+    """
+    if (
+        base is None
+        or not isinstance(expected, RowVersion)
+        or base.workflow_key != workflow_key
+        or _version_of(base).matches(expected)
+    ):
+        return None
+    return expected
+
+
+def _version_of(snapshot: WorkflowSnapshot[Any]) -> RowVersion:
+    return RowVersion(snapshot.version, snapshot.provenance.effect_id)
+
+
+def conflict_of_bases(
+    connection: Connection,
+    statements: Statements[StateT],
+    base: WorkflowSnapshot[StateT],
+    expected: RowVersion,
+    session: Session | None,
+) -> StateConflict:
+    """Return the conflict of a write that is based on both, and is not sent."""
+    key = base.workflow_key
+    current = read_visible(connection, statements, [key], session).get(key)
+    conflict = conflict_of(statements, key, expected, current)
+    # The client is right: it is the snapshot that was read too early.
+    conflict = conflict or conflict_of(statements, key, _version_of(base), current)
+    assert conflict is not None  # noqa: S101 - they differ
+    return conflict
 
 
 def _is_unchanged(

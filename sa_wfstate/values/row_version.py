@@ -21,6 +21,13 @@ class RowVersion(NamedTuple):
             or self.effect_id == other.effect_id
         )
 
+    @classmethod
+    def of(cls, version: int | RowVersion, effect_id: str | None = None) -> RowVersion:
+        """Return *version* as a RowVersion, of *effect_id* unless it names its own."""
+        if not isinstance(version, RowVersion):
+            return cls(version, effect_id)
+        return version if effect_id is None else version._replace(effect_id=effect_id)
+
 
 NOTHING: Final = RowVersion(0, None)
 """The base of a creation: no row."""

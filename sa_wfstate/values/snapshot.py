@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from .provenance import Provenance
+from .row_version import RowVersion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,6 +97,18 @@ class StateCommitted(Generic[StateT]):
         if not isinstance(self._snapshot, WorkflowSnapshot):
             self._snapshot = self._snapshot()
         return self._snapshot
+
+    @property
+    def token(self) -> RowVersion:
+        """The version that was committed, to base the next write or a read on.
+
+        It is the :func:`~sa_wfstate.http.etag` of the row. The effect is None if the
+        snapshot of a *replayed* outcome is not stored any more.
+        """
+        try:
+            return RowVersion(self.version, self.snapshot.provenance.effect_id)
+        except LookupError:  # VersionNotKept
+            return RowVersion(self.version, None)
 
     def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
         return _restore, (
