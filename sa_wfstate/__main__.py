@@ -1,4 +1,4 @@
-"""``python -m sa_wfstate``: see :mod:`sa_wfstate.cli.main`."""
+"""``python -m sa_wfstate``, the command ``wfstate``: see :mod:`sa_wfstate.cli.main`."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""Internal: the commands of python -m sa_wfstate."""
+"""Internal: the commands of ``wfstate``, which is also ``python -m sa_wfstate``."""

@@ -1,4 +1,4 @@
-"""The command ``python -m sa_wfstate upcast app.models:Order``.
+"""The command ``wfstate upcast app.models:Order``.
 
 On a terminal it shows a bar with the rate and the remaining time; elsewhere it logs a
 line every few seconds.
@@ -10,16 +10,15 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import create_engine
-
-from .._concurrency import require_at_least
 from ..orm.entity import statements_of
 from ..upcasting import UpcastProgress, UpcastReport, count_schema_versions, upcast_all
+from . import arguments
+from .screen import print_json, say
 
 if TYPE_CHECKING:
     import argparse
 
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import Engine
 
 
 LOG_INTERVAL = 5.0
@@ -34,39 +33,72 @@ class _Display(Protocol):
     def close(self) -> None: ...
 
 
-def positive(text: str) -> int:
-    """Return the number in *text*; raise ValueError unless it is 1 or more."""
-    number = int(text)
-    require_at_least(1, number=number)
-    return number
-
-
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    command.add_argument("entity", help="the mapped class, as app.models:Order")
-    command.add_argument("--url", help="of the database, else SA_WFSTATE_URL")
+    arguments.add_entity(command)
+    text = "rows in one transaction"
     command.add_argument(
-        "--batch-size", type=positive, default=1000, help="rows in one transaction"
+        "--batch-size", type=arguments.positive, default=1000, help=text
     )
     command.add_argument(
         "--dry-run", action="store_true", help="count the rows by schema version only"
     )
 
 
-def run(url: URL, entity: Any, options: argparse.Namespace) -> int:
+def run(engine: Engine, entity: Any, options: argparse.Namespace) -> int:
     """Upcast the rows of *entity*; return 1 if rows are left."""
-    engine = create_engine(url, pool_size=1)
+    return (
+        _as_json(engine, entity, options)
+        if options.json
+        else _upcast(engine, entity, options)
+    )
+
+
+def _as_json(engine: Engine, entity: Any, options: argparse.Namespace) -> int:
+    """Upcast without a log; the progress goes to the terminal, if there is one."""
+    before = _count(engine, entity)
+    if options.dry_run:
+        print_json({"schema_versions": before})
+        return 0
+    display = _bar() if sys.stderr.isatty() else None
     try:
-        return _upcast(engine, entity, options)
+        report = upcast_all(
+            engine,
+            entity,
+            batch_size=options.batch_size,
+            progress=None if display is None else display.show,
+        )
     finally:
-        engine.dispose()
+        if display is not None:
+            display.close()
+    left = _left(engine, entity)
+    print_json(
+        {
+            "schema_versions": before,
+            "upcast": report.upcast,
+            "seconds": report.seconds,
+            "failures": [str(failure) for failure in report.failures],
+            "left": left,
+        }
+    )
+    return 1 if left or report.failures else 0
+
+
+def _left(engine: Engine, entity: Any) -> dict[int, int]:
+    # Counted again: others may have written old or newer rows meanwhile.
+    schema = statements_of(entity).schema
+    return {
+        version: count
+        for version, count in _count(engine, entity).items()
+        if not schema.write_version <= version <= schema.version
+    }
 
 
 def _upcast(engine: Engine, entity: Any, options: argparse.Namespace) -> int:
     schema = statements_of(entity).schema
     for version, count in _count(engine, entity).items():
         note = _note(version, schema)
-        _say(f"schema version {version}: {count:,} {_rows(count)}{note}")
+        say(f"schema version {version}: {count:,} {_rows(count)}{note}")
     if options.dry_run:
         return 0
     display = _bar() if sys.stderr.isatty() else _Log()
@@ -77,15 +109,10 @@ def _upcast(engine: Engine, entity: Any, options: argparse.Namespace) -> int:
     finally:
         display.close()
     _report(report)
-    # Counted again: others may have written old or newer rows meanwhile.
-    left = {
-        version: count
-        for version, count in _count(engine, entity).items()
-        if not schema.write_version <= version <= schema.version
-    }
+    left = _left(engine, entity)
     for version, count in left.items():
         note = ", newer than this code" if schema.is_ahead(version) else ""
-        _say(f"left as they are: {count:,} {_rows(count)} at version {version}{note}")
+        say(f"left as they are: {count:,} {_rows(count)} at version {version}{note}")
     return 1 if left or report.failures else 0
 
 
@@ -108,16 +135,12 @@ def _note(version: int, schema: Any) -> str:
 
 def _report(report: UpcastReport) -> None:
     rate = report.upcast / max(report.seconds, 0.001)
-    _say(f"upcast {report.upcast:,} rows in {report.seconds:.1f} s, {rate:,.0f} rows/s")
+    say(f"upcast {report.upcast:,} rows in {report.seconds:.1f} s, {rate:,.0f} rows/s")
     for failure in report.failures[:SHOWN_FAILURES]:
-        _say(f"cannot be upcast: {failure}")
+        say(f"cannot be upcast: {failure}")
     more = len(report.failures) - SHOWN_FAILURES
     if more > 0:
-        _say(f"cannot be upcast: {more:,} more")
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
+        say(f"cannot be upcast: {more:,} more")
 
 
 class _Log:
@@ -133,7 +156,7 @@ class _Log:
         self._said = now
         rate = progress.done / (now - self._started)
         left = (progress.total - progress.done) / rate if rate else 0
-        _say(
+        say(
             f"{progress.done:,} of {progress.total:,} rows, {rate:,.0f} rows/s, "
             f"{left:.0f} s left, {progress.failed} failed"
         )

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import create_engine
@@ -14,17 +18,21 @@ from sqlalchemy.orm import Session
 
 from sa_wfstate import Provenance, try_commit
 from sa_wfstate.cli.main import main
+from sa_wfstate.cli.targets import TEMPLATE_URL
+from sa_wfstate.projection import rebuild
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
-    from sqlalchemy import URL
+    from sqlalchemy import URL, Engine
 
 APPLICATION = """
 from pydantic import BaseModel
 from sqlalchemy.orm import DeclarativeBase
 from sa_wfstate import WorkflowStateMixin
 from sa_wfstate.history import HistoryMixin, keep_history
+from sa_wfstate.outbox import IntentMixin
+from sa_wfstate.projection import Projection, ProjectionMixin
 
 class Base(DeclarativeBase): ...
 
@@ -38,10 +46,19 @@ class Order(WorkflowStateMixin[OrderState], Base):
 class OrderHistory(HistoryMixin, Base):
     __tablename__ = "order_history"
 
+class OrderIntent(IntentMixin, Base):
+    __tablename__ = "order_intents"
+
+class OrderRow(ProjectionMixin, Base):
+    __tablename__ = "order_rows"
+
 class Bare(WorkflowStateMixin[OrderState], Base):
     __tablename__ = "bare"
 
 keep_history(Order, OrderHistory)
+orders = Projection(
+    Order, OrderRow, lambda snapshot: {"tag": snapshot.state.status, "namespace": "a"}
+)
 """
 
 
@@ -51,14 +68,33 @@ class Done(NamedTuple):
     stderr: str
 
 
+class Answer:
+    """A terminal that answers with one line, and calls *before* first."""
+
+    def __init__(self, answer: str, before: Callable[[], None] = lambda: None) -> None:
+        self._answer = answer
+        self._before = before
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self) -> str:
+        self._before()
+        return f"{self._answer}\n"
+
+
 class Terminal:
     """Runs the commands where the application is, in this process."""
 
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, capsys: pytest.CaptureFixture[str], engine: Engine) -> None:
         self._capsys = capsys
+        self.engine = engine
 
     def run(self, *arguments: str) -> Done:
         return Done(main(arguments), *self._capsys.readouterr())
+
+    def shown(self) -> Any:
+        return self._capsys.readouterr()
 
     def read(self, *arguments: str) -> Any:
         done = self.run(*arguments, "--json")
@@ -72,7 +108,7 @@ def terminal(
     database: URL,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> Terminal:
+) -> Iterator[Terminal]:
     """Make an application with one order of three versions."""
     (tmp_path / "shop.py").write_text(APPLICATION)
     monkeypatch.chdir(tmp_path)
@@ -97,8 +133,8 @@ def terminal(
                 provenance=Provenance.now(f"effect-{version + 1}", user="kim"),
             )
         session.commit()
+    yield Terminal(capsys, engine)
     engine.dispose()
-    return Terminal(capsys)
 
 
 @pytest.mark.usefixtures("terminal")
@@ -162,6 +198,15 @@ def test_diff(terminal: Terminal) -> None:
         (["show", "nowhere:Order", "o-1"], "cannot import nowhere"),
         (["show", "shop:OrderState", "o-1"], "is not a mapped class"),
         (["history", "shop:Bare", "o-1"], "Bare: has no history"),
+        (["history", "shop:Order", "o-9"], "Order 'o-9' does not exist"),
+        (["restore", "shop:Order", "o-9", "1", "--yes"], "holds no version 1"),
+        (["restore", "shop:Order", "o-1", "1"], "add --yes"),
+        (["trim", "shop:Order", "--before", "1d"], "add --yes"),
+        (["dead-letters", "drop", "shop:OrderIntent"], "add --yes"),
+        (["dead-letters", "show", "shop:Order"], "is not a class with IntentMixin"),
+        (["lag", "shop:Order"], "is not a Projection"),
+        (["list", "shop:Order", "--tag", "paid"], "give --projection too"),
+        (["list", "shop:Order", "--projection", "shop:Order"], "not a Projection"),
         (["diff", "shop:Order", "o-1", "1", "9"], "holds no version 9"),
         (["show", "shop:Order", "o-1", "--url", "?"], "URL cannot be read"),
         (["show", "shop:Order", "o-1", "--url", "postgresql:///no"], "refused"),
@@ -204,7 +249,9 @@ def test_no_part_of_a_password_is_shown(terminal: Terminal, wrong_url: str) -> N
     "wrong",
     [
         ("history", "shop:Order", "o-1", "--limit", "0"),
+        ("history", "shop:Order", "o-1", "--limit", "-1"),
         ("upcast", "shop:Order", "--batch-size", "-1"),
+        ("trim", "shop:Order", "--before", "yesterday"),
     ],
 )
 def test_number_that_is_none_is_refused(terminal: Terminal, wrong: Any) -> None:
@@ -212,3 +259,180 @@ def test_number_that_is_none_is_refused(terminal: Terminal, wrong: Any) -> None:
     with pytest.raises(SystemExit) as caught:
         terminal.run(*wrong)
     assert caught.value.code == 2
+    assert "must be" in terminal.shown().err
+
+
+def test_history_has_the_values_and_short_ids(terminal: Terminal) -> None:
+    """A pipe gets no lines of a table; --full shows ids and values in full."""
+    effect_id, status = uuid4(), 50 * "x"
+    with Session(terminal.engine) as session:
+        order = session.get_one(sys.modules["shop"].Order, "o-1")
+        order.state.status = status
+        order.provenance = Provenance.now(effect_id)
+        session.commit()
+    shown = terminal.run("history", "shop:Order", "o-1").stdout
+    assert f"effect {str(effect_id)[:8]} " in shown
+    assert str(effect_id) not in shown
+    assert 'replace /status "new" → "paid"' in " ".join(shown.split())
+    assert status not in shown
+    assert not set("│┃━─") & {*shown}
+    full = terminal.run("history", "shop:Order", "o-1", "--full").stdout
+    assert str(effect_id)[:23] in "".join(full.split())
+
+
+def test_list(terminal: Terminal) -> None:
+    """By tag of a projection, age of the version, schema version; in pages."""
+    shop = sys.modules["shop"]
+    with Session(terminal.engine) as session:
+        session.add(shop.Order(workflow_key="o-2", state=shop.OrderState()))
+        session.commit()
+
+    def keys(*arguments: str) -> list[str]:
+        rows = terminal.read("list", "shop:Order", *arguments)
+        return [row["workflow_key"] for row in rows]
+
+    assert keys() == ["o-1", "o-2"]
+    assert keys("--limit", "1") == ["o-1"]
+    assert keys("--after", "o-1") == ["o-2"]
+    assert keys("--schema-version", "2") == []
+    assert keys("--unchanged-for", "1h") == []
+    assert keys("--unchanged-for", "2200-01-01") == ["o-1", "o-2"]
+    assert keys("--projection", "shop:orders") == []
+    rebuild(terminal.engine, shop.orders)
+    assert keys("--projection", "shop:orders", "--tag", "new") == ["o-2"]
+    assert "o-2" in terminal.run("list", "shop:Order").stdout
+    assert "no workflow" in terminal.run("list", "shop:Order", "--after", "x").stdout
+
+
+def test_lag(terminal: Terminal) -> None:
+    """How many workflows, versions and seconds a projection is behind."""
+    measured = terminal.read("lag", "shop:orders")
+    assert (measured["keys"], measured["versions"]) == (1, 3)
+    assert "order_rows: 1 workflows behind" in terminal.run("lag", "shop:orders").stdout
+
+
+def test_restore_is_a_new_commit(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks, and a rival that commits meanwhile makes it a conflict."""
+    arguments = ("restore", "shop:Order", "o-1", "2")
+    done = terminal.read(*arguments, "--yes")
+    assert done == {"workflow_key": "o-1", "version": 4}
+    facts = terminal.read("show", "shop:Order", "o-1")
+    assert facts["state"] == {"status": "paid", "lines": []}
+    assert facts["provenance"]["restored_version"] == 2
+    monkeypatch.setattr(sys, "stdin", Answer("n"))
+    assert terminal.run(*arguments).stderr.endswith("sa_wfstate: nothing was done\n")
+
+    def rival() -> None:
+        with Session(terminal.engine) as session:
+            session.get_one(sys.modules["shop"].Order, "o-1").state.status = "sent"
+            session.commit()
+
+    monkeypatch.setattr(sys, "stdin", Answer("y", rival))
+    lost = terminal.run(*arguments)
+    assert lost.returncode == 1
+    assert "expected version 4, found 5" in lost.stderr
+    monkeypatch.setattr(sys, "stdin", Answer("y"))
+    assert "at version 6" in terminal.run(*arguments).stdout
+
+
+def test_trim(terminal: Terminal) -> None:
+    """The newest version stays."""
+    assert (
+        terminal.read("trim", "shop:Order", "--before", "1d", "--yes")["deleted"] == 0
+    )
+    done = terminal.run("trim", "shop:Order", "--before", "2200-01-01T00:00Z", "-y")
+    assert done.stdout == "2 versions deleted\n"
+    (row,) = terminal.read("history", "shop:Order", "o-1")
+    assert row["version"] == 3
+
+
+def test_dead_letters(terminal: Terminal) -> None:
+    """They are shown, made due again, or dropped; of one workflow or of all."""
+    intents = sys.modules["shop"].OrderIntent
+    with Session(terminal.engine) as session:
+        for key in ("o-1", "o-2", "o-3"):
+            intent = intents(
+                workflow_key=key,
+                version=1,
+                position=0,
+                intent_id=uuid4(),
+                intent_type="mail",
+                target="kim",
+                attempts=9,
+                dead_at=datetime.now(UTC),
+                last_error="no such mailbox",
+            )
+            session.add(intent)
+        session.commit()
+    name = "shop:OrderIntent"
+    shown = terminal.run("dead-letters", "show", name).stdout
+    assert "no such mailbox" in " ".join(shown.split())
+    done = terminal.run("dead-letters", "retry", name, "--key", "o-1", "--yes")
+    assert done.stdout == "1 dead letters due again\n"
+    dead = terminal.read("dead-letters", "show", name)
+    assert [row["workflow_key"] for row in dead] == ["o-2", "o-3"]
+    assert terminal.read("dead-letters", "drop", name, "--yes") == {"dropped": 2}
+    assert terminal.read("dead-letters", "show", name) == []
+
+
+@pytest.mark.parametrize("name", ["postgresql+asyncpg", "postgresql+psycopg_async"])
+def test_driver_of_the_url_may_be_asynchronous(
+    terminal: Terminal, database: URL, name: str
+) -> None:
+    """Commands that read, and those that write; an error is one line all the same."""
+    url = database.set(drivername=name)
+    given = ("--url", url.render_as_string(hide_password=False))
+    facts = terminal.read("show", "shop:Order", "o-1", *given)
+    assert facts["version"] == 3
+    assert terminal.read("restore", "shop:Order", "o-1", "1", "--yes", *given)
+    assert terminal.read("upcast", "shop:Order", *given)["left"] == {}
+    nowhere = url.set(database="nowhere").render_as_string(hide_password=False)
+    done = terminal.run("show", "shop:Order", "o-1", "--url", nowhere)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "message"),
+    [
+        ("psycopg", "show", "pip install 'sa-wfstate[postgresql]'"),
+        ("rich.console", "show", "pip install 'sa-wfstate[cli]'"),
+        ("jsonpatch", "history", "pip install 'sa-wfstate[history]'"),
+    ],
+)
+def test_missing_library_names_the_pip_command(
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    command: str,
+    message: str,
+) -> None:
+    """The extra that has it, in one line."""
+    monkeypatch.setitem(sys.modules, module, None)
+    done = terminal.run(command, "shop:Order", "o-1")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert message in done.stderr
+
+
+def test_url_of_alembic(
+    terminal: Terminal, database: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """alembic.ini in the working folder has it, unless it is that of the template."""
+    monkeypatch.delenv("SA_WFSTATE_URL")
+    text = database.render_as_string(hide_password=False).replace("%", "%%")
+    ini = Path("alembic.ini")
+    for url, shown in ((text, None), (TEMPLATE_URL, "no database URL"), ("%", "%%")):
+        ini.write_text(f"[alembic]\nsqlalchemy.url = {url}\n")
+        done = terminal.run("show", "shop:Order", "o-1", "--json")
+        if shown is None:
+            assert json.loads(done.stdout)["version"] == 3
+        else:
+            assert shown in done.stderr
+
+
+def test_command_is_installed() -> None:
+    """It is the same program as the module."""
+    (script,) = entry_points(group="console_scripts", name="wfstate")
+    assert script.load() is main
