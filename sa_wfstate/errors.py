@@ -345,6 +345,9 @@ class ConflictReason(StrEnum):
     SERIALIZATION = "serialization"
     """The database refused the transaction (SQLSTATE 40001)."""
 
+    CONDITION = "condition"
+    """The row does not meet the condition of a patch; a retry alone does not help."""
+
 
 class StateConflict(RowError, StaleDataError):
     """Another writer committed first; this commit wrote nothing.
@@ -354,9 +357,9 @@ class StateConflict(RowError, StaleDataError):
     original error is its ``__cause__``.
 
     *entity* is the name of the mapped class. *expected_version* is the version that the
-    commit was based on (0 for a creation). *actual_version* is the version read after
-    the conflict: None if the row is gone or the version cannot be known. *current* is
-    the snapshot read with it, or None.
+    commit was based on (0 for a creation, and for a patch of any version).
+    *actual_version* is the version read after the conflict: None if the row is gone or
+    the version cannot be known. *current* is the snapshot read with it, or None.
 
     :attr:`conflicts` holds one StateConflict per row in conflict; for a single row that
     is the conflict itself.
@@ -390,6 +393,8 @@ class StateConflict(RowError, StaleDataError):
         advice = "read the workflow again, redo the decision on it, and commit that"
         if self.reason is ConflictReason.SERIALIZATION:
             advice = "roll back and run the whole transaction again"
+        if self.reason is ConflictReason.CONDITION:
+            advice = "read the workflow, and decide whether the change still applies"
         return f"{'; '.join(lines)}; {advice}"
 
     def _describe(self) -> str:
@@ -401,7 +406,12 @@ class StateConflict(RowError, StaleDataError):
             if self.actual_version is not None:
                 found += f" at version {self.actual_version}"
             return f"{self._row}: expected no row, it {found}{winner}"
+        if self.reason is ConflictReason.CONDITION:
+            at = f"at version {self.actual_version}{winner}"
+            return f"{self._row}: {at} it does not meet the condition of the patch"
         if self.reason is ConflictReason.MISSING:
+            if not self.expected_version:
+                return f"{self._row}: there is no such row"
             found = "the row is gone"
         elif self.actual_version is None:
             found = "its current version cannot be known"

@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
 from tenacity import Retrying, retry_if_exception
 
-from .errors import OutcomeUnknown, WriteSuppressed
+from .errors import ConflictReason, OutcomeUnknown, StateConflict, WriteSuppressed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,6 +200,8 @@ def classify(error: BaseException, *, committing: bool = False) -> ErrorKind:
     >>> classify(TimeoutError(), committing=True)
     <ErrorKind.UNKNOWN: 'unknown'>
     """
+    if isinstance(error, StateConflict) and error.reason is ConflictReason.CONDITION:
+        return ErrorKind.FATAL  # The same patch would meet the same row.
     for kinds, kind in _BY_CLASS:
         if isinstance(error, kinds):
             return kind

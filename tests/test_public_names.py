@@ -60,6 +60,8 @@ NAMES = {
         "run_transaction",
         "try_commit",
         "try_commit_many",
+        "try_patch",
+        "try_patch_many",
     },
     "sa_wfstate.canonical": {
         "ActionDedupLog",
@@ -124,6 +126,15 @@ NAMES = {
         "add_intents",
         "revive_dead",
         "store_intents",
+    },
+    "sa_wfstate.patching": {
+        "Patch",
+        "append",
+        "increment",
+        "remove",
+        "set_to",
+        "try_patch",
+        "try_patch_many",
     },
     "sa_wfstate.projection": {
         "Projection",

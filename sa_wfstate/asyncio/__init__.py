@@ -28,17 +28,21 @@ from ..store.connections import sync_bind
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
+from .patching import try_patch, try_patch_many
 from .workers import IntentDispatcher, ProjectionStore, ProjectionWorker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import timedelta
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from ..hooks.base import Hooks
     from ..payload.actions import Action, Intent, Reduction
     from ..reducer.attempt import Writer
+    from ..row.edits import Edit
+    from ..values.row_version import RowVersion
 
 
 __all__ = [
@@ -51,6 +55,8 @@ __all__ = [
     "run_transaction",
     "try_commit",
     "try_commit_many",
+    "try_patch",
+    "try_patch_many",
 ]
 
 StateT = TypeVar("StateT")
@@ -135,6 +141,25 @@ class CanonicalStore(Generic[StateT]):
             state_prime=state_prime,
             expected_effect_id=expected_effect_id,
             base=base,
+        )
+
+    async def try_patch(
+        self,
+        *,
+        workflow_key: str,
+        edits: Sequence[Edit],
+        provenance: Provenance | Mapping[str, Any],
+        when: ColumnElement[bool] | None = None,
+        expected_version: int | RowVersion | None = None,
+    ) -> StateCommitted[StateT] | StateConflict:
+        """Async version of :meth:`sa_wfstate.CanonicalStore.try_patch`."""
+        return await greenlet_spawn(
+            self._store.try_patch,
+            workflow_key=workflow_key,
+            edits=edits,
+            provenance=provenance,
+            when=when,
+            expected_version=expected_version,
         )
 
 

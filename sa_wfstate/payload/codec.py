@@ -127,7 +127,7 @@ class Codec(Generic[T]):
                 where = self.name if schema is None else schema.where(str(text))
             if _is_stored_twice(read):
                 raise PayloadError(where, "", STORED_TWICE) from None
-            raise self._refusal(where, *first_problem(error)) from None
+            raise self.refusal(where, *first_problem(error)) from None
 
     def _validate(self, text: str | bytes) -> T:
         value: T = self._adapter.validator.validate_json(text)
@@ -159,7 +159,7 @@ class Codec(Generic[T]):
         if found is None and may_be_respelled(text):
             found = self._lost_by_jsonb(value, text, where)
         if found:
-            raise self._refusal(where, *found)
+            raise self.refusal(where, *found)
         return copy
 
     def _reread(self, text: str, where: str | None) -> T:
@@ -172,7 +172,7 @@ class Codec(Generic[T]):
                 problem = "is nested too deeply"
                 if "out of range" in first["msg"]:
                     problem = "holds an integer of more than 4,300 digits"
-            raise self._refusal(where, path, problem) from None
+            raise self.refusal(where, path, problem) from None
 
     def _lost_by_jsonb(
         self, value: T, text: str, where: str | None
@@ -189,9 +189,9 @@ class Codec(Generic[T]):
         """Raise PayloadError if there is a NUL in the JSON *text*."""
         found = unstorable(from_json(text)) if holds_nul(text) else None
         if found is not None:
-            raise self._refusal(where, *found)
+            raise self.refusal(where, *found)
 
-    def _refusal(self, where: str | None, path: Path, problem: str) -> PayloadError:
+    def refusal(self, where: str | None, path: Path, problem: str) -> PayloadError:
         if self._names is None:
             self._names = names_in(self.schema)
         return PayloadError(where or self.name, shown(path, self._names), problem)
@@ -257,7 +257,7 @@ class Codec(Generic[T]):
             other = "" if path or kind == self.name else f", not {self.name}"
             problem = problem or f"is of type {kind}{other}, and cannot be dumped"
             found = path, problem
-        return self._refusal(where, *found)
+        return self.refusal(where, *found)
 
     def _dumps(self, value: Any, include: Any) -> bool:
         try:

@@ -24,16 +24,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from sqlalchemy import (
     Boolean,
+    Cast,
     DateTime,
     Dialect,
     Double,
     Interval,
     Numeric,
     String,
+    TypeCoerce,
     bindparam,
     cast,
     type_coerce,
@@ -102,19 +104,42 @@ def field_of(column: Any, pick: Callable[[Any], Any]) -> ColumnElement[Any]:
     return _expression(getattr(part, "root", part), type_, keys)
 
 
+class Path(NamedTuple):
+    """The place that an expression of :func:`field_of` stands for.
+
+    *kind* is that of the schema of the field: "int", "list", "model" and so on.
+    """
+
+    root: ColumnElement[Any]
+    keys: tuple[Key, ...]
+    codec: Codec[Any]
+    kind: str
+
+
+def path_of(expression: Any) -> Path | None:
+    """Return the path in *expression*, None if it is not one of :func:`field_of`."""
+    part = expression
+    while isinstance(part, (Cast, TypeCoerce)):
+        part = part.clause
+    if not isinstance(part, _Part):
+        return None
+    return Path(part.root, part.keys, part.codec, _kind(part.codec.schema))
+
+
 def _expression(
     root: ColumnElement[Any], type_: Any, keys: tuple[Key, ...]
 ) -> ColumnElement[Any]:
     column_type: PydanticJSON[Any] = PydanticJSON(type_)
-    kind = _kind(column_type.codec.schema)
+    codec = column_type.codec
+    kind = _kind(codec.schema)
     if kind in _TEXTS:
-        return _TextPart(root, keys, _Scalar(type_, kind))
+        return _TextPart(root, keys, _Scalar(type_, kind), codec)
     if kind == "bool":
-        return cast(_TextPart(root, keys, String()), Boolean())
+        return cast(_TextPart(root, keys, String(), codec), Boolean())
     if kind in _CASTS:
-        number = cast(_TextPart(root, keys, String()), _CASTS[kind])
+        number = cast(_TextPart(root, keys, String(), codec), _CASTS[kind])
         return type_coerce(number, _Scalar(type_, kind))
-    return _Part(root, keys, column_type)
+    return _Part(root, keys, column_type, codec)
 
 
 def _kind(schema: Any) -> str:
@@ -136,11 +161,16 @@ class _Part(FunctionElement[Any]):
     ]
 
     def __init__(
-        self, root: ColumnElement[Any], keys: tuple[Key, ...], type_: TypeEngine[Any]
+        self,
+        root: ColumnElement[Any],
+        keys: tuple[Key, ...],
+        type_: TypeEngine[Any],
+        codec: Codec[Any],
     ) -> None:
         self.root = root
         self.keys = keys
         self.type = type_
+        self.codec = codec
         # Part of the SQL text: an index is on an expression with the same path.
         path = bindparam(None, keys, type_=_Path(), unique=True, literal_execute=True)
         super().__init__(root, path)
@@ -176,6 +206,13 @@ def _text_part_elsewhere(element: _TextPart, compiler: SQLCompiler, **kw: Any) -
     return f"({root} ->> {path})"
 
 
+def array_text(keys: tuple[Key, ...]) -> str:
+    """Return *keys* in the syntax of a text array."""
+    # Only these two are special in an array; "\\t" would be a plain "t".
+    escaped = (str(k).replace("\\", "\\\\").replace('"', '\\"') for k in keys)
+    return "{" + ",".join(f'"{key}"' for key in escaped) + "}"
+
+
 class _Path(TypeDecorator[tuple[Key, ...]]):
     """A path in the syntax of the dialect: a text array or a JSON path."""
 
@@ -187,9 +224,7 @@ class _Path(TypeDecorator[tuple[Key, ...]]):
     ) -> str:
         keys = value or ()
         if dialect.name == "postgresql":
-            # Only these two are special in an array; "\\t" would be a plain "t".
-            escaped = (str(k).replace("\\", "\\\\").replace('"', '\\"') for k in keys)
-            return "{" + ",".join(f'"{key}"' for key in escaped) + "}"
+            return array_text(keys)
         steps = (
             f"[{key}]"
             if isinstance(key, int)

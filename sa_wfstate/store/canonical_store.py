@@ -26,11 +26,12 @@ from .compare_and_set import (
 from .connections import Connections, limit_lock_waits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import Engine
+    from sqlalchemy import ColumnElement, Engine
     from sqlalchemy.orm import sessionmaker
 
+    from ..row.edits import Edit
     from ..values.provenance import Provenance
     from ..values.row_version import RowVersion
     from ..values.snapshot import StateCommitted, WorkflowSnapshot
@@ -131,6 +132,31 @@ class CanonicalStore(Generic[StateT]):
         if current is None and session is not None:
             return conflict  # A hidden row may exist.
         return conflict_of_write(statements, write, current) or conflict
+
+    def try_patch(
+        self,
+        *,
+        workflow_key: str,
+        edits: Sequence[Edit],
+        provenance: Provenance | Mapping[str, Any],
+        when: ColumnElement[bool] | None = None,
+        expected_version: int | RowVersion | None = None,
+    ) -> StateCommitted[StateT] | StateConflict:
+        """Apply *edits* to the state in the database, and commit.
+
+        Behaves as :func:`sa_wfstate.patching.try_patch`: one statement writes the row,
+        and is rolled back if the result is refused. If the answer to COMMIT is lost,
+        the row, or its history, shows whether the patch was committed, by the policy
+        *resolve*; it is sent again only if it was not.
+
+        Raises OutcomeUnknown if the outcome cannot be known.
+        """
+        from .patch_store import PatchTransaction
+
+        patch = PatchTransaction(
+            self._connections, self._statements, self._resolve, self._wait
+        )
+        return patch.commit(workflow_key, edits, provenance, when, expected_version)
 
     def _commit_again(
         self, write: Write, cause: BaseException

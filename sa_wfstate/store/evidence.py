@@ -172,6 +172,18 @@ def _rows(operations: list[Operation]) -> list[_Row]:
     return sorted(rows.values(), key=lambda row: (row.statements.entity, row[1]))
 
 
+def verdict_of(
+    connection: Connection,
+    statements: Statements[Any],
+    workflow_key: str,
+    before: RowVersion,
+    effect_id: str,
+) -> Verdict:
+    """Return the fate of the transaction that wrote one row, over *before*."""
+    row = _Row(statements, workflow_key, before, effect_id, (effect_id,))
+    return _verdict(connection, row)
+
+
 def _verdict(connection: Connection, row: _Row) -> Verdict:
     """Return the fate of the transaction that wrote *row*, by that row alone.
 

@@ -25,8 +25,11 @@ from sa_wfstate import (
     WorkflowNotFound,
     WorkflowSnapshot,
     classify,
+    field_of,
     outbox,
+    patching,
     projection,
+    versions,
 )
 from sa_wfstate.asyncio import CanonicalStore, get_state, try_commit
 
@@ -137,6 +140,29 @@ async def test_four_steps(async_engine: AsyncEngine) -> None:
     assert (await canonical_store.get_state("o-1")).state.status == "new!!"
 
 
+async def test_patches(async_engine: AsyncEngine) -> None:
+    """In a session, in bulk, and by a store."""
+    await place(async_engine)
+    status = field_of(Order.state, lambda state: state.status)
+    edits, now = [patching.set_to(status, "paid")], Provenance.now()
+    async with AsyncSession(async_engine) as session:
+        outcome = await sa_wfstate.asyncio.try_patch(
+            session, Order, "o-1", edits, when=status == "new", provenance=now
+        )
+        assert isinstance(outcome, StateCommitted)
+        again = patching.Patch("o-1", edits, provenance=now, expected_version=1)
+        (outcome,) = await sa_wfstate.asyncio.try_patch_many(session, Order, [again])
+        assert isinstance(outcome, StateCommitted)
+        assert outcome.replayed
+        await session.commit()
+    store = CanonicalStore(async_engine, Order)
+    outcome = await store.try_patch(
+        workflow_key="o-1", edits=edits, when=status == "new", provenance=now
+    )
+    assert isinstance(outcome, StateConflict)
+    assert outcome.reason == "condition"
+
+
 @pytest.mark.parametrize("names", [(), ("state", "state_prime")])
 async def test_state_is_given_once(async_engine: AsyncEngine, names: Any) -> None:
     """Neither of the two names, or both, is a TypeError that tells them."""
@@ -183,7 +209,10 @@ async def test_wrong_kind_is_refused_with_a_word(async_engine: AsyncEngine) -> N
 
 def test_counterparts_have_the_same_names_and_parameters() -> None:
     """Each name of sa_wfstate.asyncio is the counterpart of a synchronous one."""
-    originals = vars(outbox) | vars(projection) | vars(sa_wfstate)
+    modules = (versions, patching, outbox, projection, sa_wfstate)
+    originals: dict[str, Any] = {}
+    for module in modules:
+        originals |= vars(module)
     for name in sa_wfstate.asyncio.__all__:
         original, counterpart = originals[name], getattr(sa_wfstate.asyncio, name)
         if not inspect.isclass(original):

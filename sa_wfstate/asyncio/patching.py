@@ -1,0 +1,63 @@
+"""Async counterparts of patches and of versions; import them from ``asyncio``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .._concurrency import refuse_sync
+from ..store import patch_many as _patch_many
+from ..store import patches as _patches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from ..errors import StateConflict
+    from ..row.edits import Edit
+    from ..store.api import Entity
+    from ..store.patch_many import Patch
+    from ..values.provenance import Provenance
+    from ..values.row_version import RowVersion
+    from ..values.snapshot import StateCommitted
+
+
+StateT = TypeVar("StateT")
+
+
+async def try_patch(
+    session: AsyncSession,
+    entity: Entity[StateT],
+    workflow_key: str,
+    edits: Sequence[Edit],
+    *,
+    provenance: Provenance | Mapping[str, Any],
+    when: ColumnElement[bool] | None = None,
+    expected_version: int | RowVersion | None = None,
+) -> StateCommitted[StateT] | StateConflict:
+    """Async version of :func:`sa_wfstate.patching.try_patch`."""
+    refuse_sync(session)
+    return await session.run_sync(
+        _patches.try_patch,
+        entity,
+        workflow_key,
+        edits,
+        provenance=provenance,
+        when=when,
+        expected_version=expected_version,
+    )
+
+
+async def try_patch_many(
+    session: AsyncSession,
+    entity: Entity[StateT],
+    patches: Iterable[Patch],
+    *,
+    when: ColumnElement[bool] | None = None,
+) -> list[StateCommitted[StateT] | StateConflict]:
+    """Async version of :func:`sa_wfstate.patching.try_patch_many`."""
+    refuse_sync(session)
+    return await session.run_sync(
+        _patch_many.try_patch_many, entity, patches, when=when
+    )

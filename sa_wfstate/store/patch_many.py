@@ -1,0 +1,235 @@
+"""Patch many workflows at once: two statements for each chunk of one shape.
+
+First all rows are locked, in the order of their keys, and what their states would be is
+read and validated; then they are written. So a result that is refused writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from ..errors import PayloadError, StateConflict, WriteSuppressed
+from ..orm.conflicts import conflict_of_all
+from ..orm.criteria import filtering, visible
+from ..orm.entity import statements_of
+from ..row.chunks import chunks
+from ..row.columns import evaluates
+from ..row.edits import Edit
+from ..row.patch_sql import parameters_of
+from ..row.patch_statements import patch_statements_of
+from ..values.provenance import Provenance
+from ..values.row_version import RowVersion
+from ..values.snapshot import StateCommitted
+from ..values.write import Batch, Write, Written
+from .api import Entity, connection_of
+from .instances import adopt, held_instance
+from .patch_row import (
+    check_condition,
+    follow_patches,
+    missing,
+    patch_row,
+    prepare_patch,
+    require_postgresql,
+    write_of,
+)
+from .patches import refused_patch
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from ..row.patch_statements import Shapes
+    from ..row.statements import Statements
+    from .patch_row import Prepared
+
+
+StateT = TypeVar("StateT")
+
+
+@dataclass(slots=True)
+class Patch:
+    """One patch of a batch; see :func:`try_patch` for its fields."""
+
+    workflow_key: str
+    edits: Sequence[Edit]
+    _: KW_ONLY
+    provenance: Provenance | Mapping[str, Any]
+    expected_version: int | RowVersion | None = None
+
+
+def try_patch_many(
+    session: Session,
+    entity: Entity[StateT],
+    patches: Iterable[Patch],
+    *,
+    when: ColumnElement[bool] | None = None,
+) -> list[StateCommitted[StateT] | StateConflict]:
+    """Apply each of *patches* whose row meets *when* and has its expected version.
+
+    Returns one outcome per patch, in the order given; each wins or loses by itself. For
+    each 1,000 rows with edits of one shape, two statements are sent, and one for each
+    row that was not written. Otherwise it behaves as :func:`try_patch`, also in what it
+    raises: nothing is written then.
+
+    A key that is given twice raises PayloadError before any SQL is sent.
+    """
+    statements, patches = statements_of(entity), list(patches)
+    prepared = {
+        each.workflow_key: prepare_patch(
+            statements,
+            each.workflow_key,
+            each.edits,
+            each.provenance,
+            each.expected_version,
+        )
+        for each in patches
+    }
+    if len(prepared) < len(patches):
+        problem = "is given twice; give all edits of a workflow in one patch"
+        raise PayloadError(statements.entity, "workflow_key", problem)
+    check_condition(statements, when)
+    if not patches:
+        return []
+    held = {
+        key: instance
+        for key in prepared
+        if (instance := held_instance(session, statements.mapper, key)) is not None
+    }
+    connection = connection_of(session, statements)
+    batch = _Batch(connection, statements, prepared, when, filtering(session))
+    try:
+        writes, outcomes = batch.send()
+    except DBAPIError as error:
+        refusals = [refused_patch(statements, p, error) for p in prepared.values()]
+        conflict = conflict_of_all([each for each in refusals if each is not None])
+        if conflict is None:
+            raise
+        raise conflict from error
+    won = [outcomes[write.workflow_key] for write in writes]
+    adopt(session, connection, statements, Batch.of(writes), won, held)
+    return [outcomes[each.workflow_key] for each in patches]
+
+
+class _Batch:
+    """The patches of one call, by key."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        statements: Statements[Any],
+        patches: dict[str, Prepared],
+        when: ColumnElement[bool] | None,
+        session: Session | None,
+    ) -> None:
+        self._connection = connection
+        self._statements = statements
+        self._patches = patches
+        self._when = when
+        self._session = session
+
+    def send(self) -> tuple[list[Write], dict[str, Any]]:
+        """Return what was written, and the outcome of each patch."""
+        require_postgresql(self._connection, self._statements)
+        outcomes: dict[str, Any] = {}
+        keys = sorted(self._patches)
+        if self._session is not None:
+            seen = visible(self._session, self._statements, keys, lock=True)
+            hidden = [key for key in keys if key not in seen]
+            outcomes |= {k: missing(self._statements, self._patches[k]) for k in hidden}
+            keys = [key for key in keys if key in seen]
+        groups: dict[Shapes, list[str]] = {}
+        # A callable onupdate would be called once for all rows.
+        if len(keys) > 1 and not evaluates(self._statements.table, inserting=False):
+            for key in keys:
+                groups.setdefault(self._patches[key].shape.edits, []).append(key)
+        if len(groups) > 1:
+            self._statements.versions(self._connection, keys, lock=True)
+        writes: dict[str, Write] = {}
+        for shapes, of_shape in groups.items():
+            for chunk in chunks(of_shape):
+                writes |= self._look(shapes, chunk)
+        written = list(self._write(groups, writes))
+        follow_patches(self._connection, self._statements, written)
+        outcomes |= {
+            write.workflow_key: self._statements.committed(write, row)
+            for write, row in written
+        }
+        done = [write for write, _ in written]
+        for key in keys:
+            if key not in outcomes:
+                write, outcomes[key] = self._alone(key)
+                done += [] if write is None else [write]
+        return done, outcomes
+
+    def _alone(self, key: str) -> tuple[Write | None, Any]:
+        """Send a patch by itself, which tells why it loses."""
+        return patch_row(
+            self._connection,
+            self._statements,
+            self._patches[key],
+            self._when,
+            session=None,
+            own=False,
+        )
+
+    def _look(self, shapes: Shapes, keys: Sequence[str]) -> dict[str, Write]:
+        """Lock rows, and return what is to be written to them."""
+        statement = patch_statements_of(self._statements).look_many(shapes, self._when)
+        expected = [self._patches[key].expected or (None, None) for key in keys]
+        parameters = self._values(shapes, keys) | {
+            "wfs_expected": [version for version, _ in expected],
+            "wfs_base": [effect_id for _, effect_id in expected],
+        }
+        rows = self._connection.execute(statement, parameters).all()
+        return {
+            key: write_of(
+                self._statements, self._patches[key], version + 1, text, effect_id
+            )
+            for key, version, effect_id, text in rows
+        }
+
+    def _write(
+        self, groups: dict[Shapes, list[str]], writes: dict[str, Write]
+    ) -> Iterable[tuple[Write, Written]]:
+        for shapes, of_shape in groups.items():
+            for chunk in chunks([key for key in of_shape if key in writes]):
+                yield from self._write_chunk(shapes, chunk, writes)
+
+    def _write_chunk(
+        self, shapes: Shapes, keys: Sequence[str], writes: dict[str, Write]
+    ) -> Iterable[tuple[Write, Written]]:
+        statement = patch_statements_of(self._statements).write_many(shapes)
+        provenances = [writes[key].provenance for key in keys]
+        parameters = self._values(shapes, keys) | {
+            "wfs_version": [writes[key].base.version for key in keys],
+            "wfs_provenance": self._statements.provenance_texts(keys, provenances),
+        }
+        found = {
+            key: Written(updated_at, version)
+            for key, updated_at, version in self._connection.execute(
+                statement, parameters
+            )
+        }
+        for key in keys:
+            if key not in found:
+                version = writes[key].base.version
+                raise WriteSuppressed(self._statements.entity, key, version)
+            yield writes[key], found[key]
+
+    def _values(self, shapes: Shapes, keys: Sequence[str]) -> dict[str, Any]:
+        """Return the values of the edits, as arrays."""
+        names = [
+            name
+            for number, shape in enumerate(shapes)
+            for name in parameters_of(shape, number)
+        ]
+        arrays: dict[str, Any] = {
+            f"wfs_{name}": [self._patches[key].values[name] for key in keys]
+            for name in names
+        }
+        return arrays | {"wfs_key": list(keys)}

@@ -1,0 +1,93 @@
+"""Patches in the transaction of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from ..errors import ConflictReason, StateConflict
+from ..orm.criteria import filtering
+from ..orm.entity import statements_of
+from ..retry import SERIALIZATION_FAILURE, sqlstate
+from ..row.edits import Edit
+from ..values.provenance import Provenance
+from ..values.row_version import RowVersion
+from ..values.snapshot import StateCommitted
+from ..values.write import Batch
+from .api import Entity, connection_of
+from .instances import adopt, held_instance
+from .patch_row import check_condition, patch_row, prepare_patch
+
+if TYPE_CHECKING:
+    from ..row.statements import Statements
+    from .patch_row import Prepared
+
+
+StateT = TypeVar("StateT")
+
+
+def try_patch(
+    session: Session,
+    entity: Entity[StateT],
+    workflow_key: str,
+    edits: Sequence[Edit],
+    *,
+    provenance: Provenance | Mapping[str, Any],
+    when: ColumnElement[bool] | None = None,
+    expected_version: int | RowVersion | None = None,
+) -> StateCommitted[StateT] | StateConflict:
+    """Apply *edits* to the state in the database, if the row meets *when*.
+
+    The edits are applied in order. The result is validated by the type of the state
+    before it is written. The row is locked until the transaction ends, also by a patch
+    whose result is refused. A patch without *expected_version* applies to whatever
+    version the row has; sent again, it is applied again.
+
+    A row that is missing, at another version than *expected_version*, or does not meet
+    *when*, is a StateConflict, which is returned. The transaction stays usable, also
+    after a PayloadError. An instance of the row in the session has the new values
+    afterwards.
+
+    Raises PayloadError if a value does not fit its field, before any SQL is sent; if
+    the result is no valid state, or a path leads to an item that a list does not have;
+    and if the row has an older schema version. Raises SchemaVersionAhead,
+    UnflushedChanges, WriteSuppressed and the StateConflict ``serialization`` as
+    :func:`~sa_wfstate.try_commit` does.
+    """
+    statements = statements_of(entity)
+    patch = prepare_patch(statements, workflow_key, edits, provenance, expected_version)
+    check_condition(statements, when)
+    instance = held_instance(session, statements.mapper, workflow_key)
+    connection = connection_of(session, statements)
+    try:
+        write, outcome = patch_row(
+            connection, statements, patch, when, session=filtering(session), own=False
+        )
+    except DBAPIError as error:
+        conflict = refused_patch(statements, patch, error)
+        if conflict is None:
+            raise
+        raise conflict from error
+    if write is not None:
+        held = {} if instance is None else {workflow_key: instance}
+        adopt(session, connection, statements, Batch.of([write]), [outcome], held)
+    return outcome
+
+
+def refused_patch(
+    statements: Statements[Any], patch: Prepared, error: BaseException
+) -> StateConflict | None:
+    """Return the conflict that *error* reports, without the current row."""
+    if sqlstate(error) != SERIALIZATION_FAILURE:
+        return None
+    return StateConflict(
+        statements.entity,
+        patch.workflow_key,
+        0 if patch.expected is None else patch.expected.version,
+        None,
+        ConflictReason.SERIALIZATION,
+    )
