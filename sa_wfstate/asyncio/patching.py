@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from .._concurrency import refuse_sync
+from ..errors import StateConflict
+from ..row.edits import Edit
 from ..store import patch_many as _patch_many
 from ..store import patches as _patches
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from sqlalchemy import ColumnElement
-    from sqlalchemy.ext.asyncio import AsyncSession
-
-    from ..errors import StateConflict
-    from ..row.edits import Edit
-    from ..store.api import Entity
-    from ..store.patch_many import Patch
-    from ..values.provenance import Provenance
-    from ..values.row_version import RowVersion
-    from ..values.snapshot import StateCommitted
-
+from ..store.api import Entity
+from ..store.patch_many import Patch
+from ..values.provenance import Provenance
+from ..values.row_version import RowVersion
+from ..values.snapshot import StateCommitted
 
 StateT = TypeVar("StateT")
 

@@ -9,14 +9,14 @@ from functools import lru_cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 
+from sqlalchemy import ColumnElement
+
 from ..errors import MappingError, PayloadError
 from ..payload.codec import Codec
 from .fields import Field
 from .paths import array_text, path_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import ColumnElement
-
     from .paths import Path
     from .types import PydanticJSON
 

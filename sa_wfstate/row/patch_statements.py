@@ -109,7 +109,7 @@ class PatchStatements:
         return (
             update(self._table)
             .where(*self._where(shape))
-            .values(self._values(self._patched(shape.edits), _provenance()))
+            .values(self._assigned(self._patched(shape.edits), _provenance()))
             .returning(c.updated_at, c.version, AsText(c.state))
         )
 
@@ -129,11 +129,11 @@ class PatchStatements:
         return (
             update(self._table)
             .where(self._key, c.version == bindparam("wfs_version"))
-            .values(self._values(self._patched(shape.edits), _provenance()))
+            .values(self._assigned(self._patched(shape.edits), _provenance()))
             .returning(c.updated_at, c.version)
         )
 
-    def _values(self, state: ColumnElement[Any], provenance: Any) -> dict[Any, Any]:
+    def _assigned(self, state: ColumnElement[Any], provenance: Any) -> dict[Any, Any]:
         c = self._columns
         return {
             c.state: state,
@@ -186,7 +186,9 @@ class PatchStatements:
             update(self._table)
             .where(c.workflow_key == new.c.key, c.version == new.c.version)
             .values(
-                self._values(self._patched(edits, new), cast(new.c.provenance, JSONB()))
+                self._assigned(
+                    self._patched(edits, new), cast(new.c.provenance, JSONB())
+                )
             )
             .returning(c.workflow_key, c.updated_at, c.version)
         )

@@ -181,7 +181,7 @@ class _Batch:
         """Lock rows, and return what is to be written to them."""
         statement = patch_statements_of(self._statements).look_many(shapes, self._when)
         expected = [self._patches[key].expected or (None, None) for key in keys]
-        parameters = self._values(shapes, keys) | {
+        parameters = self._arrays(shapes, keys) | {
             "wfs_expected": [version for version, _ in expected],
             "wfs_base": [effect_id for _, effect_id in expected],
         }
@@ -205,7 +205,7 @@ class _Batch:
     ) -> Iterable[tuple[Write, Written]]:
         statement = patch_statements_of(self._statements).write_many(shapes)
         provenances = [writes[key].provenance for key in keys]
-        parameters = self._values(shapes, keys) | {
+        parameters = self._arrays(shapes, keys) | {
             "wfs_version": [writes[key].base.version for key in keys],
             "wfs_provenance": self._statements.provenance_texts(keys, provenances),
         }
@@ -221,7 +221,7 @@ class _Batch:
                 raise WriteSuppressed(self._statements.entity, key, version)
             yield writes[key], found[key]
 
-    def _values(self, shapes: Shapes, keys: Sequence[str]) -> dict[str, Any]:
+    def _arrays(self, shapes: Shapes, keys: Sequence[str]) -> dict[str, Any]:
         """Return the values of the edits, as arrays."""
         names = [
             name
