@@ -26,8 +26,8 @@ from ..store.canonical_store import NOT_GIVEN
 from ..store.canonical_store import CanonicalStore as _CanonicalStore
 from ..store.connections import sync_bind
 from ..values.provenance import Provenance
-from ..values.row_version import RowVersion
 from ..values.public_names import publish
+from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from .patching import try_patch, try_patch_many
 from .workers import IntentDispatcher, ProjectionStore, ProjectionWorker
