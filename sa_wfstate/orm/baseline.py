@@ -16,6 +16,7 @@ from sqlalchemy.orm import InstanceState, LoaderCallableStatus, QueryableAttribu
 from ..errors import PayloadError
 from ..payload.schema_versions import MARK
 from ..row.types import Before, PydanticJSON, Unread
+from .row_keys import is_workflow, known_key_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm.instrumentation import ClassManager
@@ -171,6 +172,9 @@ def located(
 
 
 def _key_of(state: InstanceState[Any]) -> Any:
+    known = known_key_of(state) if is_workflow(state) else None
+    if known is not None:
+        return known
     if state.key is not None:
         identity = state.key[1]
     else:

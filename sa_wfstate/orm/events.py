@@ -24,6 +24,7 @@ from . import (
     error_details,
     flush,
     mixin,
+    row_keys,
     schema_version,
     stale_loads,
     statement_guard,
@@ -52,7 +53,7 @@ def _class_mapped(mapper: Mapper[Any], _: type[Any]) -> None:
 
 
 def _workflow_mapped(_: Mapper[Any], cls: type[Any]) -> None:
-    event.listen(cls.workflow_key, "set", mixin.set_workflow_key, raw=True)
+    event.listen(cls.workflow_key, "set", row_keys.set_workflow_key, raw=True)
     _patch_sessions()
 
 
@@ -69,6 +70,7 @@ FIRST: Final = {"insert": True}
 
 LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...]] = (
     # A class is mapped.
+    (Workflow, "instrument_class", row_keys.instrument_class, ALL),
     (object, "attribute_instrument", _attribute_instrument, ALL),
     (Mapper, MAPPED, attributes.after_mapper_constructed, {}),
     (Mapper, MAPPED, _class_mapped, {}),

@@ -21,16 +21,17 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
 
-from ..errors import PayloadError, VersionNotSeen
+from ..errors import VersionNotSeen
 from ..row.keys import check_key
 from ..values.row_version import NOTHING, RowVersion
 from .collecting import Unstamped, will_write
 from .commit_feed import follow_flush
 from .entity import statements_of
 from .mixin import WorkflowStateMixin
+from .row_keys import check_insertion, check_replacement, gets_key, key_of
 from .session_state import existing_state_of, log_of, state_of
 from .unit_of_work import settle
-from .version_guard import effect_id_in, key_of, require_row_counts, seen_of
+from .version_guard import effect_id_in, require_row_counts, seen_of
 from .write_log import Operation, OperationType, write_log_of
 
 if TYPE_CHECKING:
@@ -52,22 +53,11 @@ def _note(
     statements = statements_of(state.class_)
     require_row_counts(connection, statements.entity)
     effect_id = effect_id_in(state.dict.get("provenance"))
-    key = "" if _gets_key(state) else key_of(state)
+    key = "" if gets_key(state) else key_of(state)
     log = write_log_of(connection)
     operation = Operation(type_, statements, key, base, effect_id, log, state)
     log_of(_session(state)).pending[state] = operation
     return operation
-
-
-def _gets_key(state: InstanceState[Any]) -> bool:
-    """Return whether the INSERT makes the key; PayloadError if there is none."""
-    if state.identity is not None or state.dict.get("workflow_key") is not None:
-        return False
-    column = statements_of(state.class_).columns.workflow_key
-    if column.default is None and column.server_default is None:
-        problem = "is missing; set it, or give its column a default"
-        raise PayloadError(state.class_.__name__, "workflow_key", problem)
-    return True
 
 
 def before_insert(
@@ -77,7 +67,8 @@ def before_insert(
     identity = state.mapper.identity_key_from_instance(state.obj())
     replaced = session.identity_map.get(identity)
     if replaced is not None and replaced in session.deleted:
-        # The unit of work makes one UPDATE of a DELETE and an INSERT of one key.
+        # The unit of work makes one UPDATE of a DELETE and an INSERT of one identity.
+        check_replacement(state, inspect(replaced))
         _note(
             OperationType.UPDATE,
             connection,
@@ -85,6 +76,7 @@ def before_insert(
             log_of(session).check(inspect(replaced)),
         )
     else:
+        check_insertion(session, state)
         _note(OperationType.INSERT, connection, state, NOTHING)
 
 

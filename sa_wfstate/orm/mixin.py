@@ -35,14 +35,19 @@ from sqlalchemy import BigInteger, DateTime, Integer, Table, Text, func, text
 from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr, mapped_column
 from sqlalchemy.orm.attributes import InstrumentedAttribute
 
-from ..errors import KeyNotAssignable, MappingError, VersionNotAssignable
+from ..errors import MappingError, VersionNotAssignable
 from ..payload.schema_versions import Step, schema_of
 from ..row.columns import note_columns
-from ..row.ddl import add_constraints, add_indexes, check_key_references
-from ..row.keys import check_key
+from ..row.ddl import (
+    add_constraints,
+    add_indexes,
+    add_unique_key,
+    check_key_references,
+)
 from ..row.types import PydanticJSON
 from ..values.provenance import Provenance
 from .refusals import refusing
+from .row_keys import keep_key, note_identity
 from .version_comparator import compare_effects
 
 if TYPE_CHECKING:
@@ -105,8 +110,11 @@ class WorkflowStateMixin(Generic[StateT]):
     __downcasters__: ClassVar[Mapping[int, Step]] = {}
     """How JSON data becomes that of the version before, down to the one to store."""
 
-    workflow_key: Mapped[str] = mapped_column(Text, primary_key=True, sort_order=-60)
-    """The primary key of the workflow, 1 to 255 characters."""
+    workflow_key: Mapped[str] = mapped_column(Text, nullable=False, sort_order=-60)
+    """The key of the workflow, 1 to 255 characters.
+
+    It is the primary key, unless the class has one of its own: then it is unique.
+    """
 
     version: Mapped[int] = mapped_column(
         BigInteger, nullable=False, server_default=text("1"), sort_order=-50
@@ -167,11 +175,6 @@ class _VersionAttribute(InstrumentedAttribute[Any]):
         raise VersionNotAssignable(type(instance).__name__)
 
 
-def _keep_key(state: InstanceState[Any], workflow_key: str | None) -> None:
-    if state.identity is not None and workflow_key != state.identity[0]:
-        raise KeyNotAssignable(state.class_.__name__, state.identity[0])
-
-
 def _state_type(cls: type[Any]) -> Any:
     """Return what *cls* put in the brackets of WorkflowStateMixin[…]."""
     bound = _argument(cls, {})
@@ -210,6 +213,7 @@ def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
         if not isinstance(table, Table):
             raise MappingError(cls.__name__, "a workflow must be mapped to a table")
         _guard_version(mapper, table)
+        add_unique_key(cls.__name__, table)
         check_key_references(cls.__name__, table)
         add_constraints(table)
         add_indexes(cls.__name__, table, cls.__workflow_indexes__)
@@ -219,6 +223,7 @@ def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
             mapper.eager_defaults = True
     if mapper.version_id_col is None:
         raise MappingError(cls.__name__, "its version_id_col is lost")
+    note_identity(mapper)
     cls.version.__class__ = _VersionAttribute
 
 
@@ -227,10 +232,6 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
     state_type: Any = columns.state.type
     if isinstance(state_type, PydanticJSON) and state_type.payload_schema is None:
         columns.state.type = state_type.with_schema(schema_of(mapper.class_))
-    if list(table.primary_key) != [columns.workflow_key]:
-        raise MappingError(
-            mapper.class_.__name__, "workflow_key alone must be the primary key"
-        )
     for name in ("state", "provenance"):
         type_ = getattr(columns, name).type
         if not isinstance(type_, PydanticJSON):
@@ -256,20 +257,10 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
         )
 
 
-def set_workflow_key(
-    state: InstanceState[Any], value: str, _old: object, _initiator: object
-) -> None:
-    """Check the key that is set; that of a stored row is not changed."""
-    check_key(state.class_.__name__, value)
-    _keep_key(state, value)
-
-
 def before_save(
     _mapper: Mapper[Any], _connection: Connection, state: InstanceState[Any]
 ) -> None:
-    if "workflow_key" in state.committed_state:
-        # It was deleted, set past its attribute, or copied from a row it refers to.
-        _keep_key(state, state.dict.get("workflow_key"))
+    keep_key(state)
     if state.has_identity:
         return  # Only an UPDATE that is sent gets a provenance; see flush.py.
     instance: Any = state.obj()

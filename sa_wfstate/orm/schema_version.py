@@ -20,6 +20,7 @@ from ..row.columns import columns_of
 from .collecting import Follower, is_same
 from .mixin import WorkflowStateMixin
 from .refusals import refusing
+from .row_keys import key_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -111,17 +112,16 @@ def before_update(
         # Not by the attribute: that would load the version of the row as well.
         columns: Any = columns_of(mapper.columns["schema_version"].table)
         found = connection.scalar(
-            select(columns.schema_version).where(
-                columns.workflow_key == state.identity[0]  # type: ignore[index]
-            )
+            select(columns.schema_version).where(columns.workflow_key == key_of(state))
         )
     stored = _Stored(found if isinstance(found, int) else 0)
     stored.state, stored.known = state, isinstance(found, int)
     stored.ahead = None
     if schema.is_ahead(stored):
-        key: Any = state.identity[0]  # type: ignore[index]
         name = mapper.class_.__name__
-        stored.ahead = SchemaVersionAhead(name, key, int(stored), schema.version)
+        stored.ahead = SchemaVersionAhead(
+            name, key_of(state), int(stored), schema.version
+        )
     # Also what was assigned, or merged from an instance that is older than an upcast.
     state.dict["schema_version"] = schema.write_version
     committed["schema_version"] = stored

@@ -37,9 +37,10 @@ from ..values.row_version import NOTHING, RowVersion
 from .conflicts import conflict_of, conflict_of_all, read_again
 from .entity import statements_of
 from .mixin import WorkflowStateMixin
+from .row_keys import key_of, known_key_of
 from .session_patch import workflow_mapper
 from .tracking import check_unchanged
-from .version_guard import OF_A_BASE, key_of, seen_of, take_over
+from .version_guard import OF_A_BASE, seen_of, take_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -164,8 +165,11 @@ class _Merging:
             take_over(inspect(held), state)
 
     def _refuse_to_replace(self, state: InstanceState[Any]) -> None:
+        identity = state.mapper.primary_key_from_instance(state.obj())
+        if None in identity:
+            return  # The INSERT makes it.
         key = key_of(state)
-        there = self._session.get(state.class_, key)
+        there = self._session.get(state.class_, tuple(identity))
         if there is not None and inspect(there) is not state:
             conflicts = _conflicts(self._session, state.class_, key, [NOTHING])
             if conflicts:
@@ -183,7 +187,7 @@ class _Merging:
 
     def _held(self, state: InstanceState[Any]) -> Any:
         """Return the session's own object of the row."""
-        identity = state.key or identity_key(state.class_, key_of(state))
+        identity = state.key or state.mapper.identity_key_from_instance(state.obj())
         return self._session.identity_map.get(identity)
 
 
@@ -230,18 +234,19 @@ def _beside(state: InstanceState[Any], attributes: Iterable[str] | None) -> list
 def _translate_get(
     execute: ORMExecuteState, entity: type[Any], error: StaleDataError | DBAPIError
 ) -> None:
-    session, (key,) = execute.session, dict(execute.parameters).values()  # type: ignore[arg-type]
-    held = session.identity_map.get(identity_key(entity, key))
+    session = execute.session
+    identity = tuple(dict(execute.parameters).values())  # type: ignore[arg-type]
+    held = session.identity_map.get(identity_key(entity, identity))
     seen = None if held is None else seen_of(inspect(held))
     if seen is None:
         return
+    state = inspect(held)
     if isinstance(error, StaleDataError):
-        for conflict in _conflicts(session, entity, key, [seen]):
+        for conflict in _conflicts(session, entity, key_of(state), [seen]):
             raise conflict from error
     elif sqlstate(error) == SERIALIZATION_FAILURE:
-        raise StateConflict(
-            entity.__name__, key, seen.version, None, ConflictReason.SERIALIZATION
-        ) from error
+        key, reason = known_key_of(state), ConflictReason.SERIALIZATION
+        raise StateConflict(entity.__name__, key, seen.version, None, reason) from error
 
 
 def _conflicts(

@@ -11,6 +11,7 @@ from ..errors import MappingError, VersionNotSeen
 from ..row.types import Unread
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
+from .row_keys import key_of, note_key
 from .version_comparator import Expected
 
 if TYPE_CHECKING:
@@ -51,21 +52,25 @@ def saw(state: InstanceState[Any], seen: RowVersion | None) -> None:
         state.info.pop(_KEY, None)
     else:
         state.info[_KEY] = seen
+        note_key(state, written=True)
 
 
 def take_over(state: InstanceState[Any], other: InstanceState[Any]) -> None:
     """Give *state* the base of *other*, whose values it holds."""
     state.info[_KEY] = other.info.get(_KEY)
+    note_key(state)
 
 
 def load(state: InstanceState[Any], _: object) -> None:
     values = state.dict
+    note_key(state)
     if "version" in values or "state" in values:
         _see(state, values)
 
 
 def refresh(state: InstanceState[Any], _: object, attributes: Any | None) -> None:
     values = state.dict
+    note_key(state)
     # A load in part leaves behind what it defers, as it was, and how to load it.
     deferred = OF_A_BASE & values.keys() & state.callables.keys()
     for name in deferred:
@@ -110,13 +115,6 @@ def expect_seen(state: InstanceState[Any]) -> RowVersion:
         if "workflow_key" not in state.dict:
             set_committed_value(instance, "workflow_key", workflow_key)
     return seen
-
-
-def key_of(state: InstanceState[Any]) -> str:
-    """Return the key of the row, even if the attribute is expired or was changed."""
-    identity = state.identity
-    key: str = state.dict["workflow_key"] if identity is None else identity[0]
-    return key
 
 
 def require_row_counts(connection: Connection, entity: str) -> None:

@@ -47,6 +47,15 @@ def column_of(table: Any, name: str) -> Any:
     return table.c.get(name)
 
 
+def makes_value(column: Column[Any]) -> bool:
+    """Return whether an INSERT without a value for *column* gets one."""
+    return (
+        column.default is not None
+        or column.server_default is not None
+        or column.table.autoincrement_column is column
+    )
+
+
 def evaluates(table: Table, *, inserting: bool) -> bool:
     """Return whether Python computes a value for each row written to *table*.
 

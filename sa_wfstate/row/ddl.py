@@ -9,7 +9,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from sqlalchemy import DDL, CheckConstraint, Column, FromClause, Index, Table
+from sqlalchemy import (
+    DDL,
+    CheckConstraint,
+    Column,
+    FromClause,
+    Index,
+    PrimaryKeyConstraint,
+    Table,
+    UniqueConstraint,
+)
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql.elements import conv
 
@@ -27,6 +36,54 @@ _NOISE = re.compile(r"[\s()\"]")
 
 COUNTERS = ("version", "schema_version")
 """The columns that count from 1, each with a CHECK."""
+
+
+def complete_primary_key(table: Table, key: Column[Any]) -> None:
+    """Make *key* the primary key of *table*, unless it has one."""
+    if not table.primary_key.columns:
+        key.primary_key, key.nullable = True, False
+        table.append_constraint(PrimaryKeyConstraint(key))
+
+
+def add_unique_key(entity: str, table: Table) -> None:
+    """Make the workflow key of *table* unique, unless it is or is the primary key.
+
+    Raises MappingError if it is declared as unique only together with other columns.
+    """
+    key = columns_of(table).workflow_key
+    if list(table.primary_key) == [key]:
+        return
+    key.nullable = False
+    uniques = _uniques(table)
+    if [key] in uniques:
+        return
+    for columns in [list(table.primary_key), *uniques]:
+        if key in columns:
+            names = ", ".join(column.name for column in columns)
+            raise MappingError(
+                entity,
+                f"workflow_key is unique only as part of ({names}), and identifies a "
+                "workflow by itself; declare it with unique=True, and join the parts "
+                "of a key into one text where they are unique only together",
+            )
+    # Without a convention, under the name that PostgreSQL would give it.
+    conventions = table.metadata.naming_convention
+    named = "uq" in conventions or UniqueConstraint in conventions
+    name = None if named else conv(_object_name(table.name, key.name, "key"))
+    table.append_constraint(UniqueConstraint(key, name=name))
+
+
+def _uniques(table: Table) -> list[list[Any]]:
+    """Return the columns of each unique constraint and unique index of *table*."""
+    found = [c for c in table.constraints if isinstance(c, UniqueConstraint)]
+    whole = [
+        index
+        for index in table.indexes
+        if index.unique and index.dialect_kwargs.get("postgresql_where") is None
+    ]
+    return [list(each.columns) for each in found] + [
+        list(index.expressions) for index in whole
+    ]
 
 
 def check_key_references(entity: str, table: Table) -> None:

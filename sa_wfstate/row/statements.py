@@ -20,7 +20,7 @@ from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot, with_source
 from ..values.write import Write, Written
 from .chunks import chunks
-from .columns import columns_of
+from .columns import columns_of, makes_value
 from .sql import CANONICAL_COLUMNS, RowSQL
 
 if TYPE_CHECKING:
@@ -268,7 +268,8 @@ class Statements(Generic[StateT]):
     def constants(self) -> dict[Column[Any], Any]:
         """Return the constants of a new row of the class: its discriminator.
 
-        Raises MappingError if an instance has columns in another table.
+        Raises MappingError if an instance has columns in another table, or if its
+        primary key has a column without a default.
         """
         if self.mapper.local_table is not self.table:
             raise MappingError(
@@ -276,6 +277,14 @@ class Statements(Generic[StateT]):
                 "has columns in a second table, so try_commit cannot create a row; add "
                 "an instance to a session instead",
             )
+        for each in self.table.primary_key:
+            if each is not self.columns.workflow_key and not makes_value(each):
+                raise MappingError(
+                    self.entity,
+                    f"the column {each.name!r} of its primary key has no default, so "
+                    "try_commit cannot create a row; add an instance to a session "
+                    "instead, or give the column a default",
+                )
         if self.mapper.polymorphic_on is None:
             return {}
         column: Any = self.mapper.polymorphic_on

@@ -29,7 +29,7 @@ from .compare_and_set import (
     prepare,
     refused,
 )
-from .instances import adopt, held_instance
+from .instances import adopt, held_instances
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -103,7 +103,7 @@ def try_commit(
         expected_effect_id=expected_effect_id,
         base=base if named is None else None,
     )
-    instance = held_instance(session, statements.mapper, workflow_key)
+    held = held_instances(session, statements.mapper, [workflow_key])
     connection = connection_of(session, statements)
     if base is not None and named is not None:
         return conflict_of_bases(
@@ -118,7 +118,6 @@ def try_commit(
         if conflict is None:
             raise
         raise conflict from error
-    held = {} if instance is None else {workflow_key: instance}
     adopt(session, connection, statements, Batch.of([write]), [outcome], held)
     return outcome
 

@@ -28,7 +28,7 @@ from ..values.snapshot import StateCommitted
 from ..values.write import Batch, Written
 from .api import Entity, connection_of
 from .compare_and_set import check_target, prepare, refused, unwritten
-from .instances import adopt, held_instance
+from .instances import adopt, held_instances
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,13 +73,7 @@ def try_commit_many(
         _refuse_duplicate(statements, batch)
     if not batch:
         return []
-    held: dict[str, Any] = {}
-    # Skip the lookups in a session without instances.
-    if len(session.identity_map):
-        for key in batch.workflow_keys:
-            instance = held_instance(session, statements.mapper, key)
-            if instance is not None:
-                held[key] = instance
+    held = held_instances(session, statements.mapper, batch.workflow_keys)
     connection = connection_of(session, statements)
     outcomes = commit_batch(connection, statements, batch, session=filtering(session))
     adopt(session, connection, statements, batch, outcomes, held)

@@ -9,6 +9,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
 
 from ..errors import UnflushedChanges
+from ..orm.row_keys import is_workflow, key_is_identity, key_of, table_of
 from ..orm.session_state import log_of
 from ..orm.tracking import changed_in_place, rebase
 from ..orm.version_guard import saw
@@ -16,7 +17,7 @@ from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import Mapper, Session
@@ -26,16 +27,43 @@ if TYPE_CHECKING:
     from ..values.write import Batch, Write
 
 
-def held_instance(session: Session, mapper: Mapper[Any], workflow_key: str) -> Any:
-    """Return the session's instance of the row; raise if it has unflushed changes."""
-    instance = session.identity_map.get(identity_key(mapper.class_, workflow_key))
-    if instance is not None and (
-        instance in session.deleted
-        or session.is_modified(instance)
-        or changed_in_place(instance)
-    ):
-        raise UnflushedChanges(mapper.class_.__name__, workflow_key)
-    return instance
+def held_instances(
+    session: Session, mapper: Mapper[Any], workflow_keys: Collection[str]
+) -> dict[str, Any]:
+    """Return the session's instances of the rows of *workflow_keys*, by key.
+
+    Raises UnflushedChanges if one has changes that are not flushed.
+    """
+    if not len(session.identity_map):
+        return {}
+    held = dict(_held(session, mapper, workflow_keys))
+    for workflow_key, instance in held.items():
+        if (
+            instance in session.deleted
+            or session.is_modified(instance)
+            or changed_in_place(instance)
+        ):
+            raise UnflushedChanges(mapper.class_.__name__, workflow_key)
+    return held
+
+
+def _held(
+    session: Session, mapper: Mapper[Any], workflow_keys: Collection[str]
+) -> Iterator[tuple[str, Any]]:
+    if key_is_identity(mapper):
+        for key in workflow_keys:
+            instance = session.identity_map.get(identity_key(mapper.class_, key))
+            if instance is not None:
+                yield key, instance
+        return
+    # The identity map is by primary key.
+    wanted, table = frozenset(workflow_keys), table_of(mapper)
+    for state in session.identity_map.all_states():
+        if not is_workflow(state) or table_of(state.mapper) is not table:
+            continue
+        instance, key = state.obj(), key_of(state)
+        if instance is not None and key in wanted:
+            yield key, instance
 
 
 def adopt(

@@ -15,6 +15,7 @@ from sa_wfstate import WorkflowStateMixin
 from sa_wfstate.orm.events import LISTENERS, METHODS
 
 TABLE = """
+WorkflowStateMixin instrument_class: orm.row_keys.instrument_class
 object attribute_instrument: orm.events._attribute_instrument
 Mapper after_mapper_constructed: orm.attributes.after_mapper_constructed
 Mapper after_mapper_constructed: orm.events._class_mapped

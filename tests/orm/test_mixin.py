@@ -164,13 +164,22 @@ def test_version_id_generator_false_is_refused(base: Any) -> None:
             __mapper_args__ = {"version_id_generator": False}  # noqa: RUF012
 
 
-def test_second_primary_key_column_is_refused(base: Any) -> None:
-    """One workflow is one key."""
-    with pytest.raises(MappingError, match="workflow_key alone"):
+def test_key_that_is_unique_only_with_others_is_refused(base: Any) -> None:
+    """One workflow is one key, by itself."""
+    with pytest.raises(MappingError, match=r"part of \(workflow_key, tenant\)"):
 
         class Order(WorkflowStateMixin[OrderState], base):
             __tablename__ = "orders"
+            workflow_key: Mapped[str] = mapped_column(primary_key=True)
             tenant: Mapped[str] = mapped_column(primary_key=True)
+
+    with pytest.raises(MappingError, match=r"part of \(tenant, workflow_key\)"):
+
+        class Claim(WorkflowStateMixin[OrderState], base):
+            __tablename__ = "claims"
+            __table_args__ = (UniqueConstraint("tenant", "workflow_key"),)
+            id: Mapped[int] = mapped_column(primary_key=True)
+            tenant: Mapped[str]
 
 
 def test_missing_state_type_is_refused(base: Any) -> None:
