@@ -310,7 +310,7 @@ def test_row_that_was_loaded_without_its_key_is_written(engine: Engine) -> None:
                 session.commit()
         with Session(engine) as session:
             order = session.scalars(select(entity)).one()
-            copy = pickle.loads(pickle.dumps(order))  # noqa: S301 - our own
+            copy = pickle.loads(pickle.dumps(order))
         copy.state = OrderState(n=4)
         with Session(engine) as session:
             session.add(copy)
