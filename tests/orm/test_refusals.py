@@ -44,7 +44,10 @@ REFUSED: dict[str, tuple[Any, dict[str, Any]]] = {
     ),
     "second key": (
         WorkflowStateMixin[Good],
-        {"other": mapped_column(BigInteger, primary_key=True)},
+        {
+            "workflow_key": mapped_column(Text, primary_key=True),
+            "other": mapped_column(BigInteger, primary_key=True),
+        },
     ),
     "wrong index": (WorkflowStateMixin[Good], {"__workflow_indexes__": ("versions",)}),
     "wrong schema version": (WorkflowStateMixin[Good], {"__schema_version__": 0}),
