@@ -168,7 +168,7 @@ NAMES = {
 }
 """The names of each public module."""
 
-MODULES_OF_OURS = 84
+MODULES_OF_OURS = 85
 """How many modules of the package ``import sa_wfstate`` loads."""
 
 NOT_LOADED = {

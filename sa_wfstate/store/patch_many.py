@@ -28,7 +28,7 @@ from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
 from ..values.write import Batch, Write, Written
 from .api import Entity, connection_of
-from .instances import adopt, held_instance
+from .instances import adopt, held_instances
 from .patch_row import (
     check_condition,
     follow_patches,
@@ -95,11 +95,7 @@ def try_patch_many(
     check_condition(statements, when)
     if not patches:
         return []
-    held = {
-        key: instance
-        for key in prepared
-        if (instance := held_instance(session, statements.mapper, key)) is not None
-    }
+    held = held_instances(session, statements.mapper, prepared)
     connection = connection_of(session, statements)
     batch = _Batch(connection, statements, prepared, when, filtering(session))
     try:

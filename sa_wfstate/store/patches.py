@@ -19,7 +19,7 @@ from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
 from ..values.write import Batch
 from .api import Entity, connection_of
-from .instances import adopt, held_instance
+from .instances import adopt, held_instances
 from .patch_row import check_condition, patch_row, prepare_patch
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def try_patch(
     statements = statements_of(entity)
     patch = prepare_patch(statements, workflow_key, edits, provenance, expected_version)
     check_condition(statements, when)
-    instance = held_instance(session, statements.mapper, workflow_key)
+    held = held_instances(session, statements.mapper, [workflow_key])
     connection = connection_of(session, statements)
     try:
         write, outcome = patch_row(
@@ -73,7 +73,6 @@ def try_patch(
             raise
         raise conflict from error
     if write is not None:
-        held = {} if instance is None else {workflow_key: instance}
         adopt(session, connection, statements, Batch.of([write]), [outcome], held)
     return outcome
 

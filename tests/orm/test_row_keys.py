@@ -46,12 +46,14 @@ from sa_wfstate import (
     StateConflict,
     WorkflowNotFound,
     WorkflowStateMixin,
+    field_of,
     get_state,
     try_commit,
     try_commit_many,
 )
 from sa_wfstate.errors import KeyNotAssignable, MappingError, UnflushedChanges
 from sa_wfstate.history import HistoryMixin, keep_history, list_versions
+from sa_wfstate.patching import Patch, set_to, try_patch_many
 
 pytestmark = pytest.mark.contract
 
@@ -283,6 +285,10 @@ def test_instance_of_the_session_follows_try_commit(engine: Engine) -> None:
             session.commit()
             assert commit(entity, session, "a", 1, 2).version == 2
             assert (orders["a"].version, orders["a"].state.n) == (2, 2)
+            edits = [set_to(field_of(entity.state, lambda state: state.n), 7)]
+            patch = Patch("b", edits, provenance=Provenance.now())
+            assert try_patch_many(session, entity, [patch])[0].version == 2
+            assert (orders["b"].version, orders["b"].state.n) == (2, 7)
             orders["a"].state.n = 3
             with pytest.raises(UnflushedChanges, match="'a'"):
                 commit(entity, session, "a", 2, 4)
