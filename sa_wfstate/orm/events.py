@@ -177,6 +177,11 @@ def on_statement(connection: Connection, listener: Callable[..., None]) -> None:
     event.listen(connection, "before_cursor_execute", listener)
 
 
+def after_statement(connection: Connection, listener: Callable[..., None]) -> None:
+    """Call *listener* after *connection* has executed a statement."""
+    event.listen(connection, "after_cursor_execute", listener)
+
+
 def off_statement(connection: Connection, listener: Callable[..., None]) -> None:
     """Undo on_statement()."""
     if event.contains(connection, "before_cursor_execute", listener):

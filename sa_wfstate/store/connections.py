@@ -76,6 +76,9 @@ class Connections:
         else:
             session: Session
             with self._bind() as session, session.begin():
+                bind = session.get_bind(self._mapper)
+                if isinstance(bind, Connection) and bind.in_transaction():
+                    options = {}  # As in a test: its level cannot be changed any more.
                 connection = session.connection(
                     bind_arguments={"mapper": self._mapper}, execution_options=options
                 )

