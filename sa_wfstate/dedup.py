@@ -48,6 +48,7 @@ from sqlalchemy.sql.elements import conv
 
 from ._concurrency import require_at_least
 from .errors import ActionIdReused
+from .orm.routing import connection_for
 from .payload.actions import digest
 from .row.auxiliary import AuxiliaryTable
 from .row.chunks import chunks
@@ -197,7 +198,7 @@ def should_process(
     ActionIdReused.
     """
     check_key(log.__name__, workflow_key)
-    connection = session.connection(bind_arguments={"mapper": inspect(log)})
+    connection = connection_for(session, inspect(log), [workflow_key])
     found = DedupLog(log).lookup(connection, [workflow_key], [action_id])
     if payload is not None:
         for processed in found.values():
@@ -223,7 +224,7 @@ def remember(
     digests are stored.
     """
     check_key(log.__name__, workflow_key)
-    connection = session.connection(bind_arguments={"mapper": inspect(log)})
+    connection = connection_for(session, inspect(log), [workflow_key])
     request_hash = None if payload is None else digest(payload)
     claim = Claim(workflow_key, action_id, digest(result), request_hash, version)
     return DedupLog(log, ttl).claim(connection, [claim]) is not None

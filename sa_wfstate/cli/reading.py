@@ -217,7 +217,7 @@ def list_workflows(engine: Engine, entity: Any, options: argparse.Namespace) -> 
         query = query.where(c.workflow_key > options.after)
     query = query.order_by(c.workflow_key).limit(options.limit)
     with Session(engine) as session:
-        connection = connection_of(session, statements)
+        connection = connection_of(session, statements, reads=True)
         rows = [dict(zip(names, row, strict=True)) for row in connection.execute(query)]
     for row in rows:
         provenance = row.pop("provenance")

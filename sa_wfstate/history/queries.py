@@ -202,6 +202,7 @@ class _Query:
         self._statements = statements_of(entity)
         self.entity = self._statements.entity
         check_key(self.entity, workflow_key)
+        self._key = workflow_key
         self.table = table = history_of(self._statements)
         columns = [
             type_coerce(
@@ -217,7 +218,7 @@ class _Query:
         )
 
     def read(self, session: Session, rows: Select[Any]) -> list[WorkflowSnapshot[Any]]:
-        connection = connection_of(session, self._statements)
+        connection = connection_of(session, self._statements, [self._key], reads=True)
         if session.autoflush:
             session.flush()
         return [snapshot_of(row) for row in connection.execute(rows)]

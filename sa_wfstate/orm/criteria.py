@@ -17,6 +17,7 @@ from ..row.chunks import chunks
 from ..row.json_text import AsText
 from ..row.sql import CANONICAL_COLUMNS
 from ..values.row_version import RowVersion
+from .routing import shard_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,9 +37,11 @@ HIDDEN: Final = RowVersion(-1, None)
 
 def filtering(session: Session) -> Session | None:
     """Return *session* if its loads may be filtered, else None."""
-    package = __name__.partition(".")[0]
+    # A ShardedSession chooses the shards by a listener of SQLAlchemy's own.
+    known = {__name__.partition(".")[0], "sqlalchemy"}
     for listener in session.dispatch.do_orm_execute:
-        if getattr(listener, "__module__", "").partition(".")[0] != package:
+        module = getattr(listener, "__module__", None) or ""  # Builtins have None.
+        if module.partition(".")[0] not in known:
             return session
     return None
 
@@ -113,5 +116,8 @@ def _select(
     if lock:
         query = query.with_for_update(key_share=True, of=statements.table)
     for keys in chunks(sorted(workflow_keys)):
+        shard = shard_of(session, statements.mapper, keys[0])
+        where = {} if shard is None else {"shard_id": shard}
+        one = query.where(entity.workflow_key.in_(keys))
         with session.no_autoflush:
-            yield from session.execute(query.where(entity.workflow_key.in_(keys)))
+            yield from session.execute(one, bind_arguments=where)

@@ -59,6 +59,15 @@ def key_is_identity(mapper: Mapper[Any]) -> bool:
     return alone
 
 
+def starts_with_key(mapper: Mapper[Any]) -> bool:
+    """Return whether the primary key of a class starts with its workflow key.
+
+    That of a dedup log or an outbox does.
+    """
+    alone = mapper.class_manager.info.get(_IDENTITY)
+    return mapper.primary_key[0].key == "workflow_key" if alone is None else alone
+
+
 def table_of(mapper: Mapper[Any]) -> Table:
     """Return the table with the workflow columns of a class."""
     table: Any = mapper.version_id_col.table  # type: ignore[union-attr]
@@ -98,7 +107,10 @@ def key_of(state: InstanceState[Any]) -> Any:
     if key is None and session is not None and state.identity is not None:
         mapper = state.mapper
         pairs = zip(mapper.primary_key, state.identity, strict=True)
-        key = session.connection(bind_arguments={"mapper": mapper}).scalar(
+        where: dict[str, Any] = {"mapper": mapper}
+        if state.identity_token is not None:
+            where["shard_id"] = state.identity_token
+        key = session.connection(bind_arguments=where).scalar(
             select(columns_of(table_of(mapper)).workflow_key).where(
                 *(column == value for column, value in pairs)
             )

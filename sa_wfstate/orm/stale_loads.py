@@ -37,6 +37,7 @@ from ..values.row_version import NOTHING, RowVersion
 from .conflicts import conflict_of, conflict_of_all, read_again
 from .entity import statements_of
 from .mixin import WorkflowStateMixin
+from .routing import connection_for
 from .row_keys import key_of, known_key_of
 from .session_patch import workflow_mapper
 from .tracking import check_unchanged
@@ -257,7 +258,7 @@ def _conflicts(
 ) -> list[StateConflict]:
     """Read the row again; return the conflict of each of *bases* that it is not."""
     statements = statements_of(entity)
-    connection = session.connection(bind_arguments={"mapper": statements.mapper})
+    connection = connection_for(session, statements.mapper, [workflow_key])
     seen = [base for base in bases if base is not None]
     expected = {workflow_key: max((base.version for base in seen), default=0)}
     found = read_again(connection, statements, expected).get(workflow_key)

@@ -41,6 +41,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.elements import conv
 
+from ..orm.routing import connection_for
 from ..payload.actions import Intent
 from ..row.auxiliary import AuxiliaryTable
 from ..row.names import check_texts, naming_rows
@@ -142,7 +143,8 @@ def add_intents(
 
     Use it after ``try_commit``, once per commit and in the same transaction.
     """
-    connection = session.connection(bind_arguments={"mapper": inspect(intents)})
+    key = committed.workflow_key
+    connection = connection_for(session, inspect(intents), [key])
     store_intents(intents)(connection, committed.snapshot, given)
 
 

@@ -121,7 +121,8 @@ class ProjectionStore(Generic[StateT]):
     def get_version(self, workflow_key: str) -> int | None:
         """Return the version of the row of *workflow_key*, None without a row."""
         check_key(self._projection.statements.entity, workflow_key)
-        with self._connections.autocommit() as connection:
+        keys = [workflow_key]
+        with self._connections.autocommit(keys, reads=True) as connection:
             version: int | None = connection.scalar(
                 self._version, {"key": workflow_key}
             )
@@ -133,7 +134,8 @@ class ProjectionStore(Generic[StateT]):
         deadline, pause = monotonic() + max_wait, _FIRST_PAUSE
         while True:
             # No connection is held while waiting.
-            with self._connections.autocommit() as connection:
+            keys = [workflow_key]
+            with self._connections.autocommit(keys, reads=True) as connection:
                 found = connection.execute(self._row, {"key": workflow_key}).mappings()
                 row = found.first()
             left = deadline - monotonic()
@@ -144,7 +146,7 @@ class ProjectionStore(Generic[StateT]):
 
     def _canonical(self, workflow_key: str, version: int) -> ProjectionRead:
         statements = self._projection.statements
-        with self._connections.autocommit() as connection:
+        with self._connections.autocommit([workflow_key]) as connection:
             snapshot = statements.read(connection, workflow_key)
         if snapshot is None:
             raise WorkflowNotFound(statements.entity, workflow_key)

@@ -17,6 +17,7 @@ from ..errors import StateConflict, WorkflowNotFound
 from ..orm.criteria import filtering, read_visible
 from ..orm.entity import statements_of
 from ..orm.mixin import WorkflowStateMixin
+from ..orm.routing import connection_for
 from ..row.keys import check_key
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
@@ -32,6 +33,8 @@ from .compare_and_set import (
 from .instances import adopt, held_instances
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import Connection
 
     from ..row.statements import Statements
@@ -53,7 +56,7 @@ def get_state(
     """
     statements = statements_of(entity)
     check_key(statements.entity, workflow_key)
-    connection = connection_of(session, statements)
+    connection = connection_of(session, statements, [workflow_key], reads=True)
     if session.autoflush:
         session.flush()
     return read(connection, statements, workflow_key, filtering(session))
@@ -104,7 +107,7 @@ def try_commit(
         base=base if named is None else None,
     )
     held = held_instances(session, statements.mapper, [workflow_key])
-    connection = connection_of(session, statements)
+    connection = connection_of(session, statements, [workflow_key])
     if base is not None and named is not None:
         return conflict_of_bases(
             connection, statements, base, named, filtering(session)
@@ -122,10 +125,16 @@ def try_commit(
     return outcome
 
 
-def connection_of(session: Session, statements: Statements[Any]) -> Connection:
-    """Return the connection on which *session* reads and writes these rows."""
+def connection_of(
+    session: Session,
+    statements: Statements[Any],
+    workflow_keys: Sequence[str] = (),
+    *,
+    reads: bool = False,
+) -> Connection:
+    """Return the connection on which *session* writes, or *reads*, these rows."""
     refuse_async(session)
-    return session.connection(bind_arguments={"mapper": statements.mapper})
+    return connection_for(session, statements.mapper, workflow_keys, reads=reads)
 
 
 def read(

@@ -20,6 +20,7 @@ from ..errors import PayloadError, StateConflict
 from ..orm.conflicts import conflict_of_all
 from ..orm.criteria import filtering, hide, visible
 from ..orm.entity import statements_of
+from ..orm.routing import by_shard
 from ..row.batch import arrays_of
 from ..row.chunks import chunks
 from ..row.columns import evaluates
@@ -74,10 +75,14 @@ def try_commit_many(
     if not batch:
         return []
     held = held_instances(session, statements.mapper, batch.workflow_keys)
-    connection = connection_of(session, statements)
-    outcomes = commit_batch(connection, statements, batch, session=filtering(session))
-    adopt(session, connection, statements, batch, outcomes, held)
-    return outcomes
+    outcomes: dict[int, StateCommitted[StateT] | StateConflict] = {}
+    for indices in by_shard(session, statements.mapper, batch.workflow_keys):
+        own = batch.take(indices)
+        connection = connection_of(session, statements, own.workflow_keys)
+        made = commit_batch(connection, statements, own, session=filtering(session))
+        adopt(session, connection, statements, own, made, held)
+        outcomes.update(zip(indices, made, strict=True))
+    return [outcomes[index] for index in range(len(batch))]
 
 
 def _prepare(

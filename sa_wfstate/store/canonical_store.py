@@ -23,7 +23,7 @@ from .compare_and_set import (
     prepare,
     refused,
 )
-from .connections import Connections, limit_lock_waits
+from .connections import READ_COMMITTED, Connections, limit_lock_waits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,7 +73,8 @@ class CanonicalStore(Generic[StateT]):
     def get_state(self, workflow_key: str) -> WorkflowSnapshot[StateT]:
         """Read the workflow; raises WorkflowNotFound if there is no such row."""
         check_key(self._statements.entity, workflow_key)
-        with self._connections.autocommit() as connection:
+        keys = [workflow_key]
+        with self._connections.autocommit(keys, reads=True) as connection:
             session = self._connections.filtering(connection)
             return read(connection, self._statements, workflow_key, session)
 
@@ -110,11 +111,11 @@ class CanonicalStore(Generic[StateT]):
             base=base if named is None else None,
         )
         if base is not None and named is not None:
-            with self._connections.autocommit() as connection:
+            with self._connections.autocommit([workflow_key]) as connection:
                 session = self._connections.filtering(connection)
                 return conflict_of_bases(connection, statements, base, named, session)
         try:
-            with self._connections.commit() as connection:
+            with self._connections.commit([workflow_key]) as connection:
                 sent = True
                 session = self._connections.filtering(connection)
                 return compare_and_set(connection, statements, write, session=session)
@@ -125,7 +126,7 @@ class CanonicalStore(Generic[StateT]):
                     raise
                 return self._commit_again(write, error)
         # Refused by a statement or by COMMIT: read the row in a new transaction.
-        with self._connections.autocommit() as connection:
+        with self._connections.autocommit([workflow_key]) as connection:
             session = self._connections.filtering(connection)
             found = read_visible(connection, statements, [workflow_key], session)
         current = found.get(workflow_key)
@@ -186,7 +187,8 @@ class CanonicalStore(Generic[StateT]):
         return outcome
 
     def _send_again(self, write: Write) -> StateCommitted[StateT] | StateConflict:
-        with self._connections.transaction("READ COMMITTED") as connection:
+        keys = [write.workflow_key]
+        with self._connections.transaction(READ_COMMITTED, keys) as connection:
             limit_lock_waits(connection)
             session = self._connections.filtering(connection)
             return compare_and_set(

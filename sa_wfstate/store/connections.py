@@ -12,9 +12,10 @@ from .._concurrency import refuse_async, refuse_sync
 from ..commit_listeners import listeners_of
 from ..orm.criteria import filtering
 from ..orm.events import attend
+from ..orm.routing import bind_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
@@ -25,7 +26,11 @@ READ_COMMITTED = "READ COMMITTED"
 
 
 class Connections:
-    """Lend connections to the database of the class of *mapper*."""
+    """Lend connections to the database of the class of *mapper*.
+
+    *keys* are those of the rows that are read and written, all of one shard. *reads*
+    allows a database that may lag behind the commits.
+    """
 
     def __init__(self, bind: Engine | sessionmaker[Any], mapper: Mapper[Any]) -> None:
         refuse_async(bind)
@@ -36,29 +41,33 @@ class Connections:
         self._filtering: dict[Connection, Session] = {}
 
     @contextmanager
-    def autocommit(self) -> Iterator[Connection]:
+    def autocommit(
+        self, keys: Sequence[str] = (), *, reads: bool = False
+    ) -> Iterator[Connection]:
         """Lend one in autocommit, without the round trips of BEGIN and COMMIT."""
         if isinstance(self._bind, Engine):
             with self._bind.connect() as connection:
                 yield connection.execution_options(isolation_level="AUTOCOMMIT")
         else:
-            with self._lend("AUTOCOMMIT") as connection:
+            with self._lend("AUTOCOMMIT", keys, reads=reads) as connection:
                 yield connection
 
-    def commit(self) -> AbstractContextManager[Connection]:
+    def commit(self, keys: Sequence[str] = ()) -> AbstractContextManager[Connection]:
         """Lend one for a single commit, in a transaction if it takes two statements."""
         if listeners_of(self._mapper) or self.filters():
             # The compare-and-set itself checks; a stricter level would only refuse.
-            return self.transaction(READ_COMMITTED)
-        return self.autocommit()
+            return self.transaction(READ_COMMITTED, keys)
+        return self.autocommit(keys)
 
     @contextmanager
-    def transaction(self, isolation_level: str | None = None) -> Iterator[Connection]:
+    def transaction(
+        self, isolation_level: str | None = None, keys: Sequence[str] = ()
+    ) -> Iterator[Connection]:
         """Lend one in a transaction that is committed unless an error is raised.
 
         *isolation_level* defaults to that of the engine.
         """
-        with self._lend(isolation_level) as connection:
+        with self._lend(isolation_level, keys) as connection:
             if not isinstance(self._bind, Engine):
                 yield connection  # Its session has begun, and commits.
                 return
@@ -66,21 +75,21 @@ class Connections:
                 yield connection
 
     @contextmanager
-    def _lend(self, isolation_level: str | None) -> Iterator[Connection]:
-        if isolation_level == READ_COMMITTED and self._is_sqlite():
-            isolation_level = None  # SQLite knows no such level.
-        options = {"isolation_level": isolation_level} if isolation_level else {}
+    def _lend(
+        self, isolation_level: str | None, keys: Sequence[str], *, reads: bool = False
+    ) -> Iterator[Connection]:
         if isinstance(self._bind, Engine):
+            options = _options(self._bind, isolation_level)
             with self._bind.connect() as connection:
                 yield connection.execution_options(**options)
         else:
             session: Session
             with self._bind() as session, session.begin():
-                bind = session.get_bind(self._mapper)
-                if isinstance(bind, Connection) and bind.in_transaction():
-                    options = {}  # As in a test: its level cannot be changed any more.
+                where = bind_arguments(session, self._mapper, keys, reads=reads)
+                bind = session.get_bind(**where)
                 connection = session.connection(
-                    bind_arguments={"mapper": self._mapper}, execution_options=options
+                    bind_arguments={"bind": bind},
+                    execution_options=_options(bind, isolation_level),
                 )
                 around = self._filtering.get(connection)
                 try:
@@ -103,12 +112,13 @@ class Connections:
         with self._bind() as session:
             return filtering(session) is not None
 
-    def _is_sqlite(self) -> bool:
-        if isinstance(self._bind, Engine):
-            return self._bind.dialect.name == "sqlite"
-        with self._bind() as session:
-            name: str = session.get_bind(self._mapper).dialect.name
-        return name == "sqlite"
+
+def _options(bind: Engine | Connection, isolation_level: str | None) -> dict[str, str]:
+    if isinstance(bind, Connection) and bind.in_transaction():
+        return {}  # As in a test: its level cannot be changed any more.
+    if isolation_level == READ_COMMITTED and bind.dialect.name == "sqlite":
+        return {}  # SQLite knows no such level.
+    return {"isolation_level": isolation_level} if isolation_level else {}
 
 
 def limit_lock_waits(connection: Connection) -> None:

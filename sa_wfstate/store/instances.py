@@ -9,6 +9,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.util import identity_key
 
 from ..errors import UnflushedChanges
+from ..orm.routing import shard_of
 from ..orm.row_keys import is_workflow, key_is_identity, key_of, table_of
 from ..orm.session_state import log_of
 from ..orm.tracking import changed_in_place, rebase
@@ -52,7 +53,9 @@ def _held(
 ) -> Iterator[tuple[str, Any]]:
     if key_is_identity(mapper):
         for key in workflow_keys:
-            instance = session.identity_map.get(identity_key(mapper.class_, key))
+            shard = shard_of(session, mapper, key)
+            identity = identity_key(mapper.class_, key, identity_token=shard)
+            instance = session.identity_map.get(identity)
             if instance is not None:
                 yield key, instance
         return

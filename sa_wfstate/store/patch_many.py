@@ -18,6 +18,7 @@ from ..errors import PayloadError, StateConflict, WriteSuppressed
 from ..orm.conflicts import conflict_of_all
 from ..orm.criteria import filtering, visible
 from ..orm.entity import statements_of
+from ..orm.routing import by_shard
 from ..row.chunks import chunks
 from ..row.columns import evaluates
 from ..row.edits import Edit
@@ -96,18 +97,23 @@ def try_patch_many(
     if not patches:
         return []
     held = held_instances(session, statements.mapper, prepared)
-    connection = connection_of(session, statements)
-    batch = _Batch(connection, statements, prepared, when, filtering(session))
-    try:
-        writes, outcomes = batch.send()
-    except DBAPIError as error:
-        refusals = [refused_patch(statements, p, error) for p in prepared.values()]
-        conflict = conflict_of_all([each for each in refusals if each is not None])
-        if conflict is None:
-            raise
-        raise conflict from error
-    won = [outcomes[write.workflow_key] for write in writes]
-    adopt(session, connection, statements, Batch.of(writes), won, held)
+    outcomes: dict[str, Any] = {}
+    keys = list(prepared)
+    for indices in by_shard(session, statements.mapper, keys):
+        own = {keys[index]: prepared[keys[index]] for index in indices}
+        connection = connection_of(session, statements, list(own))
+        batch = _Batch(connection, statements, own, when, filtering(session))
+        try:
+            writes, made = batch.send()
+        except DBAPIError as error:
+            refusals = [refused_patch(statements, p, error) for p in own.values()]
+            conflict = conflict_of_all([each for each in refusals if each is not None])
+            if conflict is None:
+                raise
+            raise conflict from error
+        won = [made[write.workflow_key] for write in writes]
+        adopt(session, connection, statements, Batch.of(writes), won, held)
+        outcomes |= made
     return [outcomes[each.workflow_key] for each in patches]
 
 

@@ -65,11 +65,12 @@ class PatchTransaction(Generic[StateT]):
             self._statements, workflow_key, edits, provenance, expected_version
         )
         check_condition(self._statements, when)
+        keys = [workflow_key]
         while True:
             outcome: StateCommitted[StateT] | StateConflict | None = None
             try:
                 # The statement itself checks; a stricter level would only refuse.
-                with self._connections.transaction(READ_COMMITTED) as connection:
+                with self._connections.transaction(READ_COMMITTED, keys) as connection:
                     _, outcome = patch_row(
                         connection,
                         self._statements,
@@ -97,7 +98,8 @@ class PatchTransaction(Generic[StateT]):
         """Return whether *patch* was committed; raise OutcomeUnknown."""
 
         def look() -> Verdict:
-            with self._connections.transaction(READ_COMMITTED) as connection:
+            keys = [patch.workflow_key]
+            with self._connections.transaction(READ_COMMITTED, keys) as connection:
                 limit_lock_waits(connection)
                 return verdict_of(
                     connection,

@@ -62,7 +62,7 @@ def try_patch(
     patch = prepare_patch(statements, workflow_key, edits, provenance, expected_version)
     check_condition(statements, when)
     held = held_instances(session, statements.mapper, [workflow_key])
-    connection = connection_of(session, statements)
+    connection = connection_of(session, statements, [workflow_key])
     try:
         write, outcome = patch_row(
             connection, statements, patch, when, session=filtering(session), own=False

@@ -1,0 +1,107 @@
+"""Choose the database of a row, in a session that has several.
+
+A session may choose its engine in a ``get_bind()`` of its own: to send reads to a
+replica, say, or each tenant to its server. It is called as by ``Session.execute()``,
+with the mapper and with a statement that compares the workflow key: an UPDATE of the
+row, unless a caller merely reads it, then a SELECT. A ShardedSession is asked for the
+shard of the key by its ``identity_chooser``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from ..errors import MappingError
+from ..row.columns import column_of
+from .row_keys import starts_with_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Mapper
+
+
+def connection_for(
+    session: Session,
+    mapper: Mapper[Any],
+    workflow_keys: Sequence[str] = (),
+    *,
+    reads: bool = False,
+) -> Connection:
+    """Return the connection on which *session* writes rows of one shard.
+
+    *reads* allows one that may lag behind the commits.
+    """
+    arguments = bind_arguments(session, mapper, workflow_keys, reads=reads)
+    return session.connection(bind_arguments=arguments)
+
+
+def bind_arguments(
+    session: Session,
+    mapper: Mapper[Any],
+    workflow_keys: Sequence[str] = (),
+    *,
+    reads: bool = False,
+) -> dict[str, Any]:
+    """Return the arguments of ``session.get_bind()`` for rows of one shard."""
+    arguments: dict[str, Any] = {"mapper": mapper}
+    if type(session).get_bind is Session.get_bind:
+        return arguments  # It decides by the mapper.
+    if workflow_keys:
+        shard = shard_of(session, mapper, workflow_keys[0])
+        if shard is not None:
+            return arguments | {"shard_id": shard}
+    versions = mapper.version_id_col
+    # Of a class with joined inheritance, the table of its base has the key.
+    table: Any = mapper.local_table if versions is None else versions.table
+    statement: Any = select(table) if reads else update(table)
+    if workflow_keys:
+        key = column_of(table, "workflow_key")
+        statement = statement.where(key.in_(workflow_keys))
+    return arguments | {"clause": statement}
+
+
+def shard_of(session: Session, mapper: Mapper[Any], workflow_key: str) -> Any:
+    """Return the shard of a key; None in a session that is no ShardedSession."""
+    choose = getattr(session, "identity_chooser", None)
+    if choose is None:
+        return None
+    if not starts_with_key(mapper):
+        raise MappingError(
+            mapper.class_.__name__,
+            "a ShardedSession finds shards by primary keys, and its primary key is not "
+            "the workflow key; use a Session of the shard",
+        )
+    shards = list(
+        choose(
+            mapper,
+            (workflow_key,),
+            lazy_loaded_from=None,
+            execution_options={},
+            bind_arguments={},
+        )
+    )
+    if len(shards) != 1:
+        raise MappingError(
+            mapper.class_.__name__,
+            f"the identity_chooser of the ShardedSession returns {len(shards)} shards "
+            f"for the key {workflow_key!r}; it must return the one that has the row",
+        )
+    return shards[0]
+
+
+def by_shard(
+    session: Session, mapper: Mapper[Any], workflow_keys: Sequence[str]
+) -> list[list[int]]:
+    """Group *workflow_keys* by their shard; return their positions."""
+    if getattr(session, "identity_chooser", None) is None:
+        return [list(range(len(workflow_keys)))]
+    groups: defaultdict[Any, list[int]] = defaultdict(list)
+    for index, key in enumerate(workflow_keys):
+        groups[shard_of(session, mapper, key)].append(index)
+    return list(groups.values())
