@@ -30,12 +30,11 @@ from ..values.snapshot import StateCommitted
 from ..values.write import Batch, Write, Written
 from .api import Entity, connection_of
 from .instances import adopt, held_instances
+from .patch_checks import check_condition, prepare_patch
 from .patch_row import (
-    check_condition,
     follow_patches,
     missing,
     patch_row,
-    prepare_patch,
     require_postgresql,
     write_of,
 )
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 
     from ..row.patch_statements import Shapes
     from ..row.statements import Statements
-    from .patch_row import Prepared
+    from .patch_checks import Prepared
 
 
 StateT = TypeVar("StateT")

@@ -1,4 +1,4 @@
-"""Patch one row: check the patch, send it, validate the result, and build the outcome.
+"""Patch one row: send the patch, validate the result, and build the outcome.
 
 In a transaction of the caller the row is locked, what its state would be is read and
 validated, and only then it is written: a patch that is refused leaves nothing to undo.
@@ -7,9 +7,8 @@ A patch with its own transaction writes first, and rolls back.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Column, ColumnElement, SelectBase
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from ..commit_listeners import follow, listeners_of
@@ -23,105 +22,26 @@ from ..errors import (
 )
 from ..orm.conflicts import conflict_of
 from ..orm.criteria import visible
-from ..row.edits import Edit
 from ..row.patch_sql import NO_PLACE
-from ..row.patch_statements import PatchShape, patch_statements_of
+from ..row.patch_statements import patch_statements_of
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from ..values.write import Write, Written
-from .compare_and_set import check_target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection
     from sqlalchemy.orm import Session
 
     from ..row.statements import Statements
-    from ..values.provenance import Provenance
+    from .patch_checks import Prepared
 
 
 StateT = TypeVar("StateT")
 
 _TRIES = 3
 """How often a row that meets all conditions, but was not written, is tried again."""
-
-
-class Prepared(NamedTuple):
-    """A patch whose values are encoded; *expected* is what it expects of the row."""
-
-    workflow_key: str
-    edits: Sequence[Edit]
-    provenance: Provenance
-    expected: RowVersion | None
-    values: dict[str, str]
-    shape: PatchShape
-
-
-def prepare_patch(
-    statements: Statements[Any],
-    workflow_key: str,
-    edits: Sequence[Edit],
-    provenance: Provenance | Mapping[str, Any],
-    expected_version: int | RowVersion | None,
-) -> Prepared:
-    """Check everything that can be checked before any SQL is sent."""
-    expected = expected_version
-    if expected is not None and not isinstance(expected, RowVersion):
-        expected = RowVersion(expected, None)
-    version = 1 if expected is None else expected.version
-    provenance = check_target(statements.entity, workflow_key, version, provenance)
-    row = f"{statements.entity} {workflow_key!r}"
-    if version == 0:
-        problem = "must be a version that was read; a patch cannot create a workflow"
-        raise PayloadError(row, "expected_version", problem)
-    edits = list(edits)
-    if not edits:
-        raise PayloadError(row, "edits", "must hold one edit or more")
-    values: dict[str, str] = {}
-    for number, edit in enumerate(edits):
-        _check_path(statements, edit)
-        values[f"path_{number}"] = edit.path_text
-        value = edit.value_text(statements.state_type, f"{row} state")
-        if value is not None:
-            values[f"value_{number}"] = value
-    shape = PatchShape(
-        tuple(edit.shape for edit in edits),
-        expected is not None,
-        expected is not None and expected.effect_id is not None,
-    )
-    return Prepared(workflow_key, edits, provenance, expected, values, shape)
-
-
-def _check_path(statements: Statements[Any], edit: Edit) -> None:
-    if not isinstance(edit, Edit):
-        kind = type(edit).__name__
-        problem = f"an edit is made by set_to() and the like, got {kind}"
-        raise MappingError(statements.entity, problem)
-    if not statements.columns.state.shares_lineage(edit.path.root):
-        problem = (
-            f"the path of {edit.type}() is not one into its state; make it with "
-            f"field_of({statements.entity}.state, …)"
-        )
-        raise MappingError(statements.entity, problem)
-
-
-def check_condition(
-    statements: Statements[Any], when: ColumnElement[bool] | None
-) -> None:
-    """Raise MappingError if *when* refers to another table than that of the row."""
-    pending: list[Any] = [] if when is None else [when]
-    while pending:
-        element = pending.pop()
-        if isinstance(element, Column) and element.table is not statements.table:
-            raise MappingError(
-                statements.entity,
-                f"when= refers to {element.table.name!r}.{element.name}, which is not "
-                f"in the row of table {statements.table.name!r}; use a subquery, or "
-                "read that row first",
-            )
-        if not isinstance(element, SelectBase):
-            pending.extend(element.get_children())
 
 
 def patch_row(

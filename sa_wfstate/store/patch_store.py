@@ -17,7 +17,8 @@ from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
 from .connections import READ_COMMITTED, limit_lock_waits
 from .evidence import Verdict, verdict_of
-from .patch_row import check_condition, patch_row, prepare_patch
+from .patch_checks import check_condition, prepare_patch
+from .patch_row import patch_row
 from .patches import refused_patch
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ..row.statements import Statements
     from ..values.provenance import Provenance
     from .connections import Connections
-    from .patch_row import Prepared
+    from .patch_checks import Prepared
 
 
 StateT = TypeVar("StateT")

@@ -20,11 +20,12 @@ from ..values.snapshot import StateCommitted
 from ..values.write import Batch
 from .api import Entity, connection_of
 from .instances import adopt, held_instances
-from .patch_row import check_condition, patch_row, prepare_patch
+from .patch_checks import check_condition, prepare_patch
+from .patch_row import patch_row
 
 if TYPE_CHECKING:
     from ..row.statements import Statements
-    from .patch_row import Prepared
+    from .patch_checks import Prepared
 
 
 StateT = TypeVar("StateT")
