@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
 
 from sqlalchemy.exc import DontWrapMixin
 from sqlalchemy.orm.exc import StaleDataError
@@ -361,6 +361,9 @@ class StateConflict(RowError, StaleDataError):
     *actual_version* is the version read after the conflict: None if the row is gone or
     the version cannot be known. *current* is the snapshot read with it, or None.
 
+    *role* is "read" for a row that was only read, under
+    :func:`~sa_wfstate.versions.require_version`.
+
     :attr:`conflicts` holds one StateConflict per row in conflict; for a single row that
     is the conflict itself.
     """
@@ -370,11 +373,12 @@ class StateConflict(RowError, StaleDataError):
     reason: ConflictReason
     current: WorkflowSnapshot[Any] | None = None
     others: tuple[StateConflict, ...] = ()
+    role: Literal["write", "read"] = "write"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         # Without the snapshot: repr() shows args, and so does asyncio's log.
-        self.args = self.args[:-2]
+        self.args = self.args[:-3]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (*self.args, self.current, self.others), self.__dict__
@@ -419,7 +423,8 @@ class StateConflict(RowError, StaleDataError):
             found = f"found it deleted and re-created{winner}"
         else:
             found = f"found {self.actual_version}{winner}"
-        return f"{self._row}: expected version {self.expected_version}, {found}"
+        row = f"{self._row}, which was only read" if self.role == "read" else self._row
+        return f"{row}: expected version {self.expected_version}, {found}"
 
 
 class WriteSuppressed(RowError, StaleDataError):

@@ -140,6 +140,7 @@ class RetryPolicy:
 SERIALIZATION_FAILURE: Final = "40001"
 UNIQUE_VIOLATION: Final = "23505"
 READ_ONLY_TRANSACTION: Final = "25006"
+LOCK_NOT_AVAILABLE: Final = "55P03"
 
 _TRANSIENT: Final = {
     "40001": "serialization_failure",

@@ -172,7 +172,7 @@ NAMES = {
         "skip_unreadable",
         "upcast_all",
     },
-    "sa_wfstate.versions": {"RowVersion", "version_trigger"},
+    "sa_wfstate.versions": {"RowVersion", "require_version", "version_trigger"},
 }
 """The names of each public module."""
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     )
 
     from ..row.encoded import Encoded
+    from ..row.statements import Statements
+    from ..values.row_version import RowVersion
 
 
 _KEY = "sa_wfstate"
@@ -71,6 +73,8 @@ class SessionState:
     that were before it, if they are still alive. While it commits, which *committing*
     does, *idle* are those that were read again after a flush that wrote nothing:
     reading them once more is no reason for another flush. *log* is what it writes.
+    *required* are the versions of rows that it must find at COMMIT, by class and key;
+    None as long as none ever was.
     """
 
     def __init__(self) -> None:
@@ -80,6 +84,7 @@ class SessionState:
         self.committing: SessionTransaction | None = None
         self.flush: Flush | None = None
         self.log = SessionLog()
+        self.required: dict[tuple[Statements[Any], str], RowVersion] | None = None
 
     def flag(self) -> None:
         """Make the next flush, autoflush or commit look at the touched instances."""

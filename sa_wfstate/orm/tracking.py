@@ -201,6 +201,8 @@ def after_transaction_end(session: Session, transaction: SessionTransaction) -> 
     if transaction.parent is None:
         known.end_flush()
         known.idle.clear()
+        if known.required:
+            known.required.clear()
         known.between.update(each for each in known.touched if not each.expired)
         known.touched.clear()
     elif transaction.nested:

@@ -7,7 +7,7 @@ SQLAlchemy takes one with the name of a column for its new value.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import (
     Column,
@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Mapper
 
+
+Lock = Literal[False, True, "no key", "no key nowait"]
+LOCKS: Final[Mapping[Lock, dict[str, Any]]] = {
+    True: {},
+    "no key": {"key_share": True},
+    "no key nowait": {"key_share": True, "nowait": True},
+}
+"""The options of with_for_update(), by the lock."""
 
 CANONICAL_COLUMNS = (
     "workflow_key",

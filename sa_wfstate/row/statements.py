@@ -21,7 +21,7 @@ from ..values.snapshot import StateCommitted, WorkflowSnapshot, with_source
 from ..values.write import Write, Written
 from .chunks import chunks
 from .columns import columns_of, makes_value
-from .sql import CANONICAL_COLUMNS, RowSQL
+from .sql import CANONICAL_COLUMNS, LOCKS, RowSQL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..errors import StateConflict
     from ..values.provenance import Provenance
     from ..values.write import Batch
+    from .sql import Lock
     from .types import PydanticJSON
 
 
@@ -129,13 +130,16 @@ class Statements(Generic[StateT]):
         connection: Connection,
         workflow_keys: Iterable[str],
         *,
-        lock: bool = False,
+        lock: Lock = False,
     ) -> dict[str, tuple[int, str | None]]:
         """Read version and effect id of the rows of *workflow_keys*, by key.
 
-        *lock* waits for other writers, and blocks them until the transaction ends.
+        *lock* waits for other writers, and blocks them until the transaction ends; "no
+        key" lets others refer to the rows meanwhile, "no key nowait" does not wait.
         """
-        statement = self.sql.versions.with_for_update() if lock else self.sql.versions
+        statement = self.sql.versions
+        if lock:
+            statement = statement.with_for_update(**LOCKS[lock])
         rows = self._rows_of(connection, statement, workflow_keys)
         return {key: (version, effect_id) for key, version, effect_id in rows}
 
