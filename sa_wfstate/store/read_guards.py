@@ -22,9 +22,10 @@ from ..orm.conflicts import conflict_of, conflict_of_all
 from ..orm.entity import statements_of
 from ..orm.events import on_commit
 from ..orm.mixin import WorkflowStateMixin
+from ..orm.row_keys import key_of
 from ..orm.session_state import SessionState, state_of
 from ..orm.tracking import changed_in_place
-from ..orm.version_guard import key_of, seen_of
+from ..orm.version_guard import seen_of
 from ..orm.write_log import written_on
 from ..retry import LOCK_NOT_AVAILABLE, SERIALIZATION_FAILURE, sqlstate
 from ..values.row_version import NOTHING, RowVersion
