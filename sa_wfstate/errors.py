@@ -32,14 +32,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, dataclass_transform
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    Self,
+    dataclass_transform,
+)
 
 from sqlalchemy.exc import DontWrapMixin
 from sqlalchemy.orm.exc import StaleDataError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from uuid import UUID
 
+    from .values.changes import Changes
     from .values.snapshot import WorkflowSnapshot
 
 __all__ = [
@@ -349,6 +359,10 @@ class ConflictReason(StrEnum):
     """The row does not meet the condition of a patch; a retry alone does not help."""
 
 
+_COMPARE: Final = "_compare"
+_CHANGES: Final = "_changes"
+
+
 class StateConflict(RowError, StaleDataError):
     """Another writer committed first; this commit wrote nothing.
 
@@ -381,7 +395,28 @@ class StateConflict(RowError, StaleDataError):
         self.args = self.args[:-3]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (*self.args, self.current, self.others), self.__dict__
+        kept = {name: self.__dict__[name] for name in self.__dict__ if name != _COMPARE}
+        return type(self), (*self.args, self.current, self.others), kept
+
+    @property
+    def changes(self) -> Changes | None:
+        """What this write and the winning one have changed, if both are known.
+
+        They are compared when this is first read. None where the version that the write
+        was based on, or the row as it is, is not known: a creation, a row that is gone,
+        a COMMIT that was refused, a ``try_commit`` without ``base=``. A pickled
+        conflict keeps them if they were read before.
+        """
+        compare = self.__dict__.pop(_COMPARE, None)
+        if compare is not None:
+            self.__dict__[_CHANGES] = compare()
+        changes: Changes | None = self.__dict__.get(_CHANGES)
+        return changes
+
+    def compared_by(self, compare: Callable[[], Changes | None]) -> Self:
+        """Let *compare* find the changes when they are asked for."""
+        self.__dict__[_COMPARE] = compare
+        return self
 
     @property
     def conflicts(self) -> tuple[StateConflict, ...]:
@@ -390,7 +425,10 @@ class StateConflict(RowError, StaleDataError):
 
     def together_with(self, others: tuple[StateConflict, ...]) -> StateConflict:
         """Return one conflict for several rows: this one, then *others*."""
-        return replace(self, others=others)
+        first = replace(self, others=others)
+        for name in {_COMPARE, _CHANGES} & self.__dict__.keys():
+            first.__dict__[name] = self.__dict__[name]
+        return first
 
     def __str__(self) -> str:
         lines = [conflict._describe() for conflict in self.conflicts]  # noqa: SLF001

@@ -7,7 +7,7 @@ AsyncEngine or async_sessionmaker, and runs the same code.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.util import greenlet_spawn
@@ -15,6 +15,7 @@ from sqlalchemy.util import greenlet_spawn
 from .._concurrency import Awaiting, refuse_sync
 from ..dedup import TTL, ActionDedupMixin
 from ..errors import StateConflict
+from ..payload.rebase import Rebase
 from ..reducer import service as _reducer
 from ..retry import RetryPolicy
 from ..store import api as _store
@@ -72,6 +73,7 @@ async def get_state(
     return await session.run_sync(_store.get_state, entity, workflow_key)
 
 
+@overload
 async def try_commit(
     session: AsyncSession,
     entity: Entity[StateT],
@@ -82,11 +84,38 @@ async def try_commit(
     provenance: Provenance | Mapping[str, Any],
     expected_effect_id: str | None = None,
     base: WorkflowSnapshot[StateT] | None = None,
+    rebase: bool | Rebase = False,
+) -> StateCommitted[StateT] | StateConflict: ...
+@overload
+async def try_commit(
+    session: AsyncSession,
+    entity: Entity[StateT],
+    workflow_key: str | None = None,
+    *,
+    expected_version: int | RowVersion | None = None,
+    state: StateT,
+    provenance: Provenance | Mapping[str, Any],
+    expected_effect_id: str | None = None,
+    base: WorkflowSnapshot[StateT],
+    rebase: bool | Rebase = False,
+) -> StateCommitted[StateT] | StateConflict: ...
+async def try_commit(
+    session: AsyncSession,
+    entity: Entity[StateT],
+    workflow_key: str | None = None,
+    *,
+    expected_version: int | RowVersion | None = None,
+    state: StateT,
+    provenance: Provenance | Mapping[str, Any],
+    expected_effect_id: str | None = None,
+    base: WorkflowSnapshot[StateT] | None = None,
+    rebase: bool | Rebase = False,
 ) -> StateCommitted[StateT] | StateConflict:
     """Async version of :func:`sa_wfstate.try_commit`."""
     refuse_sync(session)
-    return await session.run_sync(
-        _store.try_commit,
+    commit: Any = _store.try_commit  # The overloads were decided by the caller.
+    outcome: StateCommitted[StateT] | StateConflict = await session.run_sync(
+        commit,
         entity,
         workflow_key,
         expected_version=expected_version,
@@ -94,7 +123,9 @@ async def try_commit(
         provenance=provenance,
         expected_effect_id=expected_effect_id,
         base=base,
+        rebase=rebase,
     )
+    return outcome
 
 
 async def try_commit_many(
@@ -124,17 +155,19 @@ class CanonicalStore(Generic[StateT]):
     async def try_commit(
         self,
         *,
-        workflow_key: str,
-        expected_version: int | RowVersion,
+        workflow_key: str | None = None,
+        expected_version: int | RowVersion | None = None,
         provenance: Provenance | Mapping[str, Any],
         state: StateT = NOT_GIVEN,
         state_prime: StateT = NOT_GIVEN,
         expected_effect_id: str | None = None,
         base: WorkflowSnapshot[StateT] | None = None,
+        rebase: bool | Rebase = False,
     ) -> StateCommitted[StateT] | StateConflict:
         """Async version of :meth:`sa_wfstate.CanonicalStore.try_commit`."""
-        return await greenlet_spawn(
-            self._store.try_commit,
+        commit: Any = self._store.try_commit  # As above.
+        outcome: StateCommitted[StateT] | StateConflict = await greenlet_spawn(
+            commit,
             workflow_key=workflow_key,
             expected_version=expected_version,
             provenance=provenance,
@@ -142,7 +175,9 @@ class CanonicalStore(Generic[StateT]):
             state_prime=state_prime,
             expected_effect_id=expected_effect_id,
             base=base,
+            rebase=rebase,
         )
+        return outcome
 
     async def try_patch(
         self,

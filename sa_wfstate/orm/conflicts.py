@@ -24,6 +24,7 @@ from ..errors import ConflictReason, StateConflict, WriteSuppressed
 from ..retry import SERIALIZATION_FAILURE, UNIQUE_VIOLATION, sqlstate
 from ..values.row_version import NOTHING, RowVersion
 from ..values.snapshot import WorkflowSnapshot
+from .attempts import explain
 from .criteria import HIDDEN, filtering
 from .session_state import existing_state_of
 from .write_log import Operation, OperationType, written_on
@@ -157,7 +158,8 @@ def _judge(
         expected = {
             operation.workflow_key: operation.base.version for operation in group
         }
-        current = read_again(connection, statements, expected)
+        whole = any(operation.attempt for operation in group)
+        current = read_again(connection, statements, expected, whole=whole)
         for operation in group:
             key = operation.workflow_key
             found = current.get(key)
@@ -167,16 +169,21 @@ def _judge(
             if conflict is None:
                 unmoved.append(operation)
             else:
-                lost.append(conflict)
+                lost.append(explain(conflict, operation))
     return lost, unmoved
 
 
 def read_again(
-    connection: Connection, statements: Statements[Any], expected: Mapping[str, int]
+    connection: Connection,
+    statements: Statements[Any],
+    expected: Mapping[str, int],
+    *,
+    whole: bool = False,
 ) -> Mapping[str, WorkflowSnapshot[Any] | RowVersion]:
     """Read what is there in place of what was *expected*, versions by key.
 
-    Read on the session's own connection, and leave it as it was found.
+    Read on the session's own connection, and leave it as it was found. *whole*: with
+    the application's own columns.
 
     A fresh connection could wait for ever for a pool of one, and would not see the
     outer transaction that a test has put around everything.
@@ -184,7 +191,15 @@ def read_again(
     joined = connection.in_transaction()
     reader = connection if joined else _beside(connection)
     try:
-        return statements.found(reader, expected)
+        try:
+            return statements.found(reader, expected, whole=whole)
+        except SQLAlchemyError:
+            raise
+        except Exception:
+            if not whole:
+                raise
+            # A type of the application cannot read a column.
+            return statements.found(reader, expected)
     finally:
         if not joined:
             reader.rollback()

@@ -19,6 +19,7 @@ from ..row import auxiliary
 from ..row.auxiliary import AuxiliaryTable
 from ..row.types import PydanticJSON
 from . import (
+    attempts,
     attributes,
     conflicts,
     error_details,
@@ -110,6 +111,7 @@ LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...
     # A transaction ends.
     (Session, "before_commit", tracking.before_commit, FIRST),
     (Session, "after_commit", flush.after_commit, FIRST),
+    (Session, "after_rollback", attempts.after_rollback, FIRST),
     (Session, "after_rollback", tracking.after_rollback, FIRST),
     (Session, "after_soft_rollback", tracking.after_soft_rollback, FIRST),
     (Session, "after_soft_rollback", conflicts.after_soft_rollback, FIRST),

@@ -36,6 +36,7 @@ from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr, mapped_
 from sqlalchemy.orm.attributes import InstrumentedAttribute
 
 from ..errors import MappingError, VersionNotAssignable
+from ..payload.rebase import Rebase  # noqa: TC001
 from ..payload.schema_versions import Step, schema_of
 from ..row.columns import note_columns
 from ..row.ddl import (
@@ -109,6 +110,9 @@ class WorkflowStateMixin(Generic[StateT]):
 
     __downcasters__: ClassVar[Mapping[int, Step]] = {}
     """How JSON data becomes that of the version before, down to the one to store."""
+
+    __rebase__: ClassVar[Rebase | None] = None
+    """Rules to merge a write with those that came first; see merging."""
 
     workflow_key: Mapped[str] = mapped_column(Text, nullable=False, sort_order=-60)
     """The key of the workflow, 1 to 255 characters.

@@ -41,11 +41,13 @@ class OperationType(Enum):
 class Operation:
     """One write of a row, planned or done; *log* is that of its transaction.
 
-    *likely*: a flush seems to write it. *sent*: it has sent the statement.
+    *likely*: a flush seems to write it. *sent*: it has sent the statement. *attempt*:
+    what a flush that failed was about to write, by attribute (``attempts.py``).
     """
 
     __slots__ = (
         "__weakref__",
+        "attempt",
         "base",
         "confirmed",
         "effect_id",
@@ -75,6 +77,7 @@ class Operation:
         self.effect_id = effect_id
         self.log = log
         self.state = state
+        self.attempt: Any = None
         self.likely = True
         self.sent = False
         self.confirmed = False

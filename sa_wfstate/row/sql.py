@@ -7,6 +7,7 @@ SQLAlchemy takes one with the name of a column for its new value.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import (
@@ -25,6 +26,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from .columns import column_of, columns_of
 from .json_text import AsText, JSONText
+from .types import PydanticJSON
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,6 +68,7 @@ class RowSQL:
             .select_from(mapper.selectable)
             .where(own_rows)
         )
+        self._mapper = mapper
         key = c.workflow_key == bindparam("wfs_key")
         self.read_one = self.read.where(key)
         self.lock_one = self.read_one.with_for_update(key_share=True, of=table)
@@ -98,6 +101,30 @@ class RowSQL:
         self.swap_same = self.swap.where(same)
         # An unchanged state must have the shape that would be written.
         self.bump = bump.where(same, c.schema_version == written_as)
+
+    @cached_property
+    def beside(self) -> dict[str, Column[Any]]:
+        """The application's own columns that an object loads, by attribute."""
+        canonical = set(self._columns)
+        return {
+            name: column
+            for name, column in self._mapper.columns.items()
+            # A column_property() may be any expression.
+            if isinstance(column, Column)  # type: ignore[redundant-expr]
+            and not (column.primary_key or column in canonical)
+            and not getattr(self._mapper.get_property(name), "deferred", False)
+        }
+
+    @cached_property
+    def read_whole(self) -> Any:
+        """The statement that also reads the columns of :attr:`beside`."""
+        columns = (
+            AsText(column) if isinstance(column.type, PydanticJSON) else column
+            for column in self.beside.values()
+        )
+        named = zip(self.beside, columns, strict=True)
+        labels = (each.label(f"wfs_{name}") for name, each in named)
+        return self.read.add_columns(*labels)
 
     def creation(self, dialect: str, constants: Mapping[Column[Any], Any]) -> Any:
         """Return the INSERT of a row with *constants*, unless its key exists."""

@@ -79,27 +79,37 @@ class Statements(Generic[StateT]):
         return None if row is None else self.snapshot_of(row)
 
     def read_many(
-        self, connection: Connection, workflow_keys: Iterable[str]
+        self,
+        connection: Connection,
+        workflow_keys: Iterable[str],
+        *,
+        whole: bool = False,
     ) -> dict[str, WorkflowSnapshot[StateT]]:
         """Read the rows of *workflow_keys*, by key."""
-        rows = self._rows_of(connection, self.sql.read, workflow_keys)
+        statement = self.sql.read_whole if whole else self.sql.read
+        rows = self._rows_of(connection, statement, workflow_keys)
         return {row[0]: self.snapshot_of(row) for row in rows}
 
     def found(
-        self, connection: Connection, expected: Mapping[str, int]
+        self,
+        connection: Connection,
+        expected: Mapping[str, int],
+        *,
+        whole: bool = False,
     ) -> dict[str, WorkflowSnapshot[StateT] | RowVersion]:
         """Read the rows that a write did not find at the versions *expected*, by key.
 
-        A row's version alone is read if the state cannot be, for example of newer code,
-        and if another class of the table has the key of a row to be created.
+        *whole*: with the application's own columns, which beside_of() returns. A row's
+        version alone is read if the state cannot be, for example of newer code, and if
+        another class of the table has the key of a row to be created.
         """
         found: dict[str, WorkflowSnapshot[StateT] | RowVersion] = {}
         try:
-            found |= self.read_many(connection, expected)
+            found |= self.read_many(connection, expected, whole=whole)
         except (PayloadError, SchemaVersionAhead):
             for key in expected:
                 with suppress(PayloadError, SchemaVersionAhead):
-                    found |= self.read_many(connection, [key])
+                    found |= self.read_many(connection, [key], whole=whole)
             unread = [key for key in expected if key not in found]
         else:
             alone = self.mapper.inherits is None
@@ -109,7 +119,7 @@ class Statements(Generic[StateT]):
 
     def snapshot_of(self, row: Sequence[Any]) -> WorkflowSnapshot[StateT]:
         """Return the snapshot of a row that was selected with its state as text."""
-        key, version, text, updated_at, schema_version, provenance = row
+        key, version, text, updated_at, schema_version, provenance, *beside = row
         marked = self.schema.mark(text, schema_version, key)
         where = self.schema.name_of(schema_version, key)
         state = self.state_type.load(marked, where=where)
@@ -123,7 +133,7 @@ class Statements(Generic[StateT]):
                 provenance, where=f"{self.entity} {key!r} provenance"
             ),
         )
-        return with_source(snapshot, self.table.fullname, marked)
+        return with_source(snapshot, self.table.fullname, marked, beside)
 
     def versions(
         self,

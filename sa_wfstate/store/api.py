@@ -7,7 +7,8 @@ neither flushed nor expired.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -18,6 +19,7 @@ from ..orm.criteria import filtering, read_visible
 from ..orm.entity import statements_of
 from ..orm.mixin import WorkflowStateMixin
 from ..orm.routing import connection_for
+from ..payload.rebase import Rebase
 from ..row.keys import check_key
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
@@ -29,8 +31,10 @@ from .compare_and_set import (
     named_by_client,
     prepare,
     refused,
+    target_of,
 )
 from .instances import adopt, held_instances
+from .rebasing import commit_on, rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +66,7 @@ def get_state(
     return read(connection, statements, workflow_key, filtering(session))
 
 
+@overload
 def try_commit(
     session: Session,
     entity: Entity[StateT],
@@ -72,6 +77,32 @@ def try_commit(
     provenance: Provenance | Mapping[str, Any],
     expected_effect_id: str | None = None,
     base: WorkflowSnapshot[StateT] | None = None,
+    rebase: bool | Rebase = False,
+) -> StateCommitted[StateT] | StateConflict: ...
+@overload
+def try_commit(
+    session: Session,
+    entity: Entity[StateT],
+    workflow_key: str | None = None,
+    *,
+    expected_version: int | RowVersion | None = None,
+    state: StateT,
+    provenance: Provenance | Mapping[str, Any],
+    expected_effect_id: str | None = None,
+    base: WorkflowSnapshot[StateT],
+    rebase: bool | Rebase = False,
+) -> StateCommitted[StateT] | StateConflict: ...
+def try_commit(
+    session: Session,
+    entity: Entity[StateT],
+    workflow_key: str | None = None,
+    *,
+    expected_version: int | RowVersion | None = None,
+    state: StateT,
+    provenance: Provenance | Mapping[str, Any],
+    expected_effect_id: str | None = None,
+    base: WorkflowSnapshot[StateT] | None = None,
+    rebase: bool | Rebase = False,
 ) -> StateCommitted[StateT] | StateConflict:
     """Write *state* if the workflow is still at *expected_version*.
 
@@ -84,10 +115,16 @@ def try_commit(
     when the caller commits the session. An instance of the row in the session has the
     new values afterwards.
 
-    *base* is the snapshot that was read. A *state* equal to its own is not sent: only
-    the version, the time and the provenance are written. And a re-created row is a
-    conflict, as with *expected_effect_id*. If *expected_version* is a RowVersion that
+    *base* is the snapshot that was read; key and version are its own then, and need not
+    be given. A *state* equal to its own is not sent: only the version, the time and the
+    provenance are written. A re-created row is a conflict, as with
+    *expected_effect_id*, and a conflict knows its
+    :attr:`~sa_wfstate.StateConflict.changes`. If *expected_version* is a RowVersion that
     a client has named, and *base* another version, the write is a conflict.
+
+    With *rebase*, a commit whose row has moved on is merged with it and sent again, up
+    to ten times: by the rules of ``__rebase__`` of the class, or those that are given.
+    See :mod:`sa_wfstate.merging`.
 
     Raises PayloadError if a value cannot be stored, before any SQL is sent;
     UnflushedChanges if the session itself has changed the row; WriteSuppressed if the
@@ -96,26 +133,27 @@ def try_commit(
     a StateConflict with the reason ``serialization`` is raised.
     """
     statements = statements_of(entity)
-    named = named_by_client(base, workflow_key, expected_version)
+    key, expected = target_of(workflow_key, expected_version, base)
+    named = named_by_client(base, key, expected)
     write = prepare(
         statements,
-        workflow_key,
-        expected_version,
+        key,
+        expected,
         state,
         provenance,
         expected_effect_id=expected_effect_id,
         base=base if named is None else None,
     )
-    held = held_instances(session, statements.mapper, [workflow_key])
-    connection = connection_of(session, statements, [workflow_key])
+    rules = rules_of(statements, rebase, base)
+    held = held_instances(session, statements.mapper, [key])
+    connection = connection_of(session, statements, [key])
     if base is not None and named is not None:
         return conflict_of_bases(
             connection, statements, base, named, filtering(session)
         )
+    send = partial(compare_and_set, connection, statements, session=filtering(session))
     try:
-        outcome = compare_and_set(
-            connection, statements, write, session=filtering(session)
-        )
+        write, outcome = commit_on(statements, write, base, rules, send)
     except DBAPIError as error:
         conflict = refused(statements, write, error)
         if conflict is None:

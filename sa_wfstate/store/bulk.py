@@ -28,8 +28,9 @@ from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
 from ..values.write import Batch, Written
 from .api import Entity, connection_of
-from .compare_and_set import check_target, prepare, refused, unwritten
+from .compare_and_set import check_target, prepare, refused, target_of, unwritten
 from .instances import adopt, held_instances
+from .rebasing import explain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,11 +47,14 @@ StateT = TypeVar("StateT")
 
 @dataclass(slots=True)
 class Commit(Generic[StateT]):
-    """One commit of a batch; see :func:`~sa_wfstate.try_commit` for its fields."""
+    """One commit of a batch; see :func:`~sa_wfstate.try_commit` for its fields.
 
-    workflow_key: str
+    With *base*, key and version need not be given.
+    """
+
+    workflow_key: str | None = None
     _: KW_ONLY
-    expected_version: int | RowVersion
+    expected_version: int | RowVersion | None = None
     state: StateT
     provenance: Provenance | Mapping[str, Any]
     base: WorkflowSnapshot[StateT] | None = None
@@ -69,7 +73,8 @@ def try_commit_many(
     A key that is given twice raises PayloadError before any SQL is sent.
     """
     statements = statements_of(entity)
-    batch = _prepare(statements, list(commits))
+    commits = list(commits)
+    batch = _prepare(statements, commits)
     if len(set(batch.workflow_keys)) < len(batch):
         _refuse_duplicate(statements, batch)
     if not batch:
@@ -82,6 +87,10 @@ def try_commit_many(
         made = commit_batch(connection, statements, own, session=filtering(session))
         adopt(session, connection, statements, own, made, held)
         outcomes.update(zip(indices, made, strict=True))
+    for index, commit in enumerate(commits):
+        if commit.base is not None:
+            text = batch.state_texts[index]
+            explain(statements, commit.base, text, outcomes[index])
     return [outcomes[index] for index in range(len(batch))]
 
 
@@ -93,19 +102,18 @@ def _prepare(
         encoded = statements.batch_codec.encode([commit.state for commit in commits])
         if encoded is not None:
             texts, copies = encoded
-            provenances = [
-                check_target(
-                    statements.entity,
-                    commit.workflow_key,
-                    commit.expected_version,
-                    commit.provenance,
-                )
+            targets = [
+                target_of(commit.workflow_key, commit.expected_version, None)
                 for commit in commits
             ]
+            provenances = [
+                check_target(statements.entity, *target, commit.provenance)
+                for target, commit in zip(targets, commits, strict=True)
+            ]
             rows = len(commits)
-            bases = [RowVersion.of(commit.expected_version) for commit in commits]
+            bases = [RowVersion.of(version) for _, version in targets]
             return Batch(
-                [commit.workflow_key for commit in commits],
+                [key for key, _ in targets],
                 [base.version + 1 for base in bases],
                 texts,
                 provenances,
@@ -118,8 +126,7 @@ def _prepare(
         [
             prepare(
                 statements,
-                commit.workflow_key,
-                commit.expected_version,
+                *target_of(commit.workflow_key, commit.expected_version, commit.base),
                 commit.state,
                 commit.provenance,
                 base=commit.base,

@@ -22,8 +22,10 @@ from .compare_and_set import (
     named_by_client,
     prepare,
     refused,
+    target_of,
 )
 from .connections import READ_COMMITTED, Connections, limit_lock_waits
+from .rebasing import commit_on, rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Engine
     from sqlalchemy.orm import sessionmaker
 
+    from ..payload.rebase import Rebase
     from ..row.edits import Edit
     from ..values.provenance import Provenance
     from ..values.row_version import RowVersion
@@ -81,13 +84,14 @@ class CanonicalStore(Generic[StateT]):
     def try_commit(
         self,
         *,
-        workflow_key: str,
-        expected_version: int | RowVersion,
+        workflow_key: str | None = None,
+        expected_version: int | RowVersion | None = None,
         provenance: Provenance | Mapping[str, Any],
         state: StateT = NOT_GIVEN,
         state_prime: StateT = NOT_GIVEN,
         expected_effect_id: str | None = None,
         base: WorkflowSnapshot[StateT] | None = None,
+        rebase: bool | Rebase = False,
     ) -> StateCommitted[StateT] | StateConflict:
         """Write *state* and commit, if the workflow is at *expected_version*.
 
@@ -99,23 +103,31 @@ class CanonicalStore(Generic[StateT]):
 
         Raises OutcomeUnknown if the outcome cannot be known.
         """
-        statements, sent = self._statements, False
-        named = named_by_client(base, workflow_key, expected_version)
+        statements = self._statements
+        key, expected = target_of(workflow_key, expected_version, base)
+        named = named_by_client(base, key, expected)
         write = prepare(
             statements,
-            workflow_key,
-            expected_version,
+            key,
+            expected,
             _the_one(state, state_prime),
             provenance,
             expected_effect_id=expected_effect_id,
             base=base if named is None else None,
         )
         if base is not None and named is not None:
-            with self._connections.autocommit([workflow_key]) as connection:
+            with self._connections.autocommit([key]) as connection:
                 session = self._connections.filtering(connection)
                 return conflict_of_bases(connection, statements, base, named, session)
+        rules = rules_of(statements, rebase, base)
+        _, outcome = commit_on(statements, write, base, rules, self._send)
+        return outcome
+
+    def _send(self, write: Write) -> StateCommitted[StateT] | StateConflict:
+        """Send *write* in a transaction of its own, and again if its answer is lost."""
+        statements, key, sent = self._statements, write.workflow_key, False
         try:
-            with self._connections.commit([workflow_key]) as connection:
+            with self._connections.commit([key]) as connection:
                 sent = True
                 session = self._connections.filtering(connection)
                 return compare_and_set(connection, statements, write, session=session)
@@ -126,10 +138,10 @@ class CanonicalStore(Generic[StateT]):
                     raise
                 return self._commit_again(write, error)
         # Refused by a statement or by COMMIT: read the row in a new transaction.
-        with self._connections.autocommit([workflow_key]) as connection:
+        with self._connections.autocommit([key]) as connection:
             session = self._connections.filtering(connection)
-            found = read_visible(connection, statements, [workflow_key], session)
-        current = found.get(workflow_key)
+            found = read_visible(connection, statements, [key], session)
+        current = found.get(key)
         if current is None and session is not None:
             return conflict  # A hidden row may exist.
         return conflict_of_write(statements, write, current) or conflict

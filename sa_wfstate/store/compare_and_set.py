@@ -35,6 +35,24 @@ StateT = TypeVar("StateT")
 _LAST_VERSION = 2**63 - 1
 
 
+def target_of(
+    workflow_key: str | None,
+    expected_version: int | RowVersion | None,
+    base: WorkflowSnapshot[Any] | None,
+) -> tuple[str, int | RowVersion]:
+    """Return the key and the version that a commit expects: what *base* has, if any.
+
+    What is given counts more; prepare() then refuses a *base* that contradicts it.
+    """
+    if base is not None:
+        workflow_key = base.workflow_key if workflow_key is None else workflow_key
+        if expected_version is None:
+            expected_version = base.version
+    if workflow_key is None or expected_version is None:
+        raise TypeError("a commit takes workflow_key and expected_version, or base=")
+    return workflow_key, expected_version
+
+
 def prepare(
     statements: Statements[StateT],
     workflow_key: str,

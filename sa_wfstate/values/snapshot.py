@@ -11,7 +11,7 @@ from .provenance import Provenance
 from .row_version import RowVersion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 StateT = TypeVar("StateT")
@@ -39,8 +39,9 @@ class WorkflowSnapshot(BaseModel, Generic[StateT]):
     1
     """
 
-    # Not a field: the name of the table, and the text that the state was read from.
-    # Copies and pickles do not have it.
+    # Not a field: the name of the table, the text that the state was read from, and the
+    # values of the application's own columns, if they were read. Copies and pickles do
+    # not have it.
     __slots__ = ("_source",)
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
@@ -54,17 +55,29 @@ class WorkflowSnapshot(BaseModel, Generic[StateT]):
 
 
 def with_source(
-    snapshot: WorkflowSnapshot[StateT], table: str, text: str
+    snapshot: WorkflowSnapshot[StateT],
+    table: str,
+    text: str,
+    beside: Sequence[Any] = (),
 ) -> WorkflowSnapshot[StateT]:
-    """Keep the *table* of the row and the *text* of its state in *snapshot*."""
-    object.__setattr__(snapshot, "_source", (table, text))
+    """Keep in *snapshot* the *table* of its row, the *text* of its state, and *beside*.
+
+    These are the values of the application's own columns, if they were read.
+    """
+    object.__setattr__(snapshot, "_source", (table, text, *beside))
     return snapshot
 
 
 def source_of(snapshot: WorkflowSnapshot[Any]) -> tuple[str, str] | None:
     """Return table and text of a *snapshot* that was read from a row, else None."""
-    source: tuple[str, str] | None = getattr(snapshot, "_source", None)
-    return source
+    source: tuple[Any, ...] | None = getattr(snapshot, "_source", None)
+    return None if source is None else (source[0], source[1])
+
+
+def beside_of(snapshot: WorkflowSnapshot[Any]) -> tuple[Any, ...]:
+    """Return the values of the application's own columns that were read with it."""
+    source: tuple[Any, ...] = getattr(snapshot, "_source", ())
+    return source[2:]
 
 
 class StateCommitted(Generic[StateT]):

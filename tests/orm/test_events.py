@@ -51,6 +51,7 @@ Session after_flush: orm.flush.after_flush
 Session after_flush_postexec: orm.unit_of_work.after_flush_postexec
 Session before_commit: orm.tracking.before_commit
 Session after_commit: orm.flush.after_commit
+Session after_rollback: orm.attempts.after_rollback
 Session after_rollback: orm.tracking.after_rollback
 Session after_soft_rollback: orm.tracking.after_soft_rollback
 Session after_soft_rollback: orm.conflicts.after_soft_rollback

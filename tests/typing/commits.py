@@ -46,7 +46,18 @@ def an_outcome_is_one_of_two(session: Session) -> None:
 
 
 def the_expected_version_must_be_given(session: Session) -> None:
-    try_commit(session, Order, "k", state=OrderState(), provenance=PROVENANCE)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    try_commit(session, Order, "k", state=OrderState(), provenance=PROVENANCE)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
+def a_base_has_key_and_version(
+    session: Session, base: WorkflowSnapshot[OrderState]
+) -> None:
+    outcome = try_commit(
+        session, Order, base=base, state=base.state, provenance=PROVENANCE
+    )
+    assert_type(outcome, StateCommitted[OrderState] | StateConflict)
+    if isinstance(outcome, StateConflict) and outcome.changes is not None:
+        assert_type(outcome.changes.overlapping, tuple[str, ...])
 
 
 def a_state_of_another_type_is_refused(store: CanonicalStore[OrderState]) -> None:
