@@ -62,8 +62,13 @@ def values_of(
     """
     values = dict[str, Value]()
     for name in state.mapper.columns.keys():  # noqa: SIM118 - no dict
-        if name in state.dict and (name == "state" or name not in Columns._fields):
+        if name in Columns._fields and name != "state":
+            continue
+        if name in state.dict:
             values[name] = value_of(state, name, written.get((state, name)))
+        elif name in state.expired_attributes:
+            # It was sent as SQL: neither what it was nor what it is now is known.
+            values[name] = Value(UNKNOWN, None)
     return values
 
 

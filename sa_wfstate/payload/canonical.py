@@ -61,6 +61,12 @@ def may_be_respelled(text: str) -> bool:
     return "NaN" in text or "Infinity" in text or ("+" in text and "e+" in text)
 
 
+class Unordered(list[Any]):
+    """The elements of a set, sorted: an index means nothing."""
+
+    __slots__ = ()
+
+
 def in_one_order(value: Any, data: Any) -> Any:
     """Return *data*, the JSON of *value*, with the sets of *value* sorted."""
     if isinstance(value, RootModel):
@@ -70,7 +76,7 @@ def in_one_order(value: Any, data: Any) -> Any:
         if len(parts) != len(data):
             return data  # A serializer has changed it.
         is_set = isinstance(value, (set, frozenset))
-        return sorted(parts, key=canonical_dump) if is_set else parts
+        return Unordered(sorted(parts, key=canonical_dump)) if is_set else parts
     if not isinstance(data, dict):
         return data
     if isinstance(value, dict):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic_core import from_json
 
-from .canonical import in_one_order
+from .canonical import Unordered, in_one_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -88,6 +88,7 @@ def is_appended(before: Any, after: Any) -> bool:
     return (
         isinstance(before, list)
         and isinstance(after, list)
+        and not isinstance(before, Unordered)
         and len(before) <= len(after)
         and is_same(before, after[: len(before)])
     )
@@ -95,14 +96,14 @@ def is_appended(before: Any, after: Any) -> bool:
 
 def is_same(one: Any, other: Any) -> bool:
     """Return whether two JSON documents are the same, kinds of numbers included."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(is_same, one, other))
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(
             is_same(value, other[key]) for key, value in one.items()
         )
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(is_same, one, other))
     return bool(one == other)
 
 

@@ -119,8 +119,8 @@ def try_commit(
     be given. A *state* equal to its own is not sent: only the version, the time and the
     provenance are written. A re-created row is a conflict, as with
     *expected_effect_id*, and a conflict knows its
-    :attr:`~sa_wfstate.StateConflict.changes`. If *expected_version* is a RowVersion that
-    a client has named, and *base* another version, the write is a conflict.
+    :attr:`~sa_wfstate.StateConflict.changes`. If *expected_version* is a RowVersion
+    that a client has named, and *base* another version, the write is a conflict.
 
     With *rebase*, a commit whose row has moved on is merged with it and sent again, up
     to ten times: by the rules of ``__rebase__`` of the class, or those that are given.
