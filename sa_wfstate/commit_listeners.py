@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Mapper
 
+    from .values.keys import Key
     from .values.snapshot import StateCommitted
 
 
@@ -32,7 +33,7 @@ class CommitListener(Protocol):
         It does with ``relationship(post_update=True)``. The second commits come next.
         """
 
-    def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
+    def deleted(self, connection: Connection, workflow_keys: Sequence[Key]) -> None:
         """Follow the deletion of *workflow_keys* by a flush."""
 
 
@@ -41,7 +42,7 @@ class KeepsEffects(Protocol):
     """A commit listener that can tell later which effects were committed."""
 
     def keeps(
-        self, connection: Connection, workflow_key: str, effect_ids: Sequence[str]
+        self, connection: Connection, workflow_key: Key, effect_ids: Sequence[str]
     ) -> bool:
         """Return whether a version is kept that one of *effect_ids* wrote."""
 

@@ -52,11 +52,13 @@ from .orm.routing import connection_for
 from .payload.actions import digest
 from .row.auxiliary import AuxiliaryTable
 from .row.chunks import chunks
-from .row.keys import check_key
+from .row.keys import TEXT_KEY, KeyType, StoredKey, checked_type
 from .store.connections import Connections
+from .values.keys import Key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
 
 __all__ = ["ActionDedupMixin", "cleanup_expired", "remember", "should_process"]
 
@@ -103,7 +105,7 @@ class ActionDedupMixin(AuxiliaryTable):
 class Claim(NamedTuple):
     """The row to be written for one action."""
 
-    workflow_key: str
+    workflow_key: Key
     action_id: UUID
     result_hash: str
     request_hash: str | None
@@ -121,11 +123,17 @@ class Processed(NamedTuple):
 class DedupLog:
     """The statements of one log, built once."""
 
-    def __init__(self, log: type[ActionDedupMixin], ttl: timedelta = TTL) -> None:
+    def __init__(
+        self,
+        log: type[ActionDedupMixin],
+        ttl: timedelta = TTL,
+        key_type: KeyType = TEXT_KEY,
+    ) -> None:
         table = inspect(log).local_table
         assert isinstance(table, Table)  # noqa: S101
         self._table = table
         self._ttl = ttl
+        self._stored = StoredKey(key_type, table.c.workflow_key)
         self._inserts: dict[str, Any] = {}
         self._lookup = select(
             table.c.workflow_key,
@@ -141,15 +149,17 @@ class DedupLog:
     def lookup(
         self,
         connection: Connection,
-        workflow_keys: Sequence[str],
+        workflow_keys: Sequence[Key],
         action_ids: Sequence[UUID],
     ) -> dict[tuple[str, UUID], Processed]:
         """Return the rows of these actions of these workflows."""
-        found: dict[tuple[str, UUID], Processed] = {}
+        found: dict[tuple[Any, UUID], Processed] = {}
+        load = self._stored.load
+        workflow_keys = list(map(self._stored.store, workflow_keys))
         for keys in chunks(workflow_keys):
             for ids in chunks(action_ids):
                 rows = connection.execute(self._lookup, {"keys": keys, "ids": ids})
-                found |= {(row[0], row[1]): Processed(*row[2:]) for row in rows}
+                found |= {(load(row[0]), row[1]): Processed(*row[2:]) for row in rows}
         return found
 
     def claim(
@@ -164,7 +174,11 @@ class DedupLog:
             until: dict[str, Any] = {"expires_at": datetime.now(UTC) + self._ttl}
         else:
             until = {"wfs_ttl": self._ttl}
-        rows = [claim._asdict() | until for claim in claims]
+        store = self._stored.store
+        rows = [
+            claim._asdict() | until | {"workflow_key": store(claim.workflow_key)}
+            for claim in claims
+        ]
         if name not in self._inserts:
             insert = (sqlite if name == "sqlite" else postgresql).insert(self._table)
             if name != "sqlite":
@@ -179,14 +193,15 @@ class DedupLog:
         written = connection.execute(
             self._inserts[name], rows if len(rows) > 1 else rows[0]
         )
-        times = {(key, action_id): at for key, action_id, at in written}
+        load = self._stored.load
+        times = {(load(key), action_id): at for key, action_id, at in written}
         return times if len(times) == len(rows) else None
 
 
 def should_process(
     session: Session,
     log: type[ActionDedupMixin],
-    workflow_key: str,
+    workflow_key: Key,
     action_id: UUID,
     *,
     payload: str | None = None,
@@ -197,9 +212,11 @@ def should_process(
     *payload* is the action's payload as JSON; a different one under the same id raises
     ActionIdReused.
     """
-    check_key(log.__name__, workflow_key)
+    key_type = checked_type(log.__name__, workflow_key)
     connection = connection_for(session, inspect(log), [workflow_key])
-    found = DedupLog(log).lookup(connection, [workflow_key], [action_id])
+    found = DedupLog(log, key_type=key_type).lookup(
+        connection, [workflow_key], [action_id]
+    )
     if payload is not None:
         for processed in found.values():
             refuse_reuse(workflow_key, action_id, processed, digest(payload))
@@ -209,7 +226,7 @@ def should_process(
 def remember(
     session: Session,
     log: type[ActionDedupMixin],
-    workflow_key: str,
+    workflow_key: Key,
     action_id: UUID,
     *,
     result: str,
@@ -223,11 +240,11 @@ def remember(
     False, roll back the effect of the action. *result* and *payload* are JSON, of which
     digests are stored.
     """
-    check_key(log.__name__, workflow_key)
+    key_type = checked_type(log.__name__, workflow_key)
     connection = connection_for(session, inspect(log), [workflow_key])
     request_hash = None if payload is None else digest(payload)
     claim = Claim(workflow_key, action_id, digest(result), request_hash, version)
-    return DedupLog(log, ttl).claim(connection, [claim]) is not None
+    return DedupLog(log, ttl, key_type).claim(connection, [claim]) is not None
 
 
 def cleanup_expired(
@@ -269,7 +286,7 @@ def cleanup_expired(
 
 
 def refuse_reuse(
-    workflow_key: str, action_id: UUID, processed: Processed, request_hash: str
+    workflow_key: Key, action_id: UUID, processed: Processed, request_hash: str
 ) -> None:
     """Raise ActionIdReused if the action was *processed* with another payload."""
     if processed.request_hash not in {None, request_hash}:

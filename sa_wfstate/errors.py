@@ -98,7 +98,7 @@ class RowError(WorkflowStateError):
     """Base of the errors of one row: *entity*, the mapped class, and *workflow_key*."""
 
     entity: str
-    workflow_key: str
+    workflow_key: Any
 
     def __str__(self) -> str:
         return self._template.format(row=self._row, **vars(self))
@@ -106,7 +106,7 @@ class RowError(WorkflowStateError):
     @property
     def _row(self) -> str:
         # None: the query has not selected the key.
-        key: str | None = self.workflow_key
+        key = self.workflow_key
         return f"a row of {self.entity}" if key is None else f"{self.entity} {key!r}"
 
 
@@ -172,7 +172,7 @@ class OutcomeUnknown(RowError):
     effect_ids: tuple[str, ...]
 
     def __str__(self) -> str:
-        row = self._row if self.workflow_key else self.entity
+        row = self.entity if self.workflow_key == "" else self._row
         effects = ", ".join(map(repr, self.effect_ids))
         what = f"effect {effects}" if effects else "it"
         return (
@@ -276,7 +276,7 @@ class NestedHandle(RowError):
 class ActionIdReused(WorkflowStateError, ValueError):
     """An action has the id of an earlier action with another payload."""
 
-    workflow_key: str
+    workflow_key: Any
     action_id: UUID
 
     _template = (

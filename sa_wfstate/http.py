@@ -250,15 +250,19 @@ def _members_of(error: WorkflowStateError) -> dict[str, Any]:
         return {"path": error.path}
     names = ("workflow_key", "action_id", "version", "required", "found", "attempts")
     return {
-        name: value if isinstance(value, int | None) else str(value)
+        name: _json(value)
         for name in names
         if (value := getattr(error, name, None)) is not None
     }
 
 
+def _json(value: object) -> int | str | None:
+    return value if isinstance(value, int | None) else str(value)
+
+
 def _conflict(conflict: StateConflict) -> dict[str, Any]:
     members: dict[str, Any] = {
-        "workflow_key": conflict.workflow_key,
+        "workflow_key": _json(conflict.workflow_key),
         "reason": str(conflict.reason),
         "expected_version": conflict.expected_version,
         "actual_version": conflict.actual_version,

@@ -26,6 +26,7 @@ from ..store.bulk import Commit
 from ..store.canonical_store import NOT_GIVEN
 from ..store.canonical_store import CanonicalStore as _CanonicalStore
 from ..store.connections import sync_bind
+from ..values.keys import Key
 from ..values.provenance import Provenance
 from ..values.public_names import publish
 from ..values.row_version import RowVersion
@@ -66,7 +67,7 @@ T = TypeVar("T")
 
 
 async def get_state(
-    session: AsyncSession, entity: Entity[StateT], workflow_key: str
+    session: AsyncSession, entity: Entity[StateT], workflow_key: Key
 ) -> WorkflowSnapshot[StateT]:
     """Async version of :func:`sa_wfstate.get_state`."""
     refuse_sync(session)
@@ -77,7 +78,7 @@ async def get_state(
 async def try_commit(
     session: AsyncSession,
     entity: Entity[StateT],
-    workflow_key: str,
+    workflow_key: Key,
     *,
     expected_version: int | RowVersion,
     state: StateT,
@@ -90,7 +91,7 @@ async def try_commit(
 async def try_commit(
     session: AsyncSession,
     entity: Entity[StateT],
-    workflow_key: str | None = None,
+    workflow_key: Key | None = None,
     *,
     expected_version: int | RowVersion | None = None,
     state: StateT,
@@ -102,7 +103,7 @@ async def try_commit(
 async def try_commit(
     session: AsyncSession,
     entity: Entity[StateT],
-    workflow_key: str | None = None,
+    workflow_key: Key | None = None,
     *,
     expected_version: int | RowVersion | None = None,
     state: StateT,
@@ -148,14 +149,14 @@ class CanonicalStore(Generic[StateT]):
     ) -> None:
         self._store = _AwaitingStore(sync_bind(bind), entity, resolve=resolve)
 
-    async def get_state(self, workflow_key: str) -> WorkflowSnapshot[StateT]:
+    async def get_state(self, workflow_key: Key) -> WorkflowSnapshot[StateT]:
         """Async version of :meth:`sa_wfstate.CanonicalStore.get_state`."""
         return await greenlet_spawn(self._store.get_state, workflow_key)
 
     async def try_commit(
         self,
         *,
-        workflow_key: str | None = None,
+        workflow_key: Key | None = None,
         expected_version: int | RowVersion | None = None,
         provenance: Provenance | Mapping[str, Any],
         state: StateT = NOT_GIVEN,
@@ -182,7 +183,7 @@ class CanonicalStore(Generic[StateT]):
     async def try_patch(
         self,
         *,
-        workflow_key: str,
+        workflow_key: Key,
         edits: Sequence[Edit],
         provenance: Provenance | Mapping[str, Any],
         when: ColumnElement[bool] | None = None,

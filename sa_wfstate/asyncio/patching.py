@@ -15,6 +15,7 @@ from ..store import patch_many as _patch_many
 from ..store import patches as _patches
 from ..store.api import Entity
 from ..store.patch_many import Patch
+from ..values.keys import Key
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
@@ -25,7 +26,7 @@ StateT = TypeVar("StateT")
 async def try_patch(
     session: AsyncSession,
     entity: Entity[StateT],
-    workflow_key: str,
+    workflow_key: Key,
     edits: Sequence[Edit],
     *,
     provenance: Provenance | Mapping[str, Any],

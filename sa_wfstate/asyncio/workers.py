@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..projection.store import Fallback, ProjectionRead
     from ..projection.watermarks import WatermarkMixin
     from ..retry import RetryPolicy
+    from ..values.keys import Key
     from ..values.reports import DueIntent
     from ..values.row_version import RowVersion
 
@@ -43,7 +44,7 @@ class ProjectionStore(Generic[StateT]):
 
     async def get(
         self,
-        workflow_key: str,
+        workflow_key: Key,
         required_version: int | RowVersion | None = None,
         max_wait: float = 0.1,
         *,
@@ -58,7 +59,7 @@ class ProjectionStore(Generic[StateT]):
             fallback=fallback,
         )
 
-    async def get_version(self, workflow_key: str) -> int | None:
+    async def get_version(self, workflow_key: Key) -> int | None:
         """Async :meth:`sa_wfstate.projection.ProjectionStore.get_version`."""
         return await greenlet_spawn(self._store.get_version, workflow_key)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from argparse import ArgumentTypeError
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..orm.entity import statements_of
 
 if TYPE_CHECKING:
     import argparse
@@ -54,6 +56,12 @@ def add_entity(
 def add_key(command: argparse.ArgumentParser) -> None:
     """Declare the workflow key."""
     command.add_argument("key", metavar="KEY", help="the workflow key")
+
+
+def key_of(entity: Any, options: argparse.Namespace) -> Any:
+    """Return the workflow key, which is given as text."""
+    statements = statements_of(entity)
+    return statements.key_type.parse(statements.entity, options.key)
 
 
 def add_full(command: argparse.ArgumentParser) -> None:

@@ -39,11 +39,12 @@ def add_show(command: argparse.ArgumentParser) -> None:
 
 def show(engine: Engine, entity: Any, options: argparse.Namespace) -> int:
     """Show a workflow as it is, or as it was."""
+    key = arguments.key_of(entity, options)
     with Session(engine) as session:
         if options.version is None:
-            snapshot = get_state(session, entity, options.key)
+            snapshot = get_state(session, entity, key)
         else:
-            snapshot = get_version(session, entity, options.key, options.version)
+            snapshot = get_version(session, entity, key, options.version)
     facts = _facts(entity, snapshot)
     if options.json:
         print_json(facts)
@@ -78,12 +79,13 @@ def add_history(command: argparse.ArgumentParser) -> None:
 
 def history(engine: Engine, entity: Any, options: argparse.Namespace) -> int:
     """List who changed what, with the values, when, by which action."""
+    key = arguments.key_of(entity, options)
     with Session(engine) as session:
         # One more than is shown, to compare the oldest with.
-        found = list_versions(session, entity, options.key, limit=options.limit + 1)
+        found = list_versions(session, entity, key, limit=options.limit + 1)
         if not found:
-            get_state(session, entity, options.key)  # Raises for an unknown key.
-            raise VersionNotInHistory(entity.__name__, options.key, None)
+            get_state(session, entity, key)  # Raises for an unknown key.
+            raise VersionNotInHistory(entity.__name__, key, None)
     rows = [
         (snapshot, earlier, _changes(entity, earlier, snapshot))
         for snapshot, earlier in zip(found, [*found[1:], None], strict=True)
@@ -98,7 +100,7 @@ def history(engine: Engine, entity: Any, options: argparse.Namespace) -> int:
         )
         return 0
     print_table(
-        f"{entity.__name__} {options.key!r}",
+        f"{entity.__name__} {key!r}",
         ("version", "written at", "by", "changed"),
         (
             (
@@ -149,10 +151,11 @@ def add_diff(command: argparse.ArgumentParser) -> None:
 
 def diff(engine: Engine, entity: Any, options: argparse.Namespace) -> int:
     """Show what changed between two versions."""
+    key = arguments.key_of(entity, options)
     versions = (options.from_version, options.to_version)
     with Session(engine) as session:
-        changes = diff_versions(session, entity, options.key, *versions)
-        before = get_version(session, entity, options.key, versions[0])
+        changes = diff_versions(session, entity, key, *versions)
+        before = get_version(session, entity, key, versions[0])
     if options.json:
         print_json(changes)
         return 0

@@ -37,7 +37,7 @@ def add_restore(command: argparse.ArgumentParser) -> None:
 
 def restore(engine: Engine, entity: Any, options: argparse.Namespace) -> int:
     """Commit the state of an earlier version again, as a new version."""
-    key = options.key
+    key = arguments.key_of(entity, options)
     with Session(engine) as session:
         get_version(session, entity, key, options.version)  # Or it is not there.
         try:

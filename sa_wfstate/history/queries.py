@@ -29,11 +29,12 @@ from .._concurrency import require_at_least
 from ..errors import StateConflict, VersionNotInHistory
 from ..orm.entity import statements_of
 from ..row.columns import columns_of
-from ..row.keys import check_key
+from ..row.keys import StoredKey
 from ..row.sql import CANONICAL_COLUMNS
 from ..row.statements import snapshot_of
 from ..store.api import Entity, connection_of, try_commit
 from ..store.connections import Connections
+from ..values.keys import Key
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
@@ -48,7 +49,7 @@ StateT = TypeVar("StateT")
 
 
 def get_version(
-    session: Session, entity: Entity[StateT], workflow_key: str, version: int
+    session: Session, entity: Entity[StateT], workflow_key: Key, version: int
 ) -> WorkflowSnapshot[StateT]:
     """Read *version* of a workflow as it was committed.
 
@@ -64,7 +65,7 @@ def get_version(
 
 
 def get_state_as_of(
-    session: Session, entity: Entity[StateT], workflow_key: str, time: datetime
+    session: Session, entity: Entity[StateT], workflow_key: Key, time: datetime
 ) -> WorkflowSnapshot[StateT]:
     """Read the version of a workflow that was current at *time*.
 
@@ -84,7 +85,7 @@ def get_state_as_of(
 def list_versions(
     session: Session,
     entity: Entity[StateT],
-    workflow_key: str,
+    workflow_key: Key,
     *,
     limit: int | None = None,
 ) -> list[WorkflowSnapshot[StateT]]:
@@ -98,7 +99,7 @@ def list_versions(
 def diff_versions(
     session: Session,
     entity: Entity[Any],
-    workflow_key: str,
+    workflow_key: Key,
     from_version: int,
     to_version: int,
 ) -> list[dict[str, Any]]:
@@ -118,7 +119,7 @@ def diff_versions(
 def restore_version(
     session: Session,
     entity: Entity[StateT],
-    workflow_key: str,
+    workflow_key: Key,
     version: int,
     *,
     expected_version: int | RowVersion,
@@ -198,14 +199,17 @@ def trim_history(
 class _Query:
     """The history of one workflow, newest first, read as snapshots."""
 
-    def __init__(self, entity: Entity[Any], workflow_key: str) -> None:
+    def __init__(self, entity: Entity[Any], workflow_key: Key) -> None:
         self._statements = statements_of(entity)
         self.entity = self._statements.entity
-        check_key(self.entity, workflow_key)
+        self._statements.check_key(workflow_key)
         self._key = workflow_key
         self.table = table = history_of(self._statements)
+        self._stored = StoredKey(self._statements.key_type, table.c.workflow_key)
         columns = [
-            type_coerce(
+            table.c.workflow_key
+            if name == "workflow_key"
+            else type_coerce(
                 table.c.committed_at if name == "updated_at" else table.c[name],
                 getattr(columns_of(self._statements.table), name).type,
             ).label(name)
@@ -213,7 +217,7 @@ class _Query:
         ]
         self.rows: Select[Any] = (
             select(*columns)
-            .where(table.c.workflow_key == workflow_key)
+            .where(table.c.workflow_key == self._stored.store(workflow_key))
             .order_by(table.c.committed_at.desc(), table.c.version.desc())
         )
 
@@ -221,4 +225,7 @@ class _Query:
         connection = connection_of(session, self._statements, [self._key], reads=True)
         if session.autoflush:
             session.flush()
-        return [snapshot_of(row) for row in connection.execute(rows)]
+        load = self._stored.load
+        return [
+            snapshot_of((load(key), *row)) for key, *row in connection.execute(rows)
+        ]

@@ -36,6 +36,7 @@ from ..orm.entity import statements_of
 from ..orm.mixin import WorkflowStateMixin
 from ..row.chunks import chunks
 from ..row.columns import columns_of
+from ..row.keys import StoredKey
 from ..row.sql import effect_id_of
 from ..row.types import PydanticJSON
 from ..values.provenance import Provenance
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..row.statements import Statements
+    from ..values.keys import Key
     from ..values.snapshot import StateCommitted
 
 
@@ -95,12 +97,15 @@ class _HistoryListener:
         source = statements.table
         names = ["workflow_key", "version", "state", "schema_version", "provenance"]
         columns = columns_of(source)._asdict()
+        self._stored = StoredKey(statements.key_type, history.c.workflow_key)
         rows = select(
             *(
                 type_coerce(columns[name], history.c[name].type.impl_instance)  # type: ignore[attr-defined]
                 if name in {"state", "provenance"}
                 else columns[name] - bindparam("behind", type_=BigInteger())
                 if name == "version"
+                else self._stored.sql(columns[name])
+                if name == "workflow_key"
                 else columns[name]
                 for name in names
             ),
@@ -128,16 +133,16 @@ class _HistoryListener:
         """Add rows that differ from the current ones in the version only."""
         self.written(connection, commits, behind=1)
 
-    def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
+    def deleted(self, connection: Connection, workflow_keys: Sequence[Key]) -> None:
         """Do nothing: a deleted workflow keeps its history."""
 
     def keeps(
-        self, connection: Connection, workflow_key: str, effect_ids: Sequence[str]
+        self, connection: Connection, workflow_key: Key, effect_ids: Sequence[str]
     ) -> bool:
         """Return whether one of *effect_ids* wrote a version in the history."""
         history = self._history
         written = select(history.c.version).where(
-            history.c.workflow_key == workflow_key,
+            history.c.workflow_key == self._stored.store(workflow_key),
             effect_id_of(history).in_(effect_ids),
         )
         return connection.execute(written).first() is not None

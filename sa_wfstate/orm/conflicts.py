@@ -14,6 +14,7 @@ import sys
 from collections import defaultdict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from sqlalchemy import Connection, ExceptionContext, TwoPhaseTransaction
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,6 +23,7 @@ from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
 from ..errors import ConflictReason, StateConflict, WriteSuppressed
 from ..retry import SERIALIZATION_FAILURE, UNIQUE_VIOLATION, sqlstate
+from ..values.keys import Key, key_text
 from ..values.row_version import NOTHING, RowVersion
 from ..values.snapshot import WorkflowSnapshot
 from .attempts import explain
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 def conflict_of(
     statements: Statements[Any],
-    workflow_key: str,
+    workflow_key: Key,
     base: RowVersion,
     found: WorkflowSnapshot[Any] | RowVersion | None,
 ) -> StateConflict | None:
@@ -97,7 +99,9 @@ def _translate(
     """
     refused = sqlstate(error)
     # A key that the INSERT itself makes is empty before it, and cannot conflict.
-    doubtful = [operation for operation in doubtful if operation.workflow_key]
+    doubtful = [
+        operation for operation in doubtful if operation.workflow_key is not None
+    ]
     if refused == UNIQUE_VIOLATION:
         doubtful = [
             e for e in _of_statement(error, doubtful) if e.type is OperationType.INSERT
@@ -131,9 +135,15 @@ def _of_statement(
     values = set[Any]()
     for row in rows:
         for value in row.values() if isinstance(row, dict) else row or ():
-            if isinstance(value, str):
-                values.add(value)
-    return [operation for operation in operations if operation.workflow_key in values]
+            if isinstance(value, (str, int, UUID)):
+                values.add(str(value))
+    return [each for each in operations if _texts(each.workflow_key) & values]
+
+
+def _texts(workflow_key: Key) -> set[str]:
+    """Return the texts of a key as it is bound."""
+    texts = {key_text(workflow_key)}  # SQLite binds the digits of a UUID.
+    return texts | {workflow_key.hex} if isinstance(workflow_key, UUID) else texts
 
 
 def _refused(operation: Operation) -> StateConflict:
@@ -176,10 +186,10 @@ def _judge(
 def read_again(
     connection: Connection,
     statements: Statements[Any],
-    expected: Mapping[str, int],
+    expected: Mapping[Key, int],
     *,
     whole: bool = False,
-) -> Mapping[str, WorkflowSnapshot[Any] | RowVersion]:
+) -> Mapping[Key, WorkflowSnapshot[Any] | RowVersion]:
     """Read what is there in place of what was *expected*, versions by key.
 
     Read on the session's own connection, and leave it as it was found. *whole*: with
@@ -232,7 +242,7 @@ def handle_error(context: ExceptionContext) -> None:
         or isinstance(connection.get_transaction(), TwoPhaseTransaction)
     ):
         return
-    first: dict[tuple[Statements[Any], str], Operation] = {}
+    first: dict[tuple[Statements[Any], Key], Operation] = {}
     for operation in written_on(connection):
         first.setdefault((operation.statements, operation.workflow_key), operation)
     if not first:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from ..row.statements import Statements
+    from ..values.keys import Key
     from ..values.snapshot import WorkflowSnapshot
 
 
@@ -49,11 +50,11 @@ def filtering(session: Session) -> Session | None:
 def read_visible(
     connection: Connection,
     statements: Statements[StateT],
-    workflow_keys: Sequence[str],
+    workflow_keys: Sequence[Key],
     session: Session | None,
     *,
     lock: bool = False,
-) -> dict[str, WorkflowSnapshot[StateT]]:
+) -> dict[Key, WorkflowSnapshot[StateT]]:
     """Read those rows of *workflow_keys* that *session* may see, by key.
 
     Without one all of them. *lock* keeps other writers away from them.
@@ -70,10 +71,10 @@ def read_visible(
 def visible(
     session: Session,
     statements: Statements[Any],
-    workflow_keys: Iterable[str],
+    workflow_keys: Iterable[Key],
     *,
     lock: bool = False,
-) -> set[str]:
+) -> set[Key]:
     """Return those of *workflow_keys* whose rows *session* may see.
 
     *lock* keeps their rows as they are until the transaction ends.
@@ -86,9 +87,9 @@ def visible(
 def hide(
     session: Session | None,
     statements: Statements[Any],
-    found: Mapping[str, Any],
-    expected: Mapping[str, int],
-) -> Mapping[str, Any]:
+    found: Mapping[Key, Any],
+    expected: Mapping[Key, int],
+) -> Mapping[Key, Any]:
     """Return of *found* what *session* may see; *expected* are versions, by key."""
     if session is None or not found:
         return found
@@ -104,7 +105,7 @@ def _select(
     session: Session,
     statements: Statements[Any],
     names: Iterable[str],
-    workflow_keys: Iterable[str],
+    workflow_keys: Iterable[Key],
     *,
     lock: bool,
 ) -> Iterator[Any]:

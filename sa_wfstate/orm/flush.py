@@ -22,7 +22,6 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
 
 from ..errors import VersionNotSeen
-from ..row.keys import check_key
 from ..values.row_version import NOTHING, RowVersion
 from .collecting import Unstamped, will_write
 from .commit_feed import follow_flush
@@ -53,7 +52,7 @@ def _note(
     statements = statements_of(state.class_)
     require_row_counts(connection, statements.entity)
     effect_id = effect_id_in(state.dict.get("provenance"))
-    key = "" if gets_key(state) else key_of(state)
+    key = None if gets_key(state) else key_of(state)
     log = write_log_of(connection)
     operation = Operation(type_, statements, key, base, effect_id, log, state)
     log_of(_session(state)).pending[state] = operation
@@ -229,9 +228,9 @@ def after_write(
     operation = log_of(_session(state)).pending.get(state)
     if operation is None:
         return
-    if not operation.workflow_key:  # It has got one now.
+    if operation.workflow_key is None:  # It has got one now.
         operation.workflow_key = state.dict["workflow_key"]
-        check_key(operation.statements.entity, operation.workflow_key)
+        operation.statements.check_key(operation.workflow_key)
     if operation.confirmed:
         return
     if operation.type is OperationType.UPDATE:

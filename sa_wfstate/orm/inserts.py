@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BindParameter, ClauseElement
 
 from ..errors import VersionNotAssignable
-from ..row.keys import check_key
+from .row_keys import key_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
 
-def check_rows(entity: str, rows: Any, *, any_version: bool = False) -> None:
-    """Raise unless *rows* of *entity* have keys that can be stored, and version 1."""
+def check_rows(mapper: Mapper[Any], rows: Any, *, any_version: bool = False) -> None:
+    """Raise unless *rows* of a class have keys that can be stored, and version 1."""
+    entity = mapper.class_.__name__
     for row in rows if isinstance(rows, (list, tuple)) else [rows or {}]:
         if "workflow_key" in row:
-            check_key(entity, row["workflow_key"])
+            key_type(mapper).check(entity, row["workflow_key"])
         if not any_version and row.get("version", 1) != 1:
             raise VersionNotAssignable(entity)
 

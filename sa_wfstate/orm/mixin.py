@@ -48,7 +48,7 @@ from ..row.ddl import (
 from ..row.types import PydanticJSON
 from ..values.provenance import Provenance
 from .refusals import refusing
-from .row_keys import keep_key, note_identity
+from .row_keys import keep_key, note_key_column
 from .version_comparator import compare_effects
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
             mapper.eager_defaults = True
     if mapper.version_id_col is None:
         raise MappingError(cls.__name__, "its version_id_col is lost")
-    note_identity(mapper)
+    note_key_column(mapper)
     cls.version.__class__ = _VersionAttribute
 
 

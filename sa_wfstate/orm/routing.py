@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Mapper
 
+    from ..values.keys import Key
+
 
 def connection_for(
     session: Session,
     mapper: Mapper[Any],
-    workflow_keys: Sequence[str] = (),
+    workflow_keys: Sequence[Key] = (),
     *,
     reads: bool = False,
 ) -> Connection:
@@ -44,7 +46,7 @@ def connection_for(
 def bind_arguments(
     session: Session,
     mapper: Mapper[Any],
-    workflow_keys: Sequence[str] = (),
+    workflow_keys: Sequence[Key] = (),
     *,
     reads: bool = False,
 ) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def bind_arguments(
     return arguments | {"clause": statement}
 
 
-def shard_of(session: Session, mapper: Mapper[Any], workflow_key: str) -> Any:
+def shard_of(session: Session, mapper: Mapper[Any], workflow_key: Key) -> Any:
     """Return the shard of a key; None in a session that is no ShardedSession."""
     choose = getattr(session, "identity_chooser", None)
     if choose is None:
@@ -96,7 +98,7 @@ def shard_of(session: Session, mapper: Mapper[Any], workflow_key: str) -> Any:
 
 
 def by_shard(
-    session: Session, mapper: Mapper[Any], workflow_keys: Sequence[str]
+    session: Session, mapper: Mapper[Any], workflow_keys: Sequence[Key]
 ) -> list[list[int]]:
     """Group *workflow_keys* by their shard; return their positions."""
     if getattr(session, "identity_chooser", None) is None:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import LoaderCallableStatus
 from ..errors import KeyNotAssignable, PayloadError
 from ..row.columns import columns_of, makes_value
 from ..row.ddl import complete_primary_key
-from ..row.keys import check_key
+from ..row.keys import KeyType, key_type_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper, Session
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _NOTED: Final = "sa_wfstate.key"
 _IDENTITY: Final = "sa_wfstate.key_is_identity"
+_TYPE: Final = "sa_wfstate.key_type"
 
 
 def instrument_class(mapper: Mapper[Any], cls: type[Any]) -> None:
@@ -42,10 +43,20 @@ def instrument_class(mapper: Mapper[Any], cls: type[Any]) -> None:
             complete_primary_key(table, key)
 
 
-def note_identity(mapper: Mapper[Any]) -> None:
-    """Note whether the workflow key is the whole primary key of a class."""
-    alone = list(mapper.primary_key) == [columns_of(table_of(mapper)).workflow_key]
-    mapper.class_manager.info[_IDENTITY] = alone
+def note_key_column(mapper: Mapper[Any]) -> None:
+    """Note the type of the keys of a class, and whether they are its primary key.
+
+    Raises MappingError if its column cannot hold keys.
+    """
+    key, noted = columns_of(table_of(mapper)).workflow_key, mapper.class_manager.info
+    noted[_TYPE] = key_type_of(mapper.class_.__name__, key)
+    noted[_IDENTITY] = list(mapper.primary_key) == [key]
+
+
+def key_type(mapper: Mapper[Any]) -> KeyType:
+    """Return the type of the keys of a class."""
+    found: KeyType = mapper.class_manager.info[_TYPE]
+    return found
 
 
 def is_workflow(state: InstanceState[Any]) -> bool:
@@ -124,7 +135,7 @@ def set_workflow_key(
     state: InstanceState[Any], value: Any, _old: object, _initiator: object
 ) -> None:
     """Check the key that is set; that of a stored row is not changed."""
-    check_key(state.class_.__name__, value)
+    key_type(state.mapper).check(state.class_.__name__, value)
     known = None if state.identity is None else known_key_of(state)
     if known is not None and value != known:
         raise KeyNotAssignable(state.class_.__name__, known)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, SessionTransaction
 
     from ..row.statements import Statements
+    from ..values.keys import Key
     from ..values.write import Batch
 
 
@@ -86,7 +87,7 @@ class SessionLog:
         connection: Connection,
         statements: Statements[Any],
         batch: Batch,
-        held: Mapping[str, object],
+        held: Mapping[Key, object],
     ) -> None:
         """Note that the session wrote *batch*, outside its unit of work.
 

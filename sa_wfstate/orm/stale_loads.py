@@ -46,6 +46,8 @@ from .version_guard import OF_A_BASE, seen_of, take_over
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from ..values.keys import Key
+
 
 def merge(
     method: Callable[..., Any], session: Session, instance: Any, **options: Any
@@ -253,7 +255,7 @@ def _translate_get(
 def _conflicts(
     session: Session,
     entity: type[Any],
-    workflow_key: str,
+    workflow_key: Key,
     bases: list[RowVersion | None],
 ) -> list[StateConflict]:
     """Read the row again; return the conflict of each of *bases* that it is not."""

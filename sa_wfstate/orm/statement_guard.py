@@ -67,9 +67,9 @@ def do_orm_execute(execute: ORMExecuteState) -> None:
         statement = statement.element
     if isinstance(statement, Insert):
         unversioned = execute.execution_options.get(UNVERSIONED, False)
-        check_rows(entity, execute.parameters, any_version=unversioned)
+        check_rows(mapper, execute.parameters, any_version=unversioned)
         rows = list(values_of(mapper, statement))
-        check_rows(entity, rows, any_version=unversioned)
+        check_rows(mapper, rows, any_version=unversioned)
         _check_upsert(execute, mapper, statement)
     elif isinstance(statement, Update):
         if execute.is_executemany:
@@ -142,7 +142,7 @@ def bulk_insert_mappings(
     workflow = workflow_mapper(mapper)
     if workflow is not None:
         mappings = list(mappings)
-        check_rows(workflow.class_.__name__, mappings)
+        check_rows(workflow, mappings)
     method(session, mapper, mappings, **options)
 
 

@@ -64,7 +64,7 @@ class Operation:
         self,
         type_: OperationType,
         statements: Statements[Any],
-        workflow_key: str,
+        workflow_key: Any,
         base: RowVersion,
         effect_id: str | None,
         log: WriteLog,

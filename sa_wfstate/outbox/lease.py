@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
+    from ..values.keys import Key
+
 
 class Leased(NamedTuple):
     """An intent without its payload, which is *stored*; *age* in seconds."""
@@ -41,7 +43,7 @@ class Leased(NamedTuple):
 class Claim(NamedTuple):
     """The key of an intent, and with *attempts* of its lease."""
 
-    workflow_key: str
+    workflow_key: Key
     version: int
     position: int
     intent_id: UUID
@@ -64,6 +66,8 @@ class Leases:
 
     def __init__(self, table: Table, batch_size: int) -> None:
         columns: dict[str, Any] = dict(table.c)
+        # Not the primary key, whose columns may be in any order.
+        key = [columns[name] for name in Claim._fields if name != "attempts"]
         self._payload_type: Any = table.c.payload.type
         if isinstance(self._payload_type, PydanticJSON):
             # Each is decoded before its delivery: one that cannot be decoded must not
@@ -83,7 +87,7 @@ class Leases:
         )
         # A row that another dispatcher has just leased is locked, or not due any more.
         due = (
-            select(*table.primary_key)
+            select(*key)
             .where(table.c.dead_at.is_(None), table.c.due_at <= func.now(), first)
             .order_by(table.c.due_at)
             .limit(batch_size)
@@ -92,7 +96,7 @@ class Leases:
         )
         self._claim = (
             update(table)
-            .where(*(column == due.c[column.name] for column in table.primary_key))
+            .where(*(column == due.c[column.name] for column in key))
             .values(
                 attempts=table.c.attempts + 1,
                 due_at=func.statement_timestamp() + bindparam("wfs_lease"),
@@ -102,7 +106,7 @@ class Leases:
                 func.extract("epoch", func.now() - table.c.created_at),
             )
         )
-        leased = tuple_(*table.primary_key, table.c.attempts)
+        leased = tuple_(*key, table.c.attempts)
         mine = leased.in_(bindparam("wfs_claims", expanding=True))
         self._delete = delete(table).where(mine)
         self._release = (

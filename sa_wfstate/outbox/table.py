@@ -44,9 +44,11 @@ from sqlalchemy.sql.elements import conv
 from ..orm.routing import connection_for
 from ..payload.actions import Intent
 from ..row.auxiliary import AuxiliaryTable
+from ..row.keys import StoredKey, checked_type
 from ..row.names import check_texts, naming_rows
 from ..row.types import PydanticJSON
 from ..store.connections import Connections
+from ..values.keys import Key
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
 
 
@@ -110,9 +112,10 @@ def store_intents(
         connection: Connection, snapshot: WorkflowSnapshot[Any], given: Sequence[Intent]
     ) -> None:
         effect_id = snapshot.provenance.effect_id
+        stored = _stored(intents, snapshot.workflow_key)
         rows = [
             {
-                "workflow_key": snapshot.workflow_key,
+                "workflow_key": stored,
                 "version": snapshot.version,
                 "position": position,
                 "intent_id": uuid5(
@@ -152,17 +155,24 @@ def revive_dead(
     bind: Engine | sessionmaker[Any],
     intents: type[IntentMixin],
     *,
-    workflow_key: str | None = None,
+    workflow_key: Key | None = None,
 ) -> int:
     """Make dead letters due again, of all workflows or of one; return their number."""
     table = table_of(intents)
     dead = update(table).where(table.c.dead_at.is_not(None))
     if workflow_key is not None:
-        dead = dead.where(table.c.workflow_key == workflow_key)
+        stored = _stored(intents, workflow_key)
+        dead = dead.where(table.c.workflow_key == stored)
     with Connections(bind, inspect(intents)).transaction() as connection:
         return connection.execute(
             dead.values(dead_at=null(), attempts=0, due_at=func.now())
         ).rowcount
+
+
+def _stored(intents: type[IntentMixin], workflow_key: Key) -> Any:
+    """Return what the table of *intents* stores for a key."""
+    key_type = checked_type(intents.__name__, workflow_key)
+    return StoredKey(key_type, table_of(intents).c.workflow_key).store(workflow_key)
 
 
 def table_of(intents: type[IntentMixin]) -> Table:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from ..errors import PayloadError
-from ..values.snapshot import WorkflowKey
+from ..values.keys import WorkflowKey
 from .canonical import canonical_dump, canonical_json, in_one_order
 from .codec import Codec, first_problem, shown
 from .traits import names_in

@@ -147,7 +147,9 @@ class PayloadSchema:
         """Mark *text* of a row at *schema_version*, unless it is marked or current."""
         if schema_version in {None, self.version} or text.startswith(MARK):
             return text
-        return f"{MARK}[{schema_version},{json.dumps(workflow_key)},{text}]"
+        return (
+            f"{MARK}[{schema_version},{json.dumps(workflow_key, default=str)},{text}]"
+        )
 
     def version_of(self, text: str) -> int:
         """Return the schema version of a *text* that may be marked."""

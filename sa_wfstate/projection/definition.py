@@ -50,6 +50,7 @@ from ..commit_listeners import attach
 from ..errors import MappingError
 from ..orm.entity import statements_of
 from ..row.chunks import chunks
+from ..row.keys import StoredKey
 from ..row.names import check_texts, naming_rows
 from ..row.types import PydanticJSON
 
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ..store.api import Entity
+    from ..values.keys import Key
     from ..values.snapshot import StateCommitted, WorkflowSnapshot
 
 
@@ -119,6 +121,7 @@ class Projection(Generic[StateT]):
         table = inspect(projection).local_table
         assert isinstance(table, Table)  # noqa: S101
         self.table = table
+        self.stored_key = StoredKey(self.statements.key_type, table.c.workflow_key)
         self._row_class = projection.__name__
         self._function = function
         self._names = [c.key for c in table.c if c.key not in _OURS]
@@ -153,7 +156,7 @@ class Projection(Generic[StateT]):
                 f"{self.name!r}, it sets {', '.join(self._names)}",
             )
         row = {
-            "workflow_key": snapshot.workflow_key,
+            "workflow_key": self.stored_key.store(snapshot.workflow_key),
             "version": snapshot.version,
             **{name: values.get(name) for name in self._names},
         }
@@ -166,7 +169,7 @@ class Projection(Generic[StateT]):
         rows: Iterable[Mapping[str, Any]],
         *,
         over: Literal["any", "older", "same"],
-    ) -> set[str]:
+    ) -> set[Key]:
         """Insert *rows*, or update rows of another version; return the keys written.
 
         *over* tells which rows are replaced: those of any version, of an older one, or
@@ -178,7 +181,8 @@ class Projection(Generic[StateT]):
             return set()
         upsert = self._upsert(connection.dialect.name, over)
         with naming_rows(self._row_class, self.table, ordered):
-            return set(connection.execute(upsert, ordered).scalars())
+            written = connection.execute(upsert, ordered).scalars()
+            return set(map(self.stored_key.load, written))
 
     def _upsert(self, dialect: str, over: str) -> Any:
         if (dialect, over) not in self._upserts:
@@ -195,10 +199,10 @@ class Projection(Generic[StateT]):
             ).returning(table.c.workflow_key)
         return self._upserts[dialect, over]
 
-    def remove(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
+    def remove(self, connection: Connection, workflow_keys: Sequence[Key]) -> None:
         """Delete the rows of *workflow_keys*."""
         table = self.table
-        for keys in chunks(workflow_keys):
+        for keys in chunks(list(map(self.stored_key.store, workflow_keys))):
             connection.execute(delete(table).where(table.c.workflow_key.in_(keys)))
 
     # A commit listener holds the lock of each workflow's row, so it writes the latest
@@ -216,6 +220,6 @@ class Projection(Generic[StateT]):
     ) -> None:
         """Do nothing: only the last commit of a row counts."""
 
-    def deleted(self, connection: Connection, workflow_keys: Sequence[str]) -> None:
+    def deleted(self, connection: Connection, workflow_keys: Sequence[Key]) -> None:
         """Follow a deletion, as a commit listener."""
         self.remove(connection, workflow_keys)

@@ -14,7 +14,6 @@ from sqlalchemy import Engine, bindparam, select
 
 from .._concurrency import Blocking, Waiting
 from ..errors import ProjectionBehind, WorkflowNotFound
-from ..row.keys import check_key
 from ..store.connections import Connections
 from ..values.row_version import RowVersion
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import sessionmaker
 
+    from ..values.keys import Key
     from .definition import Projection
 
 
@@ -51,7 +51,7 @@ class ProjectionSource(StrEnum):
 class ProjectionRead(NamedTuple):
     """A row that was read: *values* are its columns by name."""
 
-    workflow_key: str
+    workflow_key: Key
     version: int
     source: ProjectionSource
     values: Mapping[str, Any]
@@ -84,7 +84,7 @@ class ProjectionStore(Generic[StateT]):
 
     def get(
         self,
-        workflow_key: str,
+        workflow_key: Key,
         required_version: int | RowVersion | None = None,
         max_wait: float = 0.1,
         *,
@@ -102,41 +102,41 @@ class ProjectionStore(Generic[StateT]):
         can be on a standby.
         """
         entity = self._projection.statements.entity
-        check_key(entity, workflow_key)
+        self._projection.statements.check_key(workflow_key)
         if not max_wait >= 0:
             raise ValueError(f"max_wait must be 0 or more, got {max_wait}")
         required = RowVersion.of(required_version or 1).version
         row = self._wait_for(workflow_key, required, max_wait)
         found = 0 if row is None else row["version"]
         if row is not None and found >= required:
-            return _read(row, ProjectionSource.PROJECTION)
+            return self._read(row, ProjectionSource.PROJECTION)
         if fallback == "canonical":
             return self._canonical(workflow_key, required)
         if fallback == "raise":
             raise ProjectionBehind(entity, workflow_key, required, found)
         if row is None:
             raise WorkflowNotFound(entity, workflow_key)
-        return _read(row, ProjectionSource.STALE)
+        return self._read(row, ProjectionSource.STALE)
 
-    def get_version(self, workflow_key: str) -> int | None:
+    def get_version(self, workflow_key: Key) -> int | None:
         """Return the version of the row of *workflow_key*, None without a row."""
-        check_key(self._projection.statements.entity, workflow_key)
+        self._projection.statements.check_key(workflow_key)
+        key = self._projection.stored_key.store(workflow_key)
         keys = [workflow_key]
         with self._connections.autocommit(keys, reads=True) as connection:
-            version: int | None = connection.scalar(
-                self._version, {"key": workflow_key}
-            )
+            version: int | None = connection.scalar(self._version, {"key": key})
         return version
 
     def _wait_for(
-        self, workflow_key: str, version: int, max_wait: float
+        self, workflow_key: Key, version: int, max_wait: float
     ) -> Mapping[str, Any] | None:
+        key = self._projection.stored_key.store(workflow_key)
         deadline, pause = monotonic() + max_wait, _FIRST_PAUSE
         while True:
             # No connection is held while waiting.
             keys = [workflow_key]
             with self._connections.autocommit(keys, reads=True) as connection:
-                found = connection.execute(self._row, {"key": workflow_key}).mappings()
+                found = connection.execute(self._row, {"key": key}).mappings()
                 row = found.first()
             left = deadline - monotonic()
             if left <= 0 or (row is not None and row["version"] >= version):
@@ -144,7 +144,7 @@ class ProjectionStore(Generic[StateT]):
             self._wait.sleep(min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _canonical(self, workflow_key: str, version: int) -> ProjectionRead:
+    def _canonical(self, workflow_key: Key, version: int) -> ProjectionRead:
         statements = self._projection.statements
         with self._connections.autocommit([workflow_key]) as connection:
             snapshot = statements.read(connection, workflow_key)
@@ -154,8 +154,8 @@ class ProjectionStore(Generic[StateT]):
             raise ProjectionBehind(
                 statements.entity, workflow_key, version, snapshot.version
             )
-        return _read(self._projection.row(snapshot), ProjectionSource.CANONICAL)
+        return self._read(self._projection.row(snapshot), ProjectionSource.CANONICAL)
 
-
-def _read(row: Mapping[str, Any], source: ProjectionSource) -> ProjectionRead:
-    return ProjectionRead(row["workflow_key"], row["version"], source, dict(row))
+    def _read(self, row: Mapping[str, Any], source: ProjectionSource) -> ProjectionRead:
+        key = self._projection.stored_key.load(row["workflow_key"])
+        return ProjectionRead(key, row["version"], source, dict(row))

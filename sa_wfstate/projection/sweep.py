@@ -25,6 +25,7 @@ from .definition import Projection
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
+    from ..values.keys import Key
     from ..values.snapshot import WorkflowSnapshot
 
 
@@ -89,7 +90,7 @@ def measure_lag(
             func.coalesce(func.max(canonical.version - projected), 0),
             func.coalesce(func.extract("epoch", age), 0),
         )
-        .select_from(_joined(projection))
+        .select_from(joined(projection))
         .where(projection.statements.own_rows, canonical.version > projected)
     )
     connections = Connections(bind, projection.statements.mapper)
@@ -114,13 +115,13 @@ def sweep(
     connections = Connections(bind, projection.statements.mapper)
     pages = _Pages(projection, batch_size)
 
-    def repair(after: str) -> tuple[Swept, str | None]:
+    def repair(after: Any) -> tuple[Swept, Any]:
         with connections.transaction("READ COMMITTED") as connection:
             return pages.sweep(connection, after, everything=everything)
 
-    after: str | None = ""
-    while after is not None:
-        page = partial(repair, after)
+    first, after = True, None
+    while first or after is not None:
+        first, page = False, partial(repair, after)
         # A worker retries by itself: it must not block while it waits.
         swept, after = (
             _RETRY.call(page, retry_if=_is_transient) if everything else page()
@@ -131,8 +132,8 @@ def sweep(
 def project(
     connection: Connection,
     projection: Projection[Any],
-    workflow_keys: Collection[str],
-    failed: Callable[[str, BaseException], object],
+    workflow_keys: Collection[Key],
+    failed: Callable[[Key, BaseException], object],
 ) -> list[dict[str, Any]]:
     """Make the rows of *workflow_keys* from their current versions.
 
@@ -153,8 +154,8 @@ def write(
     connection: Connection,
     projection: Projection[Any],
     rows: list[dict[str, Any]],
-    failed: Callable[[str, BaseException], object],
-) -> set[str]:
+    failed: Callable[[Key, BaseException], object],
+) -> set[Key]:
     """Write *rows* over older ones; call *failed* for those that are refused."""
     try:
         with connection.begin_nested():
@@ -163,18 +164,18 @@ def write(
         if classify(error) is not ErrorKind.FATAL:
             raise
         if len(rows) == 1:
-            failed(rows[0]["workflow_key"], error)
+            failed(projection.stored_key.load(rows[0]["workflow_key"]), error)
             return set()
-    written: set[str] = set()
+    written: set[Key] = set()
     for row in rows:
         written |= write(connection, projection, [row], failed)
     return written
 
 
-def log_failure(projection: Projection[Any]) -> Callable[[str, BaseException], None]:
+def log_failure(projection: Projection[Any]) -> Callable[[Key, BaseException], None]:
     """Return a function that logs a row that could not be projected."""
 
-    def log(workflow_key: str, error: BaseException) -> None:
+    def log(workflow_key: Key, error: BaseException) -> None:
         entity = projection.statements.entity
         text = "%s %r cannot be projected: %s"
         _log.error(text, entity, workflow_key, trace(error))
@@ -185,9 +186,9 @@ def log_failure(projection: Projection[Any]) -> Callable[[str, BaseException], N
 def _read(
     connection: Connection,
     projection: Projection[Any],
-    workflow_keys: Collection[str],
-    failed: Callable[[str, BaseException], object],
-) -> dict[str, WorkflowSnapshot[Any]]:
+    workflow_keys: Collection[Key],
+    failed: Callable[[Key, BaseException], object],
+) -> dict[Key, WorkflowSnapshot[Any]]:
     read_many = projection.statements.read_many
     if not workflow_keys:
         return {}
@@ -196,7 +197,7 @@ def _read(
     except Exception as error:
         if not _is_of_a_row(error):
             raise
-    found: dict[str, WorkflowSnapshot[Any]] = {}
+    found: dict[Key, WorkflowSnapshot[Any]] = {}
     for key in workflow_keys:
         try:
             found |= read_many(connection, [key])
@@ -217,13 +218,14 @@ def _is_transient(error: BaseException) -> bool:
     return isinstance(error, SQLAlchemyError) and classify(error) is ErrorKind.TRANSIENT
 
 
-def _raise(_: str, error: BaseException) -> None:
+def _raise(_: Key, error: BaseException) -> None:
     raise error
 
 
-def _joined(projection: Projection[Any]) -> Any:
+def joined(projection: Projection[Any]) -> Any:
+    """Return the rows of *projection* beside those of its workflows, where any."""
     canonical, mine = projection.statements.table, projection.table
-    key = columns_of(canonical).workflow_key
+    key = projection.stored_key.sql(columns_of(canonical).workflow_key)
     return canonical.outerjoin(mine, mine.c.workflow_key == key)
 
 
@@ -234,13 +236,13 @@ class _Pages:
         self._projection = projection
         self._size = size
         canonical, mine = columns_of(projection.statements.table), projection.table
-        key = canonical.workflow_key
+        self._key = key = canonical.workflow_key
         # One statement, so one snapshot: a projection that is ahead of its workflow
         # belongs to the row before it was re-created.
         self._page = (
             select(key, canonical.version, mine.c.version)
-            .select_from(_joined(projection))
-            .where(projection.statements.own_rows, key > bindparam("after"))
+            .select_from(joined(projection))
+            .where(projection.statements.own_rows)
             .order_by(key)
             .limit(size)
         )
@@ -248,30 +250,30 @@ class _Pages:
             mine.c.workflow_key == bindparam("key"),
             mine.c.version == bindparam("projected"),
         )
+        stored = projection.stored_key.sql(key)
         present = (
             select(key)
-            .where(projection.statements.own_rows, key == mine.c.workflow_key)
+            .where(projection.statements.own_rows, stored == mine.c.workflow_key)
             .exists()
         )
-        self._remove_orphans = delete(mine).where(
-            mine.c.workflow_key > bindparam("after"), ~present
-        )
-        self._up_to = mine.c.workflow_key <= bindparam("last")
+        self._remove_orphans = delete(mine).where(~present)
 
     def sweep(
-        self, connection: Connection, after: str, *, everything: bool
-    ) -> tuple[Swept, str | None]:
+        self, connection: Connection, after: Any, *, everything: bool
+    ) -> tuple[Swept, Any]:
         """Repair the page after the key *after*; return its last key, if it is full."""
-        page = connection.execute(self._page, {"after": after}).all()
+        statement = self._page if after is None else self._page.where(self._key > after)
+        page = connection.execute(statement).all()
         last = page[-1][0] if len(page) == self._size else None
         wrong = [row for row in page if everything or row[1] != row[2]]
         for key, version, projected in wrong:
             if projected is not None and projected > version:
-                parameters = {"key": key, "projected": projected}
+                stored = self._projection.stored_key.store(key)
+                parameters = {"key": stored, "projected": projected}
                 connection.execute(self._remove_ahead, parameters)
-        failures: list[str] = []
+        failures: list[Key] = []
 
-        def note(workflow_key: str, error: BaseException) -> None:
+        def note(workflow_key: Key, error: BaseException) -> None:
             failures.append(workflow_key)
             log_failure(self._projection)(workflow_key, error)
 
@@ -285,10 +287,21 @@ class _Pages:
             written = self._projection.write(connection, rows, over="same")
         else:
             written = write(connection, self._projection, rows, note)
-        if last is None:
-            removed = connection.execute(self._remove_orphans, {"after": after})
-        else:
-            within = self._remove_orphans.where(self._up_to)
-            removed = connection.execute(within, {"after": after, "last": last})
-        swept = Swept(len(page), len(written), len(failures), removed.rowcount)
-        return swept, last
+        removed = self._remove(connection, after, last)
+        return Swept(len(page), len(written), len(failures), removed), last
+
+    def _remove(self, connection: Connection, after: Any, last: Any) -> int:
+        """Remove rows without a workflow; return their number.
+
+        Those of the page, if keys and stored keys have one order, else in the last page
+        those of all.
+        """
+        orphans, stored = self._remove_orphans, self._projection.table.c.workflow_key
+        if self._projection.stored_key.same:
+            if after is not None:
+                orphans = orphans.where(stored > after)
+            if last is not None:
+                orphans = orphans.where(stored <= last)
+        elif last is not None:
+            return 0
+        return connection.execute(orphans).rowcount

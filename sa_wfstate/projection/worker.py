@@ -31,7 +31,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
-    bindparam,
     func,
     select,
     true,
@@ -42,10 +41,10 @@ from .._concurrency import Blocking, Stop, Waiting, require_at_least
 from ..hooks.application_errors import outline
 from ..hooks.base import Hooks, notify
 from ..retry import ErrorKind, RetryPolicy, classify
-from ..row.columns import columns_of
+from ..row.keys import StoredKey
 from ..store.connections import Connections
 from ..values.reports import ProjectionBatch
-from .sweep import Swept, log_failure, project, sweep, write
+from .sweep import Swept, joined, log_failure, project, sweep, write
 from .watermarks import WatermarkMixin, Watermarks
 
 if TYPE_CHECKING:
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import sessionmaker
 
+    from ..values.keys import Key
     from .definition import Projection
 
 
@@ -69,7 +69,7 @@ _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 class _Behind(NamedTuple):
     """A row that is behind; *projected* is None where the projection has no row."""
 
-    workflow_key: str
+    workflow_key: Key
     version: int
     projected: int | None
     updated_at: datetime
@@ -121,12 +121,11 @@ class ProjectionWorker(Generic[StateT]):
         self._hooks = hooks or Hooks()
         self._wait = self._waiting()
         # By partition: versions that failed and are still found.
-        self._failed: dict[int, dict[str, int]] = {}
+        self._failed: dict[int, dict[Key, int]] = {}
         self._behind = self._build()
 
     def _build(self) -> Any:
-        canonical, mine = self._projection.statements.table, self._projection.table
-        columns = columns_of(canonical)
+        mine, columns = self._projection.table, self._projection.statements.columns
         key, version, updated_at = (
             columns.workflow_key,
             columns.version,
@@ -141,14 +140,9 @@ class ProjectionWorker(Generic[StateT]):
                 updated_at,
                 func.extract("epoch", age),
             )
-            .select_from(canonical.outerjoin(mine, mine.c.workflow_key == key))
+            .select_from(joined(self._projection))
             .where(
                 self._projection.statements.own_rows,
-                tuple_(updated_at, key)
-                > tuple_(
-                    bindparam("since", type_=updated_at.type),
-                    bindparam("after", type_=key.type),
-                ),
                 mine.c.version.is_(None) | (mine.c.version < version),
             )
             .order_by(updated_at, key)
@@ -227,13 +221,15 @@ class ProjectionWorker(Generic[StateT]):
         """
         share: ColumnElement[bool] = true()
         if self._partitions > 1:
-            key = columns_of(self._projection.statements.table).workflow_key
+            statements = self._projection.statements
+            key = StoredKey.text(statements.columns.workflow_key, statements.key_type)
             share = func.abs(func.hashtext(key) % self._partitions) == partition
         failed = self._failed.get(partition, {})
-        seen: dict[str, int] = {}
-        place: dict[str, Any] = {"since": watermark - self._overlap, "after": ""}
+        seen: dict[Key, int] = {}
+        columns = self._projection.statements.columns
+        place = columns.updated_at > watermark - self._overlap
         while True:
-            found = connection.execute(self._behind.where(share), place).all()
+            found = connection.execute(self._behind.where(share, place)).all()
             rows = [
                 _Behind(row[0], row[1], row[2], row[3], float(row[4])) for row in found
             ]
@@ -245,7 +241,10 @@ class ProjectionWorker(Generic[StateT]):
                 return untried, None
             if untried:
                 return untried, rows[-1].updated_at
-            place = {"since": rows[-1].updated_at, "after": rows[-1].workflow_key}
+            place = tuple_(columns.updated_at, columns.workflow_key) > (
+                rows[-1].updated_at,
+                rows[-1].workflow_key,
+            )
 
     def _apply(
         self, connection: Connection, partition: int, behind: list[_Behind]
@@ -255,7 +254,7 @@ class ProjectionWorker(Generic[StateT]):
         failed = self._failed.setdefault(partition, {})
         log = log_failure(self._projection)
 
-        def note(workflow_key: str, error: BaseException) -> None:
+        def note(workflow_key: Key, error: BaseException) -> None:
             # Skipped until its next version, or the next sweep.
             failures.append(workflow_key)
             failed[workflow_key] = versions[workflow_key]

@@ -17,6 +17,8 @@ from ..errors import NestedHandle
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..values.keys import Key
+
 
 ResultT = TypeVar("ResultT")
 
@@ -34,7 +36,7 @@ class _Attempt:
 _current: ContextVar[_Attempt | None] = ContextVar("wfstate_attempt", default=None)
 
 
-def attempt_on(entity: str, workflow_key: str, make: Callable[[], ResultT]) -> ResultT:
+def attempt_on(entity: str, workflow_key: Key, make: Callable[[], ResultT]) -> ResultT:
     """Call *make*; refuse nested actions until it returns."""
     attempt = _Attempt(f"{entity} {workflow_key!r}")
     # Twice, as a signal handler may raise in the inner clause. An attempt that is over
@@ -49,7 +51,7 @@ def attempt_on(entity: str, workflow_key: str, make: Callable[[], ResultT]) -> R
         attempt.over = True
 
 
-def refuse_nested(entity: str, workflow_key: str) -> None:
+def refuse_nested(entity: str, workflow_key: Key) -> None:
     """Raise NestedHandle if the caller is part of an attempt."""
     attempt = _current.get()
     if attempt is not None and not attempt.over:

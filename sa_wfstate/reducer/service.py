@@ -30,6 +30,7 @@ An action passes through these modules:
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from inspect import iscoroutinefunction
 from time import monotonic
@@ -37,12 +38,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from .._concurrency import Blocking, Waiting, raised_by_signal_handler
 from ..dedup import TTL, ActionDedupMixin, DedupLog
-from ..errors import ReducerGaveUp
+from ..errors import PayloadError, ReducerGaveUp
 from ..hooks.base import Hooks, notify
 from ..orm.entity import statements_of
 from ..retry import RetryPolicy
 from ..row.chunks import CHUNK
-from ..row.keys import check_key
 from ..store.connections import Connections
 from .action_batch import ActionBatch
 from .attempt import Attempts
@@ -143,7 +143,9 @@ class ReducerService(Generic[StateT]):
                 initial,
                 takes_intents=on_intents is not None or bool(writers),
             ),
-            log=None if dedup is None else DedupLog(dedup, dedup_ttl),
+            log=None
+            if dedup is None
+            else DedupLog(dedup, dedup_ttl, self._statements.key_type),
             writers=writers,
             lock_limit=lock_limit,
         )
@@ -181,7 +183,7 @@ class ReducerService(Generic[StateT]):
         raised if the database stays out of reach, or if the row has a later version and
         there is no dedup log.
         """
-        check_key(self._entity, action.workflow_key)
+        action = self._with_key(action)
         refuse_nested(self._entity, action.workflow_key)
         started = monotonic()
         notify(self._hooks.started, self._entity, action)
@@ -208,11 +210,7 @@ class ReducerService(Generic[StateT]):
         given = list(actions)
         started = monotonic()
         results: dict[int, StateCommitted[StateT] | Exception] = {}
-        by_key: dict[str, dict[Any, int]] = {}
-        for number, action in enumerate(given):
-            by_key.setdefault(action.workflow_key, {}).setdefault(
-                action.action_id, number
-            )
+        by_key = self._by_key(given)
         if given:
             refuse_nested(self._entity, given[0].workflow_key)
         pending = list(by_key)
@@ -234,10 +232,31 @@ class ReducerService(Generic[StateT]):
                     results[number] = error
         return [results[number] for number in range(len(given))]
 
+    def _by_key(self, given: list[Action[Any]]) -> dict[Any, dict[Any, int]]:
+        """Return the numbers of the actions *given*, by key and action id.
+
+        They get keys of the class; one that cannot is left to :meth:`handle`.
+        """
+        by_key: dict[Any, dict[Any, int]] = {}
+        for number, action in enumerate(given):
+            with suppress(PayloadError):
+                given[number] = keyed = self._with_key(action)
+                of_key = by_key.setdefault(keyed.workflow_key, {})
+                of_key.setdefault(action.action_id, number)
+        return by_key
+
+    def _with_key(self, action: Action[Any]) -> Action[Any]:
+        """Return *action* with a key of the class; it may be given as its text."""
+        statements = self._statements
+        key = statements.key_type.parse(self._entity, action.workflow_key)
+        if key is action.workflow_key:
+            return action
+        return action.model_copy(update={"workflow_key": key})
+
     def _commit_queues(
         self,
         given: Sequence[Action[Any]],
-        by_key: Mapping[str, Mapping[Any, int]],
+        by_key: Mapping[Any, Mapping[Any, int]],
         queues: Sequence[ActionQueue],
     ) -> dict[int, ActionRequest]:
         """Commit the actions of *queues*; return requests by number in *given*."""

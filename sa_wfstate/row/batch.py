@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
     from sqlalchemy.sql.compiler import SQLCompiler
 
+    from ..values.keys import Key
     from ..values.write import Batch
     from .statements import Statements
 
@@ -77,7 +78,7 @@ class Arrays:
         self._statements = statements
         self._built: dict[Shape, Any] = {}
 
-    def write(self, connection: Connection, batch: Batch) -> dict[str, Written]:
+    def write(self, connection: Connection, batch: Batch) -> dict[Key, Written]:
         """Send *batch*, all creations or none; return the written rows by key."""
         creating = batch.versions[0] == 1
         one = batch.provenances[0]
@@ -114,7 +115,8 @@ class Arrays:
         return dict(zip(keys or (), each, strict=True))
 
     def _build(self, shape: Shape) -> Any:
-        arrays: dict[str, Any] = {"key": Text(), "state": Text()}
+        key_type = self._statements.columns.workflow_key.type
+        arrays: dict[str, Any] = {"key": key_type, "state": Text()}
         if not shape.creating:
             arrays["expected"] = BigInteger()
             if shape.based:

@@ -56,6 +56,13 @@ def makes_value(column: Column[Any]) -> bool:
     )
 
 
+def without_value(table: Table) -> str | None:
+    """Return a column of the primary key that an INSERT would leave empty, if any."""
+    key = columns_of(table).workflow_key
+    missing = (c for c in table.primary_key if c is not key and not makes_value(c))
+    return next((column.name for column in missing), None)
+
+
 def evaluates(table: Table, *, inserting: bool) -> bool:
     """Return whether Python computes a value for each row written to *table*.
 

@@ -52,6 +52,7 @@ class PatchStatements:
         self._columns = c = statements.columns
         self._effect_id = effect_id_of(statements.table)
         self._key = c.workflow_key == bindparam("wfs_key")
+        self._key_type = c.workflow_key.type
         current: ColumnElement[int] = literal_column(str(statements.schema.version))
         self._same_shape = c.schema_version == current
         self._built: dict[Any, Any] = {}
@@ -157,7 +158,9 @@ class PatchStatements:
             for number, shape in enumerate(edits)
             for name in parameters_of(shape, number)
         ]
-        return bound_table({"key": Text(), **more, **dict.fromkeys(names, Text())})
+        return bound_table(
+            {"key": self._key_type, **more, **dict.fromkeys(names, Text())}
+        )
 
     def _look_many(self, edits: Shapes) -> Any:
         c = self._columns

@@ -20,7 +20,8 @@ from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot, with_source
 from ..values.write import Write, Written
 from .chunks import chunks
-from .columns import columns_of, makes_value
+from .columns import columns_of, without_value
+from .keys import key_type_of
 from .sql import CANONICAL_COLUMNS, LOCKS, RowSQL
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
     from ..errors import StateConflict
+    from ..values.keys import Key
     from ..values.provenance import Provenance
     from ..values.write import Batch
     from .sql import Lock
@@ -49,6 +51,7 @@ class Statements(Generic[StateT]):
         self.table: Table = mapper.version_id_col.table  # type: ignore[union-attr]
         table = self.table
         self.columns = columns_of(table)
+        self.key_type = key_type_of(self.entity, self.columns.workflow_key)
         types: Any = self.columns
         self.state_type: PydanticJSON[StateT] = types.state.type
         self._provenance_type: PydanticJSON[Provenance] = types.provenance.type
@@ -56,6 +59,10 @@ class Statements(Generic[StateT]):
         self.sql = RowSQL(mapper, table, self.schema.version)
         self.own_rows = self.sql.own_rows
         self._creations: dict[str, Any] = {}
+
+    def check_key(self, workflow_key: object) -> None:
+        """Raise PayloadError unless *workflow_key* can be a key of the class."""
+        self.key_type.check(self.entity, workflow_key)
 
     @cached_property
     def batch_codec(self) -> BatchCodec[StateT]:
@@ -68,7 +75,7 @@ class Statements(Generic[StateT]):
         return BatchCodec(self._provenance_type.codec, round_trip=False)
 
     def read(
-        self, connection: Connection, workflow_key: str, *, lock: bool = False
+        self, connection: Connection, workflow_key: Key, *, lock: bool = False
     ) -> WorkflowSnapshot[StateT] | None:
         """Read the row of *workflow_key*, None if there is none.
 
@@ -81,10 +88,10 @@ class Statements(Generic[StateT]):
     def read_many(
         self,
         connection: Connection,
-        workflow_keys: Iterable[str],
+        workflow_keys: Iterable[Key],
         *,
         whole: bool = False,
-    ) -> dict[str, WorkflowSnapshot[StateT]]:
+    ) -> dict[Key, WorkflowSnapshot[StateT]]:
         """Read the rows of *workflow_keys*, by key."""
         statement = self.sql.read_whole if whole else self.sql.read
         rows = self._rows_of(connection, statement, workflow_keys)
@@ -93,17 +100,17 @@ class Statements(Generic[StateT]):
     def found(
         self,
         connection: Connection,
-        expected: Mapping[str, int],
+        expected: Mapping[Key, int],
         *,
         whole: bool = False,
-    ) -> dict[str, WorkflowSnapshot[StateT] | RowVersion]:
+    ) -> dict[Key, WorkflowSnapshot[StateT] | RowVersion]:
         """Read the rows that a write did not find at the versions *expected*, by key.
 
         *whole*: with the application's own columns, which beside_of() returns. A row's
         version alone is read if the state cannot be, for example of newer code, and if
         another class of the table has the key of a row to be created.
         """
-        found: dict[str, WorkflowSnapshot[StateT] | RowVersion] = {}
+        found: dict[Key, WorkflowSnapshot[StateT] | RowVersion] = {}
         try:
             found |= self.read_many(connection, expected, whole=whole)
         except (PayloadError, SchemaVersionAhead):
@@ -138,10 +145,10 @@ class Statements(Generic[StateT]):
     def versions(
         self,
         connection: Connection,
-        workflow_keys: Iterable[str],
+        workflow_keys: Iterable[Key],
         *,
         lock: Lock = False,
-    ) -> dict[str, tuple[int, str | None]]:
+    ) -> dict[Key, tuple[int, str | None]]:
         """Read version and effect id of the rows of *workflow_keys*, by key.
 
         *lock* waits for other writers, and blocks them until the transaction ends; "no
@@ -154,7 +161,7 @@ class Statements(Generic[StateT]):
         return {key: (version, effect_id) for key, version, effect_id in rows}
 
     def _rows_of(
-        self, connection: Connection, statement: Any, workflow_keys: Iterable[str]
+        self, connection: Connection, statement: Any, workflow_keys: Iterable[Key]
     ) -> Iterator[Any]:
         """Read the rows of *workflow_keys* in order, because they may be locked."""
         for keys in chunks(sorted(workflow_keys)):
@@ -230,7 +237,7 @@ class Statements(Generic[StateT]):
         return StateCommitted(write.workflow_key, version, snapshot, attempts=attempts)
 
     def all_committed(
-        self, batch: Batch, written: Mapping[str, Written]
+        self, batch: Batch, written: Mapping[Key, Written]
     ) -> list[StateCommitted[StateT] | StateConflict]:
         """Return the outcomes of a successful *batch*, *written* by key."""
 
@@ -261,7 +268,7 @@ class Statements(Generic[StateT]):
         )
         return with_source(snapshot, self.table.fullname, write.state_text)
 
-    def _provenance_text(self, workflow_key: str, provenance: Provenance) -> str:
+    def _provenance_text(self, workflow_key: Key, provenance: Provenance) -> str:
         codec = self._provenance_type.codec
         where = f"{self.entity} {workflow_key!r} provenance"
         text = codec.dump(provenance, where=where)
@@ -270,7 +277,7 @@ class Statements(Generic[StateT]):
         return text
 
     def provenance_texts(
-        self, workflow_keys: Sequence[str], provenances: Sequence[Provenance]
+        self, workflow_keys: Sequence[Key], provenances: Sequence[Provenance]
     ) -> list[str]:
         """Return the JSON of *provenances*; PayloadError if one would change."""
         if len(provenances) > 1 and all(map(survives, provenances)):
@@ -291,14 +298,14 @@ class Statements(Generic[StateT]):
                 "has columns in a second table, so try_commit cannot create a row; add "
                 "an instance to a session instead",
             )
-        for each in self.table.primary_key:
-            if each is not self.columns.workflow_key and not makes_value(each):
-                raise MappingError(
-                    self.entity,
-                    f"the column {each.name!r} of its primary key has no default, so "
-                    "try_commit cannot create a row; add an instance to a session "
-                    "instead, or give the column a default",
-                )
+        missing = without_value(self.table)
+        if missing is not None:
+            raise MappingError(
+                self.entity,
+                f"the column {missing!r} of its primary key has no default, so "
+                "try_commit cannot create a row; add an instance to a session "
+                "instead, or give the column a default",
+            )
         if self.mapper.polymorphic_on is None:
             return {}
         column: Any = self.mapper.polymorphic_on

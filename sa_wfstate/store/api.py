@@ -20,7 +20,7 @@ from ..orm.entity import statements_of
 from ..orm.mixin import WorkflowStateMixin
 from ..orm.routing import connection_for
 from ..payload.rebase import Rebase
-from ..row.keys import check_key
+from ..values.keys import Key
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
@@ -49,7 +49,7 @@ Entity = type[WorkflowStateMixin[StateT]]
 
 
 def get_state(
-    session: Session, entity: Entity[StateT], workflow_key: str
+    session: Session, entity: Entity[StateT], workflow_key: Key
 ) -> WorkflowSnapshot[StateT]:
     """Read the workflow *workflow_key* of *entity* and return a snapshot of its row.
 
@@ -59,7 +59,7 @@ def get_state(
     Raises WorkflowNotFound if there is no such row.
     """
     statements = statements_of(entity)
-    check_key(statements.entity, workflow_key)
+    statements.check_key(workflow_key)
     connection = connection_of(session, statements, [workflow_key], reads=True)
     if session.autoflush:
         session.flush()
@@ -70,7 +70,7 @@ def get_state(
 def try_commit(
     session: Session,
     entity: Entity[StateT],
-    workflow_key: str,
+    workflow_key: Key,
     *,
     expected_version: int | RowVersion,
     state: StateT,
@@ -83,7 +83,7 @@ def try_commit(
 def try_commit(
     session: Session,
     entity: Entity[StateT],
-    workflow_key: str | None = None,
+    workflow_key: Key | None = None,
     *,
     expected_version: int | RowVersion | None = None,
     state: StateT,
@@ -95,7 +95,7 @@ def try_commit(
 def try_commit(
     session: Session,
     entity: Entity[StateT],
-    workflow_key: str | None = None,
+    workflow_key: Key | None = None,
     *,
     expected_version: int | RowVersion | None = None,
     state: StateT,
@@ -166,7 +166,7 @@ def try_commit(
 def connection_of(
     session: Session,
     statements: Statements[Any],
-    workflow_keys: Sequence[str] = (),
+    workflow_keys: Sequence[Key] = (),
     *,
     reads: bool = False,
 ) -> Connection:
@@ -178,7 +178,7 @@ def connection_of(
 def read(
     connection: Connection,
     statements: Statements[StateT],
-    workflow_key: str,
+    workflow_key: Key,
     session: Session | None,
 ) -> WorkflowSnapshot[StateT]:
     """Read the workflow, if *session*, where there is one, may see it."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from ..row.statements import Statements
+    from ..values.keys import Key
     from ..values.provenance import Provenance
     from ..values.snapshot import WorkflowSnapshot
 
@@ -52,7 +53,7 @@ class Commit(Generic[StateT]):
     With *base*, key and version need not be given.
     """
 
-    workflow_key: str | None = None
+    workflow_key: Key | None = None
     _: KW_ONLY
     expected_version: int | RowVersion | None = None
     state: StateT
@@ -107,7 +108,7 @@ def _prepare(
                 for commit in commits
             ]
             provenances = [
-                check_target(statements.entity, *target, commit.provenance)
+                check_target(statements, *target, commit.provenance)
                 for target, commit in zip(targets, commits, strict=True)
             ]
             rows = len(commits)
@@ -149,7 +150,7 @@ def commit_batch(
     """
     keys = batch.workflow_keys
     in_order = sorted(range(len(batch)), key=keys.__getitem__)
-    written: dict[str, Written] = {}
+    written: dict[Key, Written] = {}
     for indices in chunks(in_order):
         chunk = batch.take(indices)
         try:
@@ -207,7 +208,7 @@ def _refuse_duplicate(statements: Statements[Any], batch: Batch) -> None:
 
 def _send(
     connection: Connection, statements: Statements[Any], batch: Batch
-) -> dict[str, Written]:
+) -> dict[Key, Written]:
     """Send *batch*; return the writes that won, by key."""
     swaps = batch.take([i for i, version in enumerate(batch.versions) if version > 1])
     if (
@@ -218,7 +219,7 @@ def _send(
     ):
         return _send_singly(connection, statements, batch)
     arrays = arrays_of(statements)
-    written: dict[str, Written] = {}
+    written: dict[Key, Written] = {}
     if swaps:
         written |= arrays.write(connection, swaps)
     if any(batch.unchanged):
@@ -251,7 +252,7 @@ def _send(
 
 def _send_singly(
     connection: Connection, statements: Statements[Any], batch: Batch
-) -> dict[str, Written]:
+) -> dict[Key, Written]:
     written = {}
     for write in batch:
         send = statements.create if write.version == 1 else statements.swap

@@ -13,7 +13,6 @@ from ..errors import OutcomeUnknown, StateConflict
 from ..orm.criteria import read_visible
 from ..orm.entity import statements_of
 from ..retry import ErrorKind, RetryPolicy, classify
-from ..row.keys import check_key
 from .api import read
 from .compare_and_set import (
     compare_and_set,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
     from ..payload.rebase import Rebase
     from ..row.edits import Edit
+    from ..values.keys import Key
     from ..values.provenance import Provenance
     from ..values.row_version import RowVersion
     from ..values.snapshot import StateCommitted, WorkflowSnapshot
@@ -73,9 +73,9 @@ class CanonicalStore(Generic[StateT]):
         self._statements = statements_of(entity)
         self._connections = Connections(bind, self._statements.mapper)
 
-    def get_state(self, workflow_key: str) -> WorkflowSnapshot[StateT]:
+    def get_state(self, workflow_key: Key) -> WorkflowSnapshot[StateT]:
         """Read the workflow; raises WorkflowNotFound if there is no such row."""
-        check_key(self._statements.entity, workflow_key)
+        self._statements.check_key(workflow_key)
         keys = [workflow_key]
         with self._connections.autocommit(keys, reads=True) as connection:
             session = self._connections.filtering(connection)
@@ -84,7 +84,7 @@ class CanonicalStore(Generic[StateT]):
     def try_commit(
         self,
         *,
-        workflow_key: str | None = None,
+        workflow_key: Key | None = None,
         expected_version: int | RowVersion | None = None,
         provenance: Provenance | Mapping[str, Any],
         state: StateT = NOT_GIVEN,
@@ -149,7 +149,7 @@ class CanonicalStore(Generic[StateT]):
     def try_patch(
         self,
         *,
-        workflow_key: str,
+        workflow_key: Key,
         edits: Sequence[Edit],
         provenance: Provenance | Mapping[str, Any],
         when: ColumnElement[bool] | None = None,

@@ -15,7 +15,6 @@ from ..orm.criteria import hide, read_visible, visible
 from ..payload.canonical import canonical_json
 from ..payload.codec import first_problem
 from ..retry import SERIALIZATION_FAILURE, sqlstate
-from ..row.keys import check_key
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot, source_of
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from ..row.statements import Statements
+    from ..values.keys import Key
 
 
 StateT = TypeVar("StateT")
@@ -36,10 +36,10 @@ _LAST_VERSION = 2**63 - 1
 
 
 def target_of(
-    workflow_key: str | None,
+    workflow_key: Key | None,
     expected_version: int | RowVersion | None,
     base: WorkflowSnapshot[Any] | None,
-) -> tuple[str, int | RowVersion]:
+) -> tuple[Key, int | RowVersion]:
     """Return the key and the version that a commit expects: what *base* has, if any.
 
     What is given counts more; prepare() then refuses a *base* that contradicts it.
@@ -55,7 +55,7 @@ def target_of(
 
 def prepare(
     statements: Statements[StateT],
-    workflow_key: str,
+    workflow_key: Key,
     expected_version: int | RowVersion,
     state: StateT,
     provenance: Provenance | Mapping[str, Any],
@@ -65,7 +65,7 @@ def prepare(
 ) -> Write:
     """Check everything that can be checked before any SQL is sent."""
     entity, codec = statements.entity, statements.state_type.codec
-    provenance = check_target(entity, workflow_key, expected_version, provenance)
+    provenance = check_target(statements, workflow_key, expected_version, provenance)
     version, expected_effect_id = RowVersion.of(expected_version, expected_effect_id)
     if base is not None:
         _check_base(statements, workflow_key, version, base)
@@ -95,13 +95,14 @@ def prepare(
 
 
 def check_target(
-    entity: str,
-    workflow_key: str,
+    statements: Statements[Any],
+    workflow_key: Key,
     expected_version: int | RowVersion,
     provenance: Provenance | Mapping[str, Any],
 ) -> Provenance:
     """Check the parts of a write other than its state; return the provenance."""
-    check_key(entity, workflow_key)
+    entity = statements.entity
+    statements.check_key(workflow_key)
     # True is an int, but no version.
     version = RowVersion.of(expected_version).version
     if type(version) is not int or not 0 <= version < _LAST_VERSION:
@@ -111,7 +112,7 @@ def check_target(
     return _provenance_of(entity, workflow_key, provenance)
 
 
-def _bad_version(entity: str, workflow_key: str, version: object) -> PayloadError:
+def _bad_version(entity: str, workflow_key: Key, version: object) -> PayloadError:
     problem = "must be an int"
     if type(version) is int:
         problem = f"must be 0 or a version that was read, got {version}"
@@ -119,7 +120,7 @@ def _bad_version(entity: str, workflow_key: str, version: object) -> PayloadErro
 
 
 def _provenance_of(
-    entity: str, workflow_key: str, provenance: Mapping[str, Any]
+    entity: str, workflow_key: Key, provenance: Mapping[str, Any]
 ) -> Provenance:
     try:
         return Provenance.model_validate(provenance)
@@ -132,7 +133,7 @@ def _provenance_of(
 
 def _check_base(
     statements: Statements[Any],
-    workflow_key: str,
+    workflow_key: Key,
     version: int,
     base: WorkflowSnapshot[Any],
 ) -> None:
@@ -149,7 +150,7 @@ def _check_base(
 
 
 def named_by_client(
-    base: WorkflowSnapshot[Any] | None, workflow_key: str, expected: int | RowVersion
+    base: WorkflowSnapshot[Any] | None, workflow_key: Key, expected: int | RowVersion
 ) -> RowVersion | None:
     """Return *expected* if it names another version of the row than *base*.
 

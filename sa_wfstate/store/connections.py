@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
     from sqlalchemy.orm import Mapper, Session, sessionmaker
 
+    from ..values.keys import Key
+
 
 READ_COMMITTED = "READ COMMITTED"
 
@@ -42,7 +44,7 @@ class Connections:
 
     @contextmanager
     def autocommit(
-        self, keys: Sequence[str] = (), *, reads: bool = False
+        self, keys: Sequence[Key] = (), *, reads: bool = False
     ) -> Iterator[Connection]:
         """Lend one in autocommit, without the round trips of BEGIN and COMMIT."""
         if isinstance(self._bind, Engine):
@@ -52,7 +54,7 @@ class Connections:
             with self._lend("AUTOCOMMIT", keys, reads=reads) as connection:
                 yield connection
 
-    def commit(self, keys: Sequence[str] = ()) -> AbstractContextManager[Connection]:
+    def commit(self, keys: Sequence[Key] = ()) -> AbstractContextManager[Connection]:
         """Lend one for a single commit, in a transaction if it takes two statements."""
         if listeners_of(self._mapper) or self.filters():
             # The compare-and-set itself checks; a stricter level would only refuse.
@@ -61,7 +63,7 @@ class Connections:
 
     @contextmanager
     def transaction(
-        self, isolation_level: str | None = None, keys: Sequence[str] = ()
+        self, isolation_level: str | None = None, keys: Sequence[Key] = ()
     ) -> Iterator[Connection]:
         """Lend one in a transaction that is committed unless an error is raised.
 
@@ -76,7 +78,7 @@ class Connections:
 
     @contextmanager
     def _lend(
-        self, isolation_level: str | None, keys: Sequence[str], *, reads: bool = False
+        self, isolation_level: str | None, keys: Sequence[Key], *, reads: bool = False
     ) -> Iterator[Connection]:
         if isinstance(self._bind, Engine):
             options = _options(self._bind, isolation_level)

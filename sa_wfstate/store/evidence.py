@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..row.statements import Statements
+    from ..values.keys import Key
 
 
 _HAS_XACT_STATUS = (13,)
@@ -64,7 +65,7 @@ class _Row(NamedTuple):
     """
 
     statements: Statements[Any]
-    workflow_key: str
+    workflow_key: Key
     before: RowVersion
     effect_id: str | None
     effects: tuple[str, ...]
@@ -116,7 +117,7 @@ class Evidence:
             ).one()
 
     @property
-    def workflows(self) -> list[tuple[str, str]]:
+    def workflows(self) -> list[tuple[str, Key]]:
         """Entity and key of each row that was written."""
         return [(row.statements.entity, row.workflow_key) for row in self._rows]
 
@@ -156,7 +157,7 @@ class Evidence:
 
 def _rows(operations: list[Operation]) -> list[_Row]:
     """Merge the operations on each row."""
-    rows: dict[tuple[Statements[Any], str], _Row] = {}
+    rows: dict[tuple[Statements[Any], Key], _Row] = {}
     for operation in operations:
         place = operation.statements, operation.workflow_key
         earlier = rows.get(place)
@@ -175,7 +176,7 @@ def _rows(operations: list[Operation]) -> list[_Row]:
 def verdict_of(
     connection: Connection,
     statements: Statements[Any],
-    workflow_key: str,
+    workflow_key: Key,
     before: RowVersion,
     effect_id: str,
 ) -> Verdict:

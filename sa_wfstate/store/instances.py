@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper, Session
 
     from ..row.statements import Statements
+    from ..values.keys import Key
     from ..values.snapshot import WorkflowSnapshot
     from ..values.write import Batch, Write
 
 
 def held_instances(
-    session: Session, mapper: Mapper[Any], workflow_keys: Collection[str]
-) -> dict[str, Any]:
+    session: Session, mapper: Mapper[Any], workflow_keys: Collection[Key]
+) -> dict[Key, Any]:
     """Return the session's instances of the rows of *workflow_keys*, by key.
 
     Raises UnflushedChanges if one has changes that are not flushed.
@@ -49,8 +50,8 @@ def held_instances(
 
 
 def _held(
-    session: Session, mapper: Mapper[Any], workflow_keys: Collection[str]
-) -> Iterator[tuple[str, Any]]:
+    session: Session, mapper: Mapper[Any], workflow_keys: Collection[Key]
+) -> Iterator[tuple[Key, Any]]:
     if key_is_identity(mapper):
         for key in workflow_keys:
             shard = shard_of(session, mapper, key)
@@ -75,7 +76,7 @@ def adopt(
     statements: Statements[Any],
     batch: Batch,
     outcomes: Sequence[object],
-    held: Mapping[str, Any],
+    held: Mapping[Key, Any],
 ) -> None:
     """Record the writes of *batch* that were committed in *session*.
 

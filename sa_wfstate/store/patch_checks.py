@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..row.statements import Statements
+    from ..values.keys import Key
     from ..values.provenance import Provenance
 
 
 class Prepared(NamedTuple):
     """A patch whose values are encoded; *expected* is what it expects of the row."""
 
-    workflow_key: str
+    workflow_key: Key
     edits: Sequence[Edit]
     provenance: Provenance
     expected: RowVersion | None
@@ -32,7 +33,7 @@ class Prepared(NamedTuple):
 
 def prepare_patch(
     statements: Statements[Any],
-    workflow_key: str,
+    workflow_key: Key,
     edits: Sequence[Edit],
     provenance: Provenance | Mapping[str, Any],
     expected_version: int | RowVersion | None,
@@ -42,7 +43,7 @@ def prepare_patch(
     if expected is not None and not isinstance(expected, RowVersion):
         expected = RowVersion(expected, None)
     version = 1 if expected is None else expected.version
-    provenance = check_target(statements.entity, workflow_key, version, provenance)
+    provenance = check_target(statements, workflow_key, version, provenance)
     row = f"{statements.entity} {workflow_key!r}"
     if version == 0:
         problem = "must be a version that was read; a patch cannot create a workflow"

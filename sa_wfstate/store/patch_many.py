@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from ..row.patch_statements import Shapes
     from ..row.statements import Statements
+    from ..values.keys import Key
     from .patch_checks import Prepared
 
 
@@ -55,7 +56,7 @@ StateT = TypeVar("StateT")
 class Patch:
     """One patch of a batch; see :func:`try_patch` for its fields."""
 
-    workflow_key: str
+    workflow_key: Key
     edits: Sequence[Edit]
     _: KW_ONLY
     provenance: Provenance | Mapping[str, Any]
@@ -96,7 +97,7 @@ def try_patch_many(
     if not patches:
         return []
     held = held_instances(session, statements.mapper, prepared)
-    outcomes: dict[str, Any] = {}
+    outcomes: dict[Key, Any] = {}
     keys = list(prepared)
     for indices in by_shard(session, statements.mapper, keys):
         own = {keys[index]: prepared[keys[index]] for index in indices}
@@ -123,7 +124,7 @@ class _Batch:
         self,
         connection: Connection,
         statements: Statements[Any],
-        patches: dict[str, Prepared],
+        patches: dict[Key, Prepared],
         when: ColumnElement[bool] | None,
         session: Session | None,
     ) -> None:
@@ -133,24 +134,24 @@ class _Batch:
         self._when = when
         self._session = session
 
-    def send(self) -> tuple[list[Write], dict[str, Any]]:
+    def send(self) -> tuple[list[Write], dict[Key, Any]]:
         """Return what was written, and the outcome of each patch."""
         require_postgresql(self._connection, self._statements)
-        outcomes: dict[str, Any] = {}
+        outcomes: dict[Key, Any] = {}
         keys = sorted(self._patches)
         if self._session is not None:
             seen = visible(self._session, self._statements, keys, lock=True)
             hidden = [key for key in keys if key not in seen]
             outcomes |= {k: missing(self._statements, self._patches[k]) for k in hidden}
             keys = [key for key in keys if key in seen]
-        groups: dict[Shapes, list[str]] = {}
+        groups: dict[Shapes, list[Key]] = {}
         # A callable onupdate would be called once for all rows.
         if len(keys) > 1 and not evaluates(self._statements.table, inserting=False):
             for key in keys:
                 groups.setdefault(self._patches[key].shape.edits, []).append(key)
         if len(groups) > 1:
             self._statements.versions(self._connection, keys, lock=True)
-        writes: dict[str, Write] = {}
+        writes: dict[Key, Write] = {}
         for shapes, of_shape in groups.items():
             for chunk in chunks(of_shape):
                 writes |= self._look(shapes, chunk)
@@ -167,7 +168,7 @@ class _Batch:
                 done += [] if write is None else [write]
         return done, outcomes
 
-    def _alone(self, key: str) -> tuple[Write | None, Any]:
+    def _alone(self, key: Key) -> tuple[Write | None, Any]:
         """Send a patch by itself, which tells why it loses."""
         return patch_row(
             self._connection,
@@ -178,7 +179,7 @@ class _Batch:
             own=False,
         )
 
-    def _look(self, shapes: Shapes, keys: Sequence[str]) -> dict[str, Write]:
+    def _look(self, shapes: Shapes, keys: Sequence[Key]) -> dict[Key, Write]:
         """Lock rows, and return what is to be written to them."""
         statement = patch_statements_of(self._statements).look_many(shapes, self._when)
         expected = [self._patches[key].expected or (None, None) for key in keys]
@@ -195,14 +196,14 @@ class _Batch:
         }
 
     def _write(
-        self, groups: dict[Shapes, list[str]], writes: dict[str, Write]
+        self, groups: dict[Shapes, list[Key]], writes: dict[Key, Write]
     ) -> Iterable[tuple[Write, Written]]:
         for shapes, of_shape in groups.items():
             for chunk in chunks([key for key in of_shape if key in writes]):
                 yield from self._write_chunk(shapes, chunk, writes)
 
     def _write_chunk(
-        self, shapes: Shapes, keys: Sequence[str], writes: dict[str, Write]
+        self, shapes: Shapes, keys: Sequence[Key], writes: dict[Key, Write]
     ) -> Iterable[tuple[Write, Written]]:
         statement = patch_statements_of(self._statements).write_many(shapes)
         provenances = [writes[key].provenance for key in keys]
@@ -222,7 +223,7 @@ class _Batch:
                 raise WriteSuppressed(self._statements.entity, key, version)
             yield writes[key], found[key]
 
-    def _arrays(self, shapes: Shapes, keys: Sequence[str]) -> dict[str, Any]:
+    def _arrays(self, shapes: Shapes, keys: Sequence[Key]) -> dict[str, Any]:
         """Return the values of the edits, as arrays."""
         names = [
             name

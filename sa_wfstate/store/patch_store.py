@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..retry import RetryPolicy
     from ..row.edits import Edit
     from ..row.statements import Statements
+    from ..values.keys import Key
     from ..values.provenance import Provenance
     from .connections import Connections
     from .patch_checks import Prepared
@@ -55,7 +56,7 @@ class PatchTransaction(Generic[StateT]):
 
     def commit(
         self,
-        workflow_key: str,
+        workflow_key: Key,
         edits: Sequence[Edit],
         provenance: Provenance | Mapping[str, Any],
         when: ColumnElement[bool] | None,

@@ -14,6 +14,7 @@ from ..orm.criteria import filtering
 from ..orm.entity import statements_of
 from ..retry import SERIALIZATION_FAILURE, sqlstate
 from ..row.edits import Edit
+from ..values.keys import Key
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
@@ -34,7 +35,7 @@ StateT = TypeVar("StateT")
 def try_patch(
     session: Session,
     entity: Entity[StateT],
-    workflow_key: str,
+    workflow_key: Key,
     edits: Sequence[Edit],
     *,
     provenance: Provenance | Mapping[str, Any],

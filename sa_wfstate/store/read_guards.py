@@ -185,7 +185,7 @@ class _Guard(NamedTuple):
 
     def _lock(
         self, keys: set[str]
-    ) -> tuple[dict[str, RowVersion], dict[str, DBAPIError]]:
+    ) -> tuple[dict[Any, RowVersion], dict[str, DBAPIError]]:
         """Lock the rows; return the versions found, and what was refused."""
         connection = self.connection
         limited = bool(written_on(connection))
@@ -210,9 +210,9 @@ class _Guard(NamedTuple):
 
     def _lock_singly(
         self, keys: set[str]
-    ) -> tuple[dict[str, RowVersion], dict[str, DBAPIError]]:
+    ) -> tuple[dict[Any, RowVersion], dict[str, DBAPIError]]:
         """Lock the rows one by one, without waiting, to see which are refused."""
-        found: dict[str, RowVersion] = {}
+        found: dict[Any, RowVersion] = {}
         refused: dict[str, DBAPIError] = {}
         for key in sorted(keys):
             savepoint = self.connection.begin_nested()
@@ -229,7 +229,7 @@ class _Guard(NamedTuple):
 
     def _versions(
         self, keys: set[str], *, nowait: bool = False
-    ) -> dict[str, RowVersion]:
+    ) -> dict[Any, RowVersion]:
         lock: Lock = "no key nowait" if nowait else "no key"
         found = self.statements.versions(self.connection, keys, lock=lock)
         return {key: RowVersion(*version) for key, version in found.items()}

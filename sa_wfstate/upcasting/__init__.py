@@ -78,6 +78,7 @@ def upcast_all(
         schema,
         schema=mapped.schema,
         names={n: c.name for n, c in columns_of(mapped)._asdict().items()},
+        key_type=columns_of(mapped).workflow_key.type,
         check=check,
     )
     if in_sql is None:

@@ -88,15 +88,18 @@ class UpcastJob:
         *,
         schema: str | None = None,
         names: Mapping[str, str] | None = None,
+        key_type: TypeEngine[Any] | None = None,
         check: Callable[[str, int, str], object] | None = None,
     ) -> None:
         self._schema = payload_schema
         self._check = check
         called = names or {}
         self._names = {name: called.get(name, name) for name in _TYPES}
+        self._key_type = key_type or Text()
+        types = {**_TYPES, "workflow_key": self._key_type}
         self._rows = table(
             table_name,
-            *(column(self._names[name], type_) for name, type_ in _TYPES.items()),
+            *(column(self._names[name], type_) for name, type_ in types.items()),
             schema=schema,
         )
         self._columns = self._columns_of(self._rows)
@@ -124,12 +127,15 @@ class UpcastJob:
                 total = connection.scalars(due).one()
         # First the rows that no transaction has locked, then the others.
         for skip_locked in (True, False):
-            after: str | None = ""
-            while after is not None:
-                after = self._transact(
-                    begin,
-                    partial(
-                        batch, after=after, size=batch_size, skip_locked=skip_locked
+            first, after = True, None
+            while first or after is not None:
+                first, after = (
+                    False,
+                    self._transact(
+                        begin,
+                        partial(
+                            batch, after=after, size=batch_size, skip_locked=skip_locked
+                        ),
                     ),
                 )
                 if progress is not None:
@@ -155,13 +161,13 @@ class UpcastJob:
         raise AssertionError
 
     def _batch(
-        self, connection: Connection, after: str, size: int, *, skip_locked: bool
+        self, connection: Connection, after: Any, size: int, *, skip_locked: bool
     ) -> tuple[int, str | None]:
         """Upcast the batch after a key; return its size, and its last key if full."""
         key, version, schema_version, state = self._columns
         query = (
             select(key, version, schema_version, cast(state, Text))
-            .where(self._due, key > after)
+            .where(self._due, *([] if after is None else [key > after]))
             .order_by(key)
             .limit(size)
             .with_for_update(key_share=True, skip_locked=skip_locked)
@@ -196,7 +202,7 @@ class UpcastJob:
                 connection.execute(swap, dict(zip(names, each, strict=True))).rowcount
                 for each in swaps
             )
-        new = bound_table(_ARRAYS)
+        new = bound_table({**_ARRAYS, "key": self._key_type})
         swap = self._swap_to(
             new.c.key, new.c.version, new.c.schema, cast(new.c.state, JSONB)
         )
@@ -250,12 +256,12 @@ class UpcastJob:
         return update(rows).where(*where).values(values)
 
     def _batch_in_sql(
-        self, connection: Connection, after: str, size: int, *, skip_locked: bool
+        self, connection: Connection, after: Any, size: int, *, skip_locked: bool
     ) -> tuple[int, str | None]:
         rows, (key, *_) = self._rows.alias("wfs"), self._columns
         batch = (
             select(key.label("key"))
-            .where(self._due, key > after)
+            .where(self._due, *([] if after is None else [key > after]))
             .order_by(key)
             .limit(size)
             .with_for_update(key_share=True, skip_locked=skip_locked)
@@ -266,6 +272,7 @@ class UpcastJob:
         if update is None:
             raise MappingError(self._schema.entity, "not every upcaster has SQL")
         done = update.returning(of_batch.label("key")).cte("wfs_done")
-        written = select(func.count(), func.max(done.c.key))
-        number, last = connection.execute(written).one()
-        return number, last if number == size else None
+        last = select(batch.c.key).order_by(batch.c.key.desc()).limit(1)
+        written = select(func.count(done.c.key), last.scalar_subquery())
+        number, last_key = connection.execute(written).one()
+        return number, last_key if number == size else None

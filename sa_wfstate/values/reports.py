@@ -17,7 +17,7 @@ class DueIntent:
     """An intent that a handler is called with; *attempt* counts from 1."""
 
     intent_id: UUID
-    workflow_key: str
+    workflow_key: Any
     version: int
     position: int
     intent_type: str

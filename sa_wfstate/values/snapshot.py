@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .keys import WorkflowKey
 from .provenance import Provenance
 from .row_version import RowVersion
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 StateT = TypeVar("StateT")
 
-MAX_KEY_LENGTH: Final = 255
-WorkflowKey = Annotated[str, Field(min_length=1, max_length=MAX_KEY_LENGTH)]
 PositiveInt64 = Annotated[int, Field(ge=1, lt=2**63)]
 PositiveInt32 = Annotated[int, Field(ge=1, lt=2**31)]
 
@@ -91,7 +90,7 @@ class StateCommitted(Generic[StateT]):
 
     def __init__(
         self,
-        workflow_key: str,
+        workflow_key: Any,
         version: int,
         snapshot: WorkflowSnapshot[StateT] | Callable[[], WorkflowSnapshot[StateT]],
         *,

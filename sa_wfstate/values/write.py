@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
+    from ..values.keys import Key
     from .provenance import Provenance
 
 
 class Write(NamedTuple):
     """The values that a commit writes to a row, ready to be bound."""
 
-    workflow_key: str
+    workflow_key: Key
     version: int
     state_text: str
     provenance: Provenance
@@ -53,7 +54,7 @@ class Written(NamedTuple):
 class Batch:
     """Writes of one class, as one list per field."""
 
-    workflow_keys: Sequence[str]
+    workflow_keys: Sequence[Key]
     versions: Sequence[int]
     state_texts: Sequence[str]
     provenances: Sequence[Provenance]
