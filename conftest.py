@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine, make_url, text
+from sqlalchemy import Engine, create_engine, make_url, text
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 
@@ -62,6 +63,12 @@ class Server:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_server] = Server()
+    if sys.dont_write_bytecode and hasattr(config, "cache"):
+        # Or each program that a test starts compiles all that it imports, for seconds.
+        cache = config.cache.mkdir("bytecode")
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(cache)
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        sys.dont_write_bytecode = False
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -95,15 +102,20 @@ def url(server_url: URL) -> Iterator[URL]:
 
 
 @pytest.fixture(scope="session")
-def empty_database(url: URL) -> Callable[[], None]:
-    """Return a function that drops whatever is in the worker's database.
+def maintenance(url: URL) -> Iterator[Engine]:
+    """Connect to the worker's database between tests."""
+    # A test may have cut the connection: pre-ping.
+    engine = create_engine(url, pool_pre_ping=True, isolation_level="AUTOCOMMIT")
+    yield engine
+    engine.dispose()
 
-    Connections that a test left open are cut first: they might hold locks.
-    """
-    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
 
-    def empty() -> None:
-        with engine.connect() as connection:
+@pytest.fixture(scope="session")
+def cut_connections(maintenance: Engine) -> Callable[[], None]:
+    """Return a function that cuts what tests have left open: it might hold locks."""
+
+    def cut() -> None:
+        with maintenance.connect() as connection:
             connection.execute(
                 text(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -112,6 +124,19 @@ def empty_database(url: URL) -> Callable[[], None]:
                     " AND pid <> pg_backend_pid()"
                 )
             )
+
+    return cut
+
+
+@pytest.fixture(scope="session")
+def empty_database(
+    maintenance: Engine, cut_connections: Callable[[], None]
+) -> Callable[[], None]:
+    """Return a function that drops whatever is in the worker's database."""
+
+    def empty() -> None:
+        cut_connections()
+        with maintenance.connect() as connection:
             schemas = connection.scalars(
                 text(
                     "SELECT quote_ident(nspname) FROM pg_namespace"
@@ -129,6 +154,7 @@ def DATABASE_URL(  # noqa: N802 - what a snippet would call it
     url: URL, empty_database: Callable[[], None]
 ) -> Iterator[str]:
     """Lend the snippets of one page an empty database."""
+    empty_database()
     yield url.render_as_string(hide_password=False)
     empty_database()
 

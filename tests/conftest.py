@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
@@ -23,6 +23,32 @@ DRIVERS = {
     "psycopg_async": "postgresql+psycopg",
     "asyncpg": "postgresql+asyncpg",
 }
+# Objects that a database was not created with have a number from here on.
+CATALOG = text(
+    "SELECT count(*), max(xmin::text::bigint) FROM ("
+    + " UNION ALL ".join(
+        f"SELECT xmin FROM {catalog} WHERE {column} >= 16384"
+        for catalog, column in {
+            "pg_attrdef": "oid",
+            "pg_attribute": "attrelid",
+            "pg_class": "oid",
+            "pg_constraint": "oid",
+            "pg_index": "indexrelid",
+            "pg_namespace": "oid",
+            "pg_policy": "oid",
+            "pg_proc": "oid",
+            "pg_rewrite": "oid",
+            "pg_trigger": "oid",
+            "pg_type": "oid",
+        }.items()
+    )
+    + ") AS definitions"
+)
+"""What there is, and which transaction was the last to define any of it."""
+
+RESTART_SEQUENCES = text(
+    "SELECT setval(seqrelid, seqstart, false) FROM pg_sequence WHERE seqrelid >= 16384"
+)
 ISOLATION_LEVELS = ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 
@@ -96,11 +122,72 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Any:
         pyfuncitem.obj = test
 
 
+class Tables:
+    """The tables in the worker's database: kept for the next test if it wants the same.
+
+    To drop and create them takes longer than most tests. They are kept as long as no
+    test changes their definitions, or makes anything beside them.
+    """
+
+    def __init__(self, engine: Engine, drop: Callable[[], None]) -> None:
+        self._engine = engine
+        self._drop = drop
+        self._metadata: MetaData | None = None
+        self._catalog: object = None
+
+    def create(self, metadata: MetaData) -> None:
+        if metadata is self._metadata and self._are_kept():
+            return
+        if self._metadata is not None:
+            self.drop()
+        metadata.create_all(self._engine)
+        self._metadata, self._catalog = metadata, self._read_catalog()
+
+    def drop(self) -> None:
+        self._metadata = None
+        self._drop()
+
+    def drop_kept(self) -> None:
+        if self._metadata is not None:
+            self.drop()
+
+    def clear(self) -> None:
+        """Delete all rows; drop everything if there is more than was created here."""
+        if self._metadata is None or not self._are_kept():
+            self.drop()
+            return
+        with self._engine.connect() as connection:
+            for table in reversed(self._metadata.sorted_tables):
+                connection.execute(table.delete())
+            connection.execute(RESTART_SEQUENCES)
+
+    def _are_kept(self) -> bool:
+        return self._read_catalog() == self._catalog
+
+    def _read_catalog(self) -> object:
+        with self._engine.connect() as connection:
+            return connection.execute(CATALOG).one()
+
+
+@pytest.fixture(scope="session")
+def tables(maintenance: Engine, empty_database: Callable[[], None]) -> Tables:
+    """Keep the tables of the worker's database."""
+    return Tables(maintenance, empty_database)
+
+
 @pytest.fixture
-def database(url: URL, empty_database: Callable[[], None]) -> Iterator[URL]:
+def database(
+    request: pytest.FixtureRequest,
+    url: URL,
+    tables: Tables,
+    cut_connections: Callable[[], None],
+) -> Iterator[URL]:
     """Lend the worker's database, and empty it afterwards."""
+    if "create_tables" not in request.fixturenames:
+        tables.drop_kept()
     yield url
-    empty_database()
+    cut_connections()
+    tables.clear()
 
 
 @pytest.fixture
@@ -119,15 +206,12 @@ def engine(driver: Driver) -> Engine:
 
 
 @pytest.fixture
-def create_tables(database: URL) -> Callable[[MetaData], None]:
+def create_tables(
+    database: URL,  # noqa: ARG001 - emptied after the test
+    tables: Tables,
+) -> Callable[[MetaData], None]:
     """Return a function that creates the tables of a MetaData, over psycopg."""
-
-    def create(metadata: MetaData) -> None:
-        engine = create_engine(database)
-        metadata.create_all(engine)
-        engine.dispose()
-
-    return create
+    return tables.create
 
 
 @pytest.fixture(params=ISOLATION_LEVELS)
