@@ -84,8 +84,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def stress(session: nox.Session) -> None:
-    """Kill processes and a server under load; takes a minute or two."""
+    """Try more random operations, and kill processes and a server; takes minutes."""
     install(session, "test")
+    if not session.posargs:
+        folder = Path("tests", "orm")
+        properties = [str(path) for path in folder.glob("test_*_properties.py")]
+        run_pytest(session, *properties, SA_WFSTATE_SEQUENCES="400")
     session.run("pytest", "-m", "stress", *session.posargs)
 
 
