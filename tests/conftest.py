@@ -239,9 +239,16 @@ async def async_engine(
     await engine.dispose()
 
 
-@pytest.fixture
-def sessions(database: URL) -> Iterator[sessionmaker[Session]]:
-    """Sessions of somebody else: synchronous, at READ COMMITTED, one at a time."""
-    engine = create_engine(database, pool_size=1, max_overflow=0, pool_timeout=2)
-    yield sessionmaker(engine)
+@pytest.fixture(scope="session")
+def rival(url: URL) -> Iterator[Engine]:
+    """Connect once for all tests: what its dialect asks first, and its SQL, are kept."""
+    engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=2)
+    yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def sessions(database: URL, rival: Engine) -> Iterator[sessionmaker[Session]]:  # noqa: ARG001 - lent
+    """Sessions of another program: synchronous, at READ COMMITTED, one at a time."""
+    yield sessionmaker(rival)
+    rival.dispose()
