@@ -132,33 +132,34 @@ class Tables:
     def __init__(self, engine: Engine, drop: Callable[[], None]) -> None:
         self._engine = engine
         self._drop = drop
-        self._metadata: MetaData | None = None
+        self._kept: tuple[MetaData, ...] = ()
         self._catalog: object = None
 
-    def create(self, metadata: MetaData) -> None:
-        if metadata is self._metadata and self._are_kept():
+    def create(self, *metadata: MetaData) -> None:
+        if metadata == self._kept and self._are_kept():
             return
-        if self._metadata is not None:
-            self.drop()
-        metadata.create_all(self._engine)
-        self._metadata, self._catalog = metadata, self._read_catalog()
+        self.drop_kept()
+        for each in metadata:
+            each.create_all(self._engine)
+        self._kept, self._catalog = metadata, self._read_catalog()
 
     def drop(self) -> None:
-        self._metadata = None
+        self._kept = ()
         self._drop()
 
     def drop_kept(self) -> None:
-        if self._metadata is not None:
+        if self._kept:
             self.drop()
 
     def clear(self) -> None:
         """Delete all rows; drop everything if there is more than was created here."""
-        if self._metadata is None or not self._are_kept():
+        if not self._kept or not self._are_kept():
             self.drop()
             return
         with self._engine.connect() as connection:
-            for table in reversed(self._metadata.sorted_tables):
-                connection.execute(table.delete())
+            for metadata in self._kept:
+                for table in reversed(metadata.sorted_tables):
+                    connection.execute(table.delete())
             connection.execute(RESTART_SEQUENCES)
 
     def _are_kept(self) -> bool:
@@ -209,8 +210,8 @@ def engine(driver: Driver) -> Engine:
 def create_tables(
     database: URL,  # noqa: ARG001 - emptied after the test
     tables: Tables,
-) -> Callable[[MetaData], None]:
-    """Return a function that creates the tables of a MetaData, over psycopg."""
+) -> Callable[..., None]:
+    """Return a function that creates the tables of each MetaData, over psycopg."""
     return tables.create
 
 
@@ -241,7 +242,7 @@ async def async_engine(
 
 @pytest.fixture(scope="session")
 def rival(url: URL) -> Iterator[Engine]:
-    """Connect once for all tests: what its dialect asks first, and its SQL, are kept."""
+    """Connect once for all tests: the first connection of an engine is a slow one."""
     engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=2)
     yield engine
     engine.dispose()

@@ -1,4 +1,8 @@
-"""Mapped classes that several test modules share: a workflow, and one that is none."""
+"""Mapped classes that several test modules share.
+
+A module declares a class of its own where it needs other columns or options, or
+registers what is called with each commit of a class.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sa_wfstate import WorkflowStateMixin
+from sa_wfstate.dedup import ActionDedupMixin
 
 
 class Base(DeclarativeBase):
@@ -16,6 +21,7 @@ class OrderState(BaseModel):
     """The state of an order."""
 
     status: str = "new"
+    notes: list[int | str] = []
 
 
 class Order(WorkflowStateMixin[OrderState], Base):
@@ -24,6 +30,12 @@ class Order(WorkflowStateMixin[OrderState], Base):
     __tablename__ = "orders"
 
     number: Mapped[int | None] = mapped_column(unique=True)
+
+
+class OrderActions(ActionDedupMixin, Base):
+    """The actions of orders that were processed."""
+
+    __tablename__ = "order_actions"
 
 
 class Customer(Base):

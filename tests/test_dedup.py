@@ -22,13 +22,13 @@ from sa_wfstate.errors import ActionIdReused
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
 
 ID = UUID(int=1)
 
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
+def _tables(create_tables: Callable[..., None]) -> None:
     create_tables(CanonicalBase.metadata)
 
 

@@ -38,11 +38,9 @@ from ..orders import Base, Order, OrderState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import MetaData
-
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
+def _tables(create_tables: Callable[..., None]) -> None:
     create_tables(Base.metadata)
 
 

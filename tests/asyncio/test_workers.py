@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
 
@@ -31,18 +30,14 @@ from sa_wfstate.history import HistoryMixin, keep_history, list_versions
 from sa_wfstate.outbox import DueIntent, IntentMixin, store_intents
 from sa_wfstate.projection import Projection, ProjectionMixin, WatermarkMixin
 
+from ..orders import OrderState
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from sqlalchemy import MetaData
 
 
 class Base(DeclarativeBase):
     pass
-
-
-class OrderState(BaseModel):
-    status: str = "new"
 
 
 class Order(WorkflowStateMixin[OrderState], Base):
@@ -74,7 +69,7 @@ orders = Projection(
 
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
+def _tables(create_tables: Callable[..., None]) -> None:
     create_tables(Base.metadata)
 
 

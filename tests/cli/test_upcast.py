@@ -17,7 +17,7 @@ from sa_wfstate.cli.main import main
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import URL, MetaData
+    from sqlalchemy import URL
 
 
 class Base(DeclarativeBase):
@@ -45,7 +45,7 @@ def execute(database: URL, statement: str) -> None:
 
 @pytest.fixture
 def run(
-    create_tables: Callable[[MetaData], None],
+    create_tables: Callable[..., None],
     database: URL,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., int]:

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonpatch import apply_patch
-from pydantic import BaseModel
 from sqlalchemy import StaticPool, create_engine, event, func, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -43,19 +42,16 @@ from sa_wfstate.history.queries import diff_json
 from sa_wfstate.payload.canonical import canonical_json
 from sa_wfstate.projection import Projection, ProjectionMixin
 
+from ..orders import OrderState
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
 
 
 class Base(DeclarativeBase):
     pass
-
-
-class OrderState(BaseModel):
-    status: str = "new"
-    notes: list[str] = []
 
 
 class Order(WorkflowStateMixin[OrderState], Base):
@@ -114,7 +110,7 @@ Projection(
 
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
+def _tables(create_tables: Callable[..., None]) -> None:
     create_tables(Base.metadata)
 
 

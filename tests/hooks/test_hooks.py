@@ -28,13 +28,13 @@ from sa_wfstate.projection import ProjectionBatch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
 
 KEY = "a-key-that-no-label-holds"
 
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
+def _tables(create_tables: Callable[..., None]) -> None:
     create_tables(CanonicalBase.metadata)
 
 

@@ -9,13 +9,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import (
     BigInteger,
     DateTime,
     Engine,
     Integer,
-    MetaData,
     Sequence,
     Text,
     create_engine,
@@ -46,6 +44,7 @@ from sa_wfstate.history import HistoryMixin, keep_history, list_versions
 from sa_wfstate.upcasting import Upcaster, count_schema_versions, upcast_all
 from sa_wfstate.versions import version_trigger
 
+from ..orders import OrderState
 from ..verbs import verbs_of
 
 pytestmark = pytest.mark.contract
@@ -53,10 +52,6 @@ pytestmark = pytest.mark.contract
 
 class Base(DeclarativeBase):
     pass
-
-
-class OrderState(BaseModel):
-    status: str = "new"
 
 
 numbers = Sequence("numbers", metadata=Base.metadata)
@@ -132,7 +127,7 @@ keep_history(Renamed, RenamedHistory)
 
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
+def _tables(create_tables: Callable[..., None]) -> None:
     create_tables(Base.metadata)
 
 

@@ -37,14 +37,14 @@ from ..versions import ENDS_REFUSED_PREPARE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import URL, Engine, MetaData
+    from sqlalchemy import URL, Engine
 
 pytestmark = pytest.mark.contract
 
 
 @pytest.fixture
 def winner(
-    sessions: sessionmaker[Session], create_tables: Callable[[MetaData], None]
+    sessions: sessionmaker[Session], create_tables: Callable[..., None]
 ) -> sessionmaker[Session]:
     """Make the sessions of the one who wins, synchronous and at READ COMMITTED."""
     create_tables(Base.metadata)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import (
@@ -40,18 +39,15 @@ from sa_wfstate import (
 from sa_wfstate import asyncio as wfs
 from sa_wfstate.errors import ReducerGaveUp
 
+from ..orders import OrderState
 from ..verbs import verbs_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
 
 
 class Base(DeclarativeBase):
     pass
-
-
-class OrderState(BaseModel):
-    status: str = "new"
 
 
 tenant = ContextVar("tenant", default="ours")
@@ -88,7 +84,7 @@ def _filter(execute: ORMExecuteState) -> None:
 
 
 @pytest.fixture(autouse=True)
-def rows(create_tables: Callable[[MetaData], None], database: Any) -> Any:
+def rows(create_tables: Callable[..., None], database: Any) -> Any:
     """Make a row of ours, one of theirs and a deleted one; return a way to look."""
     create_tables(Base.metadata)
     plain = create_engine(database)

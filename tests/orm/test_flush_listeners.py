@@ -17,7 +17,7 @@ from sa_wfstate import PayloadError, Provenance, WorkflowStateMixin
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy import URL, MetaData
+    from sqlalchemy import URL
 
 pytestmark = pytest.mark.contract
 
@@ -41,7 +41,7 @@ class Notes(BaseModel):
 
 
 @pytest.fixture
-def documents(create_tables: Callable[[MetaData], None], database: URL) -> Any:
+def documents(create_tables: Callable[..., None], database: URL) -> Any:
     """Map the classes anew, so that a listener ends with its test; make two rows."""
 
     class Base(DeclarativeBase):

@@ -7,10 +7,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import (
     Engine,
-    MetaData,
     delete,
     event,
     insert,
@@ -45,15 +43,13 @@ from sa_wfstate.errors import (
 from sa_wfstate.orm.session_state import state_of
 from sa_wfstate.versions import version_trigger
 
+from ..orders import OrderState
+
 pytestmark = pytest.mark.contract
 
 
 class Base(DeclarativeBase):
     pass
-
-
-class OrderState(BaseModel):
-    status: str = "new"
 
 
 class Order(WorkflowStateMixin[OrderState], Base):
@@ -76,7 +72,7 @@ class Plain(Base):
 
 @pytest.fixture
 def winner(
-    sessions: sessionmaker[Session], create_tables: Callable[[MetaData], None]
+    sessions: sessionmaker[Session], create_tables: Callable[..., None]
 ) -> sessionmaker[Session]:
     """Orders at version 1, and the sessions of the one who wins."""
     create_tables(Base.metadata)

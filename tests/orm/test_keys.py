@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, ForeignKey, MetaData, Text, select, update
+from sqlalchemy import Engine, ForeignKey, Text, select, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import (
@@ -63,7 +63,7 @@ Shop.renamings = relationship(Renaming, passive_updates=False)
 
 
 @pytest.fixture
-def session(engine: Engine, create_tables: Callable[[MetaData], None]) -> Session:
+def session(engine: Engine, create_tables: Callable[..., None]) -> Session:
     """Return a session on a shop, an order and the workflows of the shop."""
     create_tables(Base.metadata)
     with Session(engine) as session:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -51,12 +50,10 @@ from sa_wfstate import (
 )
 from sa_wfstate.errors import MappingError, VersionNotAssignable
 
+from ..orders import OrderState
+
 if TYPE_CHECKING:
     from sqlalchemy import Engine
-
-
-class OrderState(BaseModel):
-    status: str = "new"
 
 
 @pytest.fixture

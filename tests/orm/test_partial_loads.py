@@ -7,7 +7,7 @@ from itertools import chain, combinations
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, ForeignKey, MetaData, select, text
+from sqlalchemy import Engine, ForeignKey, select, text
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -51,7 +51,7 @@ class Customer(Base):
 
 @pytest.fixture
 def rival(
-    sessions: sessionmaker[Session], create_tables: Callable[[MetaData], None]
+    sessions: sessionmaker[Session], create_tables: Callable[..., None]
 ) -> sessionmaker[Session]:
     """Place an order, and make the sessions of a rival."""
     create_tables(Base.metadata)

@@ -27,7 +27,7 @@ from sa_wfstate.history import HistoryMixin, keep_history
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import URL, MetaData
+    from sqlalchemy import URL
 
 pytestmark = pytest.mark.contract
 
@@ -108,7 +108,7 @@ keep_history(Case, CaseHistory)
 
 
 @pytest.fixture(autouse=True)
-def _cases(create_tables: Callable[[MetaData], None], database: URL) -> None:
+def _cases(create_tables: Callable[..., None], database: URL) -> None:
     create_tables(Base.metadata)
     plain = create_engine(database)
     with Session(plain) as session:

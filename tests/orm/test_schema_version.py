@@ -55,7 +55,7 @@ from sa_wfstate.upcasting import Upcaster, skip_unreadable, upcast_all
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import URL, Engine, MetaData
+    from sqlalchemy import URL, Engine
 
 
 class Base(DeclarativeBase):
@@ -179,7 +179,7 @@ def raw(engine: Engine, key: str) -> tuple[int, int, Any]:
 
 
 @pytest.fixture(autouse=True)
-def _orders(create_tables: Callable[[MetaData], None], database: URL) -> None:
+def _orders(create_tables: Callable[..., None], database: URL) -> None:
     create_tables(Base.metadata)
     run(database, ROWS)
 

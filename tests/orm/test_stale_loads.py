@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, ForeignKey, MetaData, select, text
+from sqlalchemy import Engine, ForeignKey, select, text
 from sqlalchemy.exc import DBAPIError, LegacyAPIWarning
 from sqlalchemy.orm import (
     Mapped,
@@ -44,7 +44,7 @@ class Basket(Base):
 
 @pytest.fixture
 def winner(
-    sessions: sessionmaker[Session], create_tables: Callable[[MetaData], None]
+    sessions: sessionmaker[Session], create_tables: Callable[..., None]
 ) -> sessionmaker[Session]:
     """Place an order, and make the sessions of the one who wins."""
     create_tables(Base.metadata)

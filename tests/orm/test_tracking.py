@@ -24,7 +24,7 @@ from sa_wfstate.row.types import Unread
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy import URL, Engine, MetaData
+    from sqlalchemy import URL, Engine
 
 pytestmark = pytest.mark.contract
 
@@ -84,7 +84,7 @@ class Shared(WorkflowStateMixin[Sharing], Base):
 
 
 @pytest.fixture(autouse=True)
-def _orders(create_tables: Callable[[MetaData], None], database: URL) -> None:
+def _orders(create_tables: Callable[..., None], database: URL) -> None:
     create_tables(Base.metadata)
     plain = create_engine(database)
     with Session(plain) as session:

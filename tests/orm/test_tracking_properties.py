@@ -30,7 +30,7 @@ from sa_wfstate.payload.canonical import canonical_json
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
 
 SEQUENCES = int(os.environ.get("SA_WFSTATE_SEQUENCES", "8"))
 KEYS = ["a", "b"]
@@ -344,7 +344,7 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.mark.contract
 def test_rows_hold_what_the_session_was_told(
-    engine: Engine, create_tables: Callable[[MetaData], None]
+    engine: Engine, create_tables: Callable[..., None]
 ) -> None:
     """Any sequence of changes and session operations leaves the rows as recorded.
 
@@ -361,7 +361,7 @@ def test_rows_hold_what_the_session_was_told(
 )
 def test_rows_of_other_types_hold_it_too(
     engine: Engine,
-    create_tables: Callable[[MetaData], None],
+    create_tables: Callable[..., None],
     row: type[Any],
     values: st.SearchStrategy[Any],
 ) -> None:

@@ -183,7 +183,7 @@ KINDS: list[Any] = [
 
 @pytest.fixture
 def rival(
-    create_tables: Callable[[MetaData], None], sessions: sessionmaker[Session]
+    create_tables: Callable[..., None], sessions: sessionmaker[Session]
 ) -> sessionmaker[Session]:
     """Return the sessions of a rival, and the tables."""
     schema = MetaData(schema="other")

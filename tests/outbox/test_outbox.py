@@ -38,7 +38,7 @@ from sa_wfstate.outbox import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
 
 
 class Base(DeclarativeBase):
@@ -61,7 +61,7 @@ AT_ONCE = RetryPolicy(max_attempts=3, base_delay=0.0, max_delay=0.0)
 
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
+def _tables(create_tables: Callable[..., None]) -> None:
     create_tables(Base.metadata)
 
 

@@ -25,7 +25,7 @@ from pydantic import (
     computed_field,
     field_validator,
 )
-from sqlalchemy import Engine, MetaData, Text, cast, select
+from sqlalchemy import Engine, Text, cast, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from typing_extensions import TypedDict
@@ -601,7 +601,7 @@ def test_order_of_a_set_means_nothing() -> None:
 
 @pytest.mark.contract
 def test_try_commit_refuses_as_a_flush_does(
-    engine: Engine, create_tables: Callable[[MetaData], None]
+    engine: Engine, create_tables: Callable[..., None]
 ) -> None:
     """What would not survive is refused before a statement is sent."""
 

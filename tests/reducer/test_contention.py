@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import event
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import Session
 
 import sa_wfstate.asyncio
 from sa_wfstate import (
@@ -22,10 +21,8 @@ from sa_wfstate import (
     Provenance,
     ReducerService,
     Reduction,
-    WorkflowStateMixin,
 )
 from sa_wfstate._concurrency import Blocking
-from sa_wfstate.dedup import ActionDedupMixin
 from sa_wfstate.errors import OutcomeUnknown
 from sa_wfstate.hooks import Hooks
 from sa_wfstate.reducer.contention import KeyQueues
@@ -36,27 +33,13 @@ from sa_wfstate.reducer.key_queue import (
     Request,
 )
 
+from ..orders import Base, Order, OrderActions, OrderState
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class OrderState(BaseModel):
-    notes: list[int] = []
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    __tablename__ = "orders"
-
-
-class OrderActions(ActionDedupMixin, Base):
-    __tablename__ = "order_actions"
 
 
 class Refused(Exception):
@@ -64,7 +47,7 @@ class Refused(Exception):
 
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
+def _tables(create_tables: Callable[..., None]) -> None:
     create_tables(Base.metadata)
 
 

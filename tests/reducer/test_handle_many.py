@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import event, text
-from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.orm import Session
 
 from sa_wfstate import (
     Action,
@@ -20,37 +19,20 @@ from sa_wfstate import (
     Reduction,
     StateCommitted,
     WorkflowNotFound,
-    WorkflowStateMixin,
 )
-from sa_wfstate.dedup import ActionDedupMixin
 from sa_wfstate.errors import ActionIdReused
 
+from ..orders import Base, Order, OrderActions, OrderState
 from ..verbs import verbs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
 
     from sa_wfstate import WorkflowSnapshot
 
 pytestmark = pytest.mark.contract
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class OrderState(BaseModel):
-    notes: list[int] = []
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    __tablename__ = "orders"
-
-
-class OrderActions(ActionDedupMixin, Base):
-    __tablename__ = "order_actions"
 
 
 class Refused(Exception):
@@ -58,7 +40,7 @@ class Refused(Exception):
 
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
+def _tables(create_tables: Callable[..., None]) -> None:
     create_tables(Base.metadata)
 
 

@@ -23,8 +23,6 @@ from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
-from sqlalchemy.orm import DeclarativeBase
 
 import sa_wfstate.asyncio
 from sa_wfstate import (
@@ -32,43 +30,27 @@ from sa_wfstate import (
     Intent,
     ReducerService,
     Reduction,
-    WorkflowStateMixin,
 )
 from sa_wfstate import _concurrency as waiting
 from sa_wfstate._concurrency import Blocking
-from sa_wfstate.dedup import ActionDedupMixin
 from sa_wfstate.reducer import action_batch, contention, key_queue, nesting
 from sa_wfstate.reducer import attempt as attempts
 from sa_wfstate.reducer import loop as reducer_loop
 from sa_wfstate.reducer import service as reducer
 from sa_wfstate.reducer.contention import KeyQueues
 
+from ..orders import Base, Order, OrderActions, OrderState
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType, ModuleType
 
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 LIMIT = 10.0
 QUEUE = (contention, key_queue, waiting)
 SERVICE = (*QUEUE, nesting, reducer, reducer_loop, action_batch, attempts)
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class OrderState(BaseModel):
-    notes: list[int] = []
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    __tablename__ = "orders"
-
-
-class OrderActions(ActionDedupMixin, Base):
-    __tablename__ = "order_actions"
 
 
 class Soft(BaseException):
@@ -182,7 +164,7 @@ def is_at_rest(orders: Any) -> bool:
 )
 def test_error_at_any_line_of_a_service(
     engine: Engine,
-    create_tables: Callable[[MetaData], None],
+    create_tables: Callable[..., None],
     other: Callable[..., Any],
     many: bool,
     dedup: Any,
@@ -352,7 +334,7 @@ def test_signals_at_any_time() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_child_of_a_fork_does_not_wait_for_its_parent(
-    engine: Engine, create_tables: Callable[[MetaData], None]
+    engine: Engine, create_tables: Callable[..., None]
 ) -> None:
     """Its queues are empty, though a thread of the parent was at work on the key."""
     create_tables(Base.metadata)
@@ -396,7 +378,7 @@ def test_child_of_a_fork_does_not_wait_for_its_parent(
 @pytest.mark.parametrize("many", [False, True])
 async def test_cancellation_at_any_await(
     async_engine: AsyncEngine,
-    create_tables: Callable[[MetaData], None],
+    create_tables: Callable[..., None],
     fold: int,
     many: bool,
 ) -> None:

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import DeclarativeBase
 
 import sa_wfstate.asyncio
 from sa_wfstate import (
@@ -24,39 +22,23 @@ from sa_wfstate import (
     RetryPolicy,
     StateCommitted,
     WorkflowNotFound,
-    WorkflowStateMixin,
 )
-from sa_wfstate.dedup import ActionDedupMixin
 from sa_wfstate.errors import OutcomeUnknown, ReducerGaveUp
 from sa_wfstate.hooks import Hooks
+
+from ..orders import Base, Order, OrderActions, OrderState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 ONCE = RetryPolicy(max_attempts=1)
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class OrderState(BaseModel):
-    notes: list[int] = []
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    __tablename__ = "orders"
-
-
-class OrderActions(ActionDedupMixin, Base):
-    __tablename__ = "order_actions"
-
-
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
+def _tables(create_tables: Callable[..., None]) -> None:
     create_tables(Base.metadata)
 
 

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
-from sqlalchemy.orm import DeclarativeBase
 
 import sa_wfstate.asyncio
 from sa_wfstate import (
@@ -25,34 +23,23 @@ from sa_wfstate import (
     ReducerService,
     Reduction,
     WorkflowStateError,
-    WorkflowStateMixin,
 )
 from sa_wfstate.errors import NestedHandle
 from sa_wfstate.hooks import Hooks
 
+from ..orders import Base, Order, OrderState
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 LIMIT = 5.0
 
 
-class Base(DeclarativeBase):
-    pass
-
-
-class OrderState(BaseModel):
-    notes: list[int] = []
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    __tablename__ = "orders"
-
-
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
+def _tables(create_tables: Callable[..., None]) -> None:
     create_tables(Base.metadata)
 
 

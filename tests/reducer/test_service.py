@@ -28,7 +28,6 @@ from sa_wfstate import (
     WorkflowNotFound,
     WorkflowStateMixin,
 )
-from sa_wfstate.dedup import ActionDedupMixin
 from sa_wfstate.errors import (
     ActionIdReused,
     OutcomeUnknown,
@@ -39,12 +38,13 @@ from sa_wfstate.hooks import Hooks
 from sa_wfstate.reducer.key_queue import FRESH
 from sa_wfstate.store.connections import Connections
 
+from ..orders import Order, OrderActions, OrderState
 from ..verbs import verbs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sqlalchemy import Connection, Engine, MetaData
+    from sqlalchemy import Connection, Engine
 
     from sa_wfstate import StateConflict, WorkflowSnapshot
 
@@ -53,15 +53,6 @@ pytestmark = pytest.mark.contract
 
 class Base(DeclarativeBase):
     pass
-
-
-class OrderState(BaseModel):
-    status: str = "new"
-    notes: list[str] = []
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    __tablename__ = "orders"
 
 
 class Named(BaseModel):
@@ -73,17 +64,13 @@ class Drawn(WorkflowStateMixin[Named], Base):
     __tablename__ = "drawn"
 
 
-class OrderActions(ActionDedupMixin, Base):
-    __tablename__ = "order_actions"
-
-
 class TooLate(Exception):
     """What a reducer of the application raises."""
 
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
-    create_tables(Base.metadata)
+def _tables(create_tables: Callable[..., None]) -> None:
+    create_tables(Order.metadata, Base.metadata)
 
 
 class LostConnection(Exception):

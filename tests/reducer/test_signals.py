@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import event, text
-from sqlalchemy.orm import DeclarativeBase
 
 from sa_wfstate import (
     Action,
@@ -21,36 +19,20 @@ from sa_wfstate import (
     Intent,
     ReducerService,
     Reduction,
-    WorkflowStateMixin,
 )
-from sa_wfstate.dedup import ActionDedupMixin
 from sa_wfstate.errors import OutcomeUnknown
+
+from ..orders import Base, Order, OrderActions, OrderState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
 
 pytestmark = pytest.mark.skipif(
     not hasattr(signal, "setitimer"), reason="needs an interval timer"
 )
 LIMIT = 10.0
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class OrderState(BaseModel):
-    notes: list[int] = []
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    __tablename__ = "orders"
-
-
-class OrderActions(ActionDedupMixin, Base):
-    __tablename__ = "order_actions"
 
 
 class SoftLimit(Exception):
@@ -160,7 +142,7 @@ def action(number: int, key: str = "o-1") -> Action[int]:
 @pytest.mark.parametrize("place", ["reducer of another", "writer", "commit"])
 def test_others_of_a_batch_get_their_own_answer(
     engine: Engine,
-    create_tables: Callable[[MetaData], None],
+    create_tables: Callable[..., None],
     limit: tuple[type[Exception], ...],
     place: str,
     dedup: Any,
@@ -182,7 +164,7 @@ def test_others_of_a_batch_get_their_own_answer(
 
 def test_limit_during_a_slow_commit(
     engine: Engine,
-    create_tables: Callable[[MetaData], None],
+    create_tables: Callable[..., None],
     limit: tuple[type[Exception], ...],
 ) -> None:
     """A COMMIT that the server is working on is not made again."""
@@ -217,7 +199,7 @@ def test_limit_during_a_slow_commit(
 @pytest.mark.parametrize("place", ["reducer", "commit", "intents"])
 def test_limit_ends_a_batch_of_many(
     engine: Engine,
-    create_tables: Callable[[MetaData], None],
+    create_tables: Callable[..., None],
     limit: tuple[type[Exception], ...],
     place: str,
 ) -> None:

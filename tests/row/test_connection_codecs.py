@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import Engine, event, func, insert, literal, select, text, update
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
 from sa_wfstate import (
     Action,
@@ -23,54 +22,21 @@ from sa_wfstate import (
     ReducerService,
     Reduction,
     StateCommitted,
-    WorkflowStateMixin,
     try_commit,
     try_commit_many,
 )
-from sa_wfstate.dedup import ActionDedupMixin
-from sa_wfstate.history import HistoryMixin, get_version, keep_history
-from sa_wfstate.outbox import IntentMixin, store_intents
-from sa_wfstate.projection import Projection, ProjectionMixin
+from sa_wfstate.history import get_version, keep_history
+from sa_wfstate.outbox import store_intents
+from sa_wfstate.projection import Projection
+
+from .tasks import Base, Job, Task, TaskActions, TaskHistory, TaskIntents, TaskView
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import MetaData
-
     from ..conftest import Driver
 
 pytestmark = pytest.mark.contract
-
-
-class Job(BaseModel):
-    status: str = "new"
-    free: dict[str, Any] = {}
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Task(WorkflowStateMixin[Job], Base):
-    __tablename__ = "tasks"
-
-    extra: Mapped[Any] = mapped_column(PydanticJSON(Any), nullable=True)
-
-
-class TaskHistory(HistoryMixin, Base):
-    __tablename__ = "task_history"
-
-
-class TaskActions(ActionDedupMixin, Base):
-    __tablename__ = "task_actions"
-
-
-class TaskIntents(IntentMixin, Base):
-    __tablename__ = "task_intents"
-
-
-class TaskView(ProjectionMixin, Base):
-    __tablename__ = "task_view"
 
 
 keep_history(Task, TaskHistory)
@@ -123,7 +89,7 @@ def set_codec(engine: Engine, kind: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
+def _tables(create_tables: Callable[..., None]) -> None:
     create_tables(Base.metadata)
 
 

@@ -21,7 +21,7 @@ from sa_wfstate.errors import MappingError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import URL, Engine, MetaData
+    from sqlalchemy import URL, Engine
 
 pytestmark = pytest.mark.contract
 
@@ -96,7 +96,7 @@ FULL = OrderState.model_validate(
 
 
 @pytest.fixture(autouse=True)
-def _orders(create_tables: Callable[[MetaData], None], database: URL) -> None:
+def _orders(create_tables: Callable[..., None], database: URL) -> None:
     create_tables(Base.metadata)
     plain = create_engine(database)
     with Session(plain) as session:

@@ -84,7 +84,7 @@ DOC = Doc(status=NASTY, lines=[Line(sku="a")], free={NASTY: [1, 1.5, None, True]
 
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None], database: URL) -> None:
+def _tables(create_tables: Callable[..., None], database: URL) -> None:
     create_tables(Base.metadata)
     engine = create_engine(database)
     with Session(engine) as session:

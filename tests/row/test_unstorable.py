@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import Engine, func, insert, select, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -20,17 +19,17 @@ from sa_wfstate import (
     PydanticJSON,
     ReducerService,
     Reduction,
-    WorkflowStateMixin,
     try_commit_many,
 )
-from sa_wfstate.dedup import ActionDedupMixin, remember, should_process
-from sa_wfstate.outbox import IntentMixin, store_intents
-from sa_wfstate.projection import Projection, ProjectionMixin
+from sa_wfstate.dedup import remember, should_process
+from sa_wfstate.outbox import store_intents
+from sa_wfstate.projection import Projection
+
+from .tasks import Job, Task, TaskActions, TaskIntents, TaskView
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import MetaData
 
 pytestmark = pytest.mark.contract
 
@@ -38,29 +37,8 @@ TEXTS = ["a\0b", "a\ud800b"]
 HUGE = 10**5000
 
 
-class Job(BaseModel):
-    note: str = ""
-    free: dict[str, Any] = {}
-
-
 class Base(DeclarativeBase):
     pass
-
-
-class Task(WorkflowStateMixin[Job], Base):
-    __tablename__ = "tasks"
-
-
-class JobIntent(IntentMixin, Base):
-    __tablename__ = "job_intents"
-
-
-class JobAction(ActionDedupMixin, Base):
-    __tablename__ = "job_actions"
-
-
-class View(ProjectionMixin, Base):
-    __tablename__ = "task_view"
 
 
 class Pair(Base):
@@ -72,8 +50,8 @@ class Pair(Base):
 
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
-    create_tables(Base.metadata)
+def _tables(create_tables: Callable[..., None]) -> None:
+    create_tables(Task.metadata, Base.metadata)
 
 
 def rows(engine: Engine) -> int | None:
@@ -93,8 +71,8 @@ def test_key_is_refused_wherever_it_is_given(engine: Engine, key: str) -> None:
             lambda: Task(workflow_key=key),
             lambda: store.get_state(key),
             lambda: service.handle(Action(workflow_key=key, action_id=id_, payload=1)),
-            lambda: should_process(session, JobAction, key, id_),
-            lambda: remember(session, JobAction, key, id_, result="1"),
+            lambda: should_process(session, TaskActions, key, id_),
+            lambda: remember(session, TaskActions, key, id_, result="1"),
         ):
             with pytest.raises(PayloadError, match=r"workflow_key.*(NUL|unicode|surr)"):
                 attempt()
@@ -120,12 +98,12 @@ def test_intent_is_refused_with_its_row(
         Task,
         lambda state, _: Reduction(state, [intent]),
         initial=Job,
-        writers=[store_intents(JobIntent)],
+        writers=[store_intents(TaskIntents)],
     )
     with pytest.raises(PayloadError) as caught:
         service.handle(Action(workflow_key="j", action_id=uuid4(), payload=1))
     message = str(caught.value)
-    assert message.startswith("JobIntent 'j'")
+    assert message.startswith("TaskIntents 'j'")
     assert path in message
     assert "s3cret" not in message
     assert rows(engine) == 0
@@ -178,11 +156,11 @@ def test_projection_is_refused_with_its_row(engine: Engine, text: str) -> None:
     """A text in a column, and one in JSON."""
     store = CanonicalStore(engine, Task)
     for values, where in (
-        ({"tag": text}, "View 'v', at 'tag'"),
-        ({"extras": {"x": text}}, r"View 'v' extras, at '\*'"),
+        ({"tag": text}, "TaskView 'v', at 'tag'"),
+        ({"extras": {"x": text}}, r"TaskView 'v' extras, at '\*'"),
     ):
         row = {"tag": "", "namespace": ""} | values
-        view = Projection(Task, View, lambda _, row=row: row)
+        view = Projection(Task, TaskView, lambda _, row=row: row)
         store.try_commit(
             workflow_key="v",
             expected_version=0,
@@ -217,7 +195,7 @@ def test_statement_of_the_application_names_the_column(
         "intent_type": "i",
         "target": "t",
     }
-    table: Any = JobIntent.__table__
+    table: Any = TaskIntents.__table__
     state = Job().model_copy(update={"free": {"x": bad}})
     one = {"workflow_key": "i", "payload": 1} | intent
     two = {"workflow_key": "j", "payload": {"x": bad}} | intent
@@ -226,10 +204,10 @@ def test_statement_of_the_application_names_the_column(
         {"workflow_key": "b", "state": state},
     ]
     attempts: list[tuple[Any, Any, str]] = [
-        (insert(JobIntent), [one, two], r"JobIntent payload, at '\*'"),
-        (insert(table), [one, two], r"JobIntent payload, at '\*'"),
-        (insert(table).values(two), None, r"JobIntent payload, at '\*'"),
-        (insert(JobIntent).values(**two), None, r"JobIntent payload, at '\*'"),
+        (insert(TaskIntents), [one, two], r"TaskIntents payload, at '\*'"),
+        (insert(table), [one, two], r"TaskIntents payload, at '\*'"),
+        (insert(table).values(two), None, r"TaskIntents payload, at '\*'"),
+        (insert(TaskIntents).values(**two), None, r"TaskIntents payload, at '\*'"),
         (insert(Task), states, r"Task state, at 'free\.\*'"),
         (insert(Pair).values(one=1, two="x", doc=[bad]), None, "Pair doc, at '0'"),
         (update(Pair).values(doc=[bad]), None, "Pair doc, at '0'"),

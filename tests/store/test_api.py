@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import URL, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -30,27 +29,19 @@ from sa_wfstate.canonical import CanonicalBase, WorkflowState
 from sa_wfstate.errors import MappingError, UnflushedChanges, WriteSuppressed
 from sa_wfstate.history import HistoryMixin, keep_history
 
+from ..orders import Order, OrderState
 from ..triggers import before_update
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
 
 pytestmark = pytest.mark.contract
 
 
 class Base(DeclarativeBase):
     pass
-
-
-class OrderState(BaseModel):
-    status: str = "new"
-    notes: list[str] = []
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    __tablename__ = "orders"
 
 
 class Evolved(WorkflowStateMixin[OrderState], Base):
@@ -83,13 +74,12 @@ PAID = OrderState(status="paid")
 
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None], database: URL) -> None:
-    create_tables(Base.metadata)
-    plain = create_engine(database)
-    with Session(plain) as session:
+def _tables(
+    create_tables: Callable[..., None], sessions: sessionmaker[Session]
+) -> None:
+    create_tables(Order.metadata, Base.metadata)
+    with sessions.begin() as session:
         session.add(Order(workflow_key="o-1", state=OrderState()))
-        session.commit()
-    plain.dispose()
 
 
 def commit(session: Session, expected_version: int, key: str = "o-1") -> Any:
@@ -643,7 +633,7 @@ def test_empty_dict_is_a_state_like_any_other(engine: Engine) -> None:
 
 
 def test_canonical_state_is_not_empty(
-    engine: Engine, create_tables: Callable[[MetaData], None]
+    engine: Engine, create_tables: Callable[..., None]
 ) -> None:
     """It is refused where it is written; a row that has one cannot be read, but won."""
     create_tables(CanonicalBase.metadata)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -24,25 +23,18 @@ from sa_wfstate import (
 from sa_wfstate.errors import UnflushedChanges, WriteSuppressed
 from sa_wfstate.row.chunks import CHUNK
 
+from ..orders import Order, OrderState
 from ..triggers import before_update
 from ..verbs import verbs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
 
 
 class Base(DeclarativeBase):
     pass
-
-
-class OrderState(BaseModel):
-    status: str = "new"
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    __tablename__ = "orders"
 
 
 class Evolved(WorkflowStateMixin[OrderState], Base):
@@ -74,8 +66,8 @@ pytestmark = pytest.mark.contract
 
 
 @pytest.fixture(autouse=True)
-def _tables(create_tables: Callable[[MetaData], None]) -> None:
-    create_tables(Base.metadata)
+def _tables(create_tables: Callable[..., None]) -> None:
+    create_tables(Order.metadata, Base.metadata)
 
 
 def commit(key: str, expected_version: int, status: str = "paid") -> Commit[OrderState]:
@@ -406,6 +398,7 @@ def test_schema_translation_is_kept(engine: Engine) -> None:
         connection.execute(text("CREATE SCHEMA elsewhere"))
     there = engine.execution_options(schema_translate_map={None: "elsewhere"})
     with there.begin() as connection:
+        Order.metadata.create_all(connection)
         Base.metadata.create_all(connection)
     place(there, "a", "b")
     with Session(there) as session:
@@ -417,6 +410,7 @@ def test_schema_translation_is_kept(engine: Engine) -> None:
 def test_sqlite_gets_the_statements_one_by_one() -> None:
     """A database without unnest gives the same outcomes."""
     engine = create_engine("sqlite://")
+    Order.metadata.create_all(engine)
     Base.metadata.create_all(engine)
     place(engine, "a", "b")
     with Session(engine) as session:

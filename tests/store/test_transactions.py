@@ -12,7 +12,6 @@ import pytest
 from sqlalchemy import (
     URL,
     Engine,
-    MetaData,
     create_engine,
     event,
     func,
@@ -48,7 +47,7 @@ ORDERS = select(Order)
 
 @pytest.fixture
 def winner(
-    sessions: sessionmaker[Session], create_tables: Callable[[MetaData], None]
+    sessions: sessionmaker[Session], create_tables: Callable[..., None]
 ) -> sessionmaker[Session]:
     """Place an order, and make the sessions of the one who wins."""
     create_tables(Base.metadata)

@@ -31,7 +31,7 @@ from sa_wfstate.upcasting import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy import URL, Engine, MetaData
+    from sqlalchemy import URL, Engine
 
 
 class Base(DeclarativeBase):
@@ -114,7 +114,7 @@ def rows(engine: Engine) -> list[tuple[str, int, int, Any]]:
 
 
 @pytest.fixture(autouse=True)
-def _orders(create_tables: Callable[[MetaData], None], database: URL) -> None:
+def _orders(create_tables: Callable[..., None], database: URL) -> None:
     create_tables(Base.metadata)
     execute(database, ROWS)
 
