@@ -31,7 +31,6 @@ PRIVATE_NAMES = {
     "_getter": "a loaded state column is read from its row",
     "_managers": "a refused class leaves no mapper behind",
     "_multi_values": "an INSERT of several rows is refused or completed",
-    "_post_values_clause": "an upsert is told from a plain INSERT",
     "_previous_nested": "a savepoint is told from those around it",
     "_savepoint": "a savepoint is known by its name when it is rolled back",
     "_values": "the columns that a statement sets are known",

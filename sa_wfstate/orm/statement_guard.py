@@ -90,8 +90,8 @@ def do_orm_execute(execute: ORMExecuteState) -> None:
 def _check_upsert(
     execute: ORMExecuteState, mapper: Mapper[Any], statement: Insert
 ) -> None:
-    upsert: Any = statement._post_values_clause  # noqa: SLF001 - no public name
-    if isinstance(upsert, _UPSERTS):
+    clauses: Iterable[Any] = statement.get_children()
+    for upsert in (each for each in clauses if isinstance(each, _UPSERTS)):
         entity, what = mapper.class_.__name__, "INSERT … ON CONFLICT DO UPDATE"
         _allow(execute, entity, what)
         written = _names(dict(upsert.update_values_to_set))
