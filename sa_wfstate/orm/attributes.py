@@ -27,7 +27,7 @@ from sqlalchemy.orm.attributes import History, InstrumentedAttribute, instance_s
 from sqlalchemy.orm.instrumentation import manager_of_class
 
 from ..errors import MappingError, PayloadError
-from ..payload.traits import losses
+from ..payload.losses import losses
 from ..row.columns import column_of
 from ..row.types import Before, PydanticJSON, Unread, UnreadJSON
 from .baseline import is_changed, original, read, take_base, track, tracked

@@ -19,7 +19,7 @@ from .._concurrency import Blocking, Waiting, refuse_async
 from ..errors import OutcomeUnknown
 from ..orm.events import on_begin, on_commit
 from ..retry import READ_ONLY_TRANSACTION, ErrorKind, RetryPolicy, classify, sqlstate
-from .evidence import Evidence, Verdict
+from .unknown_commit import Evidence, Verdict
 
 T = TypeVar("T")
 

@@ -202,7 +202,7 @@ def test_explicit_list_without_ours_needs_render_item(make_complete: Any) -> Non
         f"autogenerate_plugins={ALEMBICS_OWN}, render_item=render_item"
     )
     env = project.folder / "migrations" / "env.py"
-    line = "from sa_wfstate.alembic.plugin import render_item"
+    line = "from sa_wfstate.alembic.rendering import render_item"
     env.write_text(
         env.read_text().replace("import context\n", f"import context\n{line}\n")
     )
@@ -239,7 +239,7 @@ def test_rendering_without_an_environment_takes_render_item(project: Any) -> Non
     done = run(
         project,
         "-c",
-        f"from sa_wfstate.alembic.plugin import render_item{program}print(text)",
+        f"from sa_wfstate.alembic.rendering import render_item{program}print(text)",
     )
     assert "sa.JSON().with_variant(postgresql.JSONB(astext_type=sa.Text())" in done
     assert "sa_wfstate" not in done

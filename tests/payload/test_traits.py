@@ -41,7 +41,8 @@ from sa_wfstate import (
 from sa_wfstate.errors import MappingError
 from sa_wfstate.payload.batch import BatchCodec
 from sa_wfstate.payload.codec import Codec
-from sa_wfstate.payload.traits import has_one_spelling, is_frozen, losses
+from sa_wfstate.payload.losses import losses
+from sa_wfstate.payload.traits import has_one_spelling, is_frozen
 
 
 class Base(DeclarativeBase):

@@ -49,7 +49,7 @@ from sa_wfstate.testing import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Engine, MetaData
+    from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 
@@ -65,11 +65,15 @@ class OrderState(BaseModel):
     labels: dict[str, int] = {}
 
 
-class Order(WorkflowStateMixin[OrderState], CanonicalBase):
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(WorkflowStateMixin[OrderState], Base):
     __tablename__ = "kit_orders"
 
 
-class OrderHistory(HistoryMixin, CanonicalBase):
+class OrderHistory(HistoryMixin, Base):
     __tablename__ = "kit_order_history"
 
 
@@ -125,9 +129,9 @@ def test_reducer_that_a_service_would_refuse_fails() -> None:
 
 
 @pytest.fixture
-def tables(create_tables: Callable[[MetaData], None], engine: Engine) -> Engine:
+def tables(create_tables: Callable[..., None], engine: Engine) -> Engine:
     """Create all tables, and an order."""
-    create_tables(CanonicalBase.metadata)
+    create_tables(CanonicalBase.metadata, Base.metadata)
     add_order(engine)
     return engine
 
@@ -175,10 +179,10 @@ def test_replay_names_the_first_version_that_differs(tables: Engine) -> None:
 
 @pytest.mark.contract
 def test_race_is_lost_on_demand(
-    engine: Engine, create_tables: Callable[[MetaData], None]
+    engine: Engine, create_tables: Callable[..., None]
 ) -> None:
     """The rival commits, and the session's next flush loses; also in a retry loop."""
-    create_tables(CanonicalBase.metadata)
+    create_tables(CanonicalBase.metadata, Base.metadata)
     add_order(engine)
     with Session(engine) as session:
         order = session.get_one(Order, "o-1")
@@ -275,10 +279,10 @@ def test_commits_of_one_transaction_leave_nothing(tables: Engine) -> None:
 
 
 async def test_async_commits_of_one_transaction_leave_nothing(
-    async_engine: AsyncEngine, create_tables: Callable[[MetaData], None]
+    async_engine: AsyncEngine, create_tables: Callable[..., None]
 ) -> None:
     """Over each driver, with the awaitable counterparts."""
-    create_tables(CanonicalBase.metadata)
+    create_tables(CanonicalBase.metadata, Base.metadata)
     async with one_transaction(async_engine) as sessions:
         service = sa_wfstate.asyncio.ReducerService(
             sessions, Order, pay, initial=OrderState, on_intents=lambda *_: None
@@ -336,10 +340,10 @@ def test_workers_run_by_hand_and_time_passes(tables: Engine) -> None:
 
 
 async def test_async_worker_is_awaited(
-    async_engine: AsyncEngine, create_tables: Callable[[MetaData], None]
+    async_engine: AsyncEngine, create_tables: Callable[..., None]
 ) -> None:
     """``await caught_up(worker)``."""
-    create_tables(CanonicalBase.metadata)
+    create_tables(CanonicalBase.metadata, Base.metadata)
     service = sa_wfstate.asyncio.ReducerService(
         async_engine,
         Order,
