@@ -30,7 +30,7 @@ from ..errors import MappingError, PayloadError
 from ..payload.losses import losses
 from ..row.columns import column_of
 from ..row.types import Before, PydanticJSON, Unread, UnreadJSON
-from .baseline import is_changed, original, read, take_base, track, tracked
+from .baseline import is_changed, original, read, take_baseline, track, tracked
 from .refusals import refusing
 from .tracking import hold, touch
 
@@ -82,7 +82,7 @@ class _TrackedImpl:
     def _read(self, state: InstanceState[Any], unread: Unread) -> Any:
         """Build the value, and note what it was: a listener may change it in place."""
         value, source = read(state, self.key, unread)
-        take_base(state, self.key, value, source)
+        take_baseline(state, self.key, value, source)
         return value
 
     def set(

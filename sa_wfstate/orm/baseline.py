@@ -1,9 +1,9 @@
-"""Bases: the JSON that the row of an instance held when its value was handed out.
+"""Baselines: the JSON that the row of an instance held when its value was handed out.
 
-A base is kept in the instance's ``InstanceState.info``, so that it goes along when the
-instance is detached, pickled, or added to another session. It belongs to one value:
+A baseline is kept in the instance's ``InstanceState.info``, so that it goes along when
+the instance is detached, pickled, or added to another session. It belongs to one value:
 when the attribute holds another one without having been set, it was refreshed, and the
-base is void.
+baseline is void.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from sqlalchemy.orm.instrumentation import ClassManager
 
 
-BASES = "sa_wfstate.bases"
+BASELINES = "sa_wfstate.baselines"
 SQL = (ClauseElement, QueryableAttribute)
 
 
-class Base:
+class Baseline:
     """The JSON *text*, as its type dumps it, of *value* as it was read.
 
     Until it is asked for, it may be only the *source* that the value was read from.
@@ -42,21 +42,21 @@ class Base:
 
 def track(manager: ClassManager[Any], key: str, column_type: PydanticJSON[Any]) -> None:
     """Note that the class of *manager* has a PydanticJSON attribute."""
-    manager.info.setdefault(BASES, {})[key] = column_type
+    manager.info.setdefault(BASELINES, {})[key] = column_type
 
 
 def tracked(state: InstanceState[Any]) -> dict[str, PydanticJSON[Any]]:
     """Return the types of the PydanticJSON attributes of an instance, by key."""
-    types: dict[str, PydanticJSON[Any]] = state.manager.info.get(BASES, {})
+    types: dict[str, PydanticJSON[Any]] = state.manager.info.get(BASELINES, {})
     return types
 
 
-def bases_of(state: InstanceState[Any]) -> dict[str, Base]:
-    """Return the bases of an instance, by key."""
-    bases: dict[str, Base] | None = state.info.get(BASES)
-    if bases is None:
-        bases = state.info[BASES] = {}
-    return bases
+def baselines_of(state: InstanceState[Any]) -> dict[str, Baseline]:
+    """Return the baselines of an instance, by key."""
+    baselines: dict[str, Baseline] | None = state.info.get(BASELINES)
+    if baselines is None:
+        baselines = state.info[BASELINES] = {}
+    return baselines
 
 
 def read(state: InstanceState[Any], key: str, unread: Unread) -> tuple[Any, str]:
@@ -81,16 +81,16 @@ def read(state: InstanceState[Any], key: str, unread: Unread) -> tuple[Any, str]
     return value, text
 
 
-def take_base(
+def take_baseline(
     state: InstanceState[Any], key: str, value: Any, source: str | None = None
 ) -> bool:
-    """Take the base of *value*, which is handed out; return False if it needs none.
+    """Take the baseline of *value*, which is handed out; return False if it needs none.
 
     *source* is the text that :func:`read` has just built it from.
     """
-    bases = bases_of(state)
-    base = bases.get(key)
-    if base is not None and base.value is value:
+    baselines = baselines_of(state)
+    baseline = baselines.get(key)
+    if baseline is not None and baseline.value is value:
         return True
     column_type = tracked(state)[key]
     if (
@@ -101,28 +101,28 @@ def take_base(
         return False
     if key not in state.committed_state:
         if source is None or source[0] == MARK or not column_type.codec.reads_alike:
-            bases[key] = Base(value, dump(state, key, value))
+            baselines[key] = Baseline(value, dump(state, key, value))
         else:
-            bases[key] = Base(value, None, source)
+            baselines[key] = Baseline(value, None, source)
     return True
 
 
-def text_of(state: InstanceState[Any], key: str, base: Base) -> str:
-    """Return the JSON of the row that *base* stands for, as its type dumps it."""
-    if base.text is None:
-        value = tracked(state)[key].load(base.source or "")
-        base.text, base.source = dump(state, key, value), None
-    return base.text
+def text_of(state: InstanceState[Any], key: str, baseline: Baseline) -> str:
+    """Return the JSON of the row that *baseline* stands for, as its type dumps it."""
+    if baseline.text is None:
+        value = tracked(state)[key].load(baseline.source or "")
+        baseline.text, baseline.source = dump(state, key, value), None
+    return baseline.text
 
 
 def is_changed(state: InstanceState[Any], key: str) -> bool:
     """Return whether a value that was handed out, and not assigned, has changed."""
-    base, value = bases_of(state).get(key), state.dict.get(key)
-    if base is None or base.value is not value or key in state.committed_state:
+    baseline, value = baselines_of(state).get(key), state.dict.get(key)
+    if baseline is None or baseline.value is not value or key in state.committed_state:
         return False
     column_type = tracked(state)[key]
     try:
-        before = text_of(state, key, base)
+        before = text_of(state, key, baseline)
         return not column_type.codec.same(column_type.dump(value), before)
     except PayloadError:
         return True  # It was not broken when it was read.
@@ -131,9 +131,9 @@ def is_changed(state: InstanceState[Any], key: str) -> bool:
 def original(state: InstanceState[Any], key: str) -> str | None:
     """Return what the row holds, as its type dumps it; None if that is not known."""
     was = state.committed_state.get(key, state.dict.get(key))
-    base = bases_of(state).get(key)
-    if base is not None and base.value is was:
-        return text_of(state, key, base)
+    baseline = baselines_of(state).get(key)
+    if baseline is not None and baseline.value is was:
+        return text_of(state, key, baseline)
     if isinstance(was, Before):
         return was.text if was.known else None
     column_type = tracked(state)[key]

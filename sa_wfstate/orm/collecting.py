@@ -20,8 +20,8 @@ from ..row.encoded import Encoded
 from ..row.types import Before, Unread
 from .baseline import (
     SQL,
-    Base,
-    bases_of,
+    Baseline,
+    baselines_of,
     dump,
     located,
     original,
@@ -37,25 +37,33 @@ if TYPE_CHECKING:
 
 
 class Kept(Before):
-    """The base of a value that a flush is about to write, unless it is the same.
+    """The baseline of a value that a flush is about to write, unless it is the same.
 
     *changed* is what it looked like when the flush began, and *found* the JSON of a
     value that differed then. *written* is the flush's.
     """
 
-    __slots__ = ("_base", "_changed", "_found", "_key", "_same", "_state", "_written")
+    __slots__ = (
+        "_baseline",
+        "_changed",
+        "_found",
+        "_key",
+        "_same",
+        "_state",
+        "_written",
+    )
 
     def __init__(
         self,
         state: InstanceState[Any],
         key: str,
-        base: Base,
+        baseline: Baseline,
         written: Written,
         *,
         changed: bool = True,
         found: str | None = None,
     ) -> None:
-        self._state, self._key, self._base = state, key, base
+        self._state, self._key, self._baseline = state, key, baseline
         self._written = written
         self._same: bool | None = None
         self._changed, self._found = changed, found
@@ -63,7 +71,7 @@ class Kept(Before):
     @property
     def text(self) -> str:  # type: ignore[override]
         """The JSON of the row."""
-        return text_of(self._state, self._key, self._base)
+        return text_of(self._state, self._key, self._baseline)
 
     @property
     def seems_changed(self) -> bool:
@@ -133,25 +141,25 @@ def prepare_update(
 
     Returns whether there is anything that a flush may write.
     """
-    bases, committed = bases_of(state), state.committed_state
+    baselines, committed = baselines_of(state), state.committed_state
     # Looked at first, so that a refused value leaves nothing behind.
     changed, unchanged = _find(state, written)
     for key, _, text, before in changed:
         if before is not None:
             # The history shows what the row holds, not the mutated value.
-            base = Base(committed.get(key), before)
-            committed[key] = Kept(state, key, base, written, found=text)
+            baseline = Baseline(committed.get(key), before)
+            committed[key] = Kept(state, key, baseline, written, found=text)
     for key, value, text, _ in unchanged:
         if key in committed:
             set_committed_value(instance, key, value)
-            bases[key] = Base(value, text)
+            baselines[key] = Baseline(value, text)
     if changed and not state.modified:
         flag_dirty(instance)
     if not has_changes(state):
         return False
     for key, *_ in unchanged:
-        if key in bases:  # Or it cannot change in place.
-            committed[key] = Kept(state, key, bases[key], written, changed=False)
+        if key in baselines:  # Or it cannot change in place.
+            committed[key] = Kept(state, key, baselines[key], written, changed=False)
     return True
 
 
@@ -159,13 +167,13 @@ def _find(
     state: InstanceState[Any], written: Written
 ) -> tuple[list[_Found], list[_Found]]:
     """Return what differs from the row of *state*, and what does not."""
-    bases = bases_of(state)
+    baselines = baselines_of(state)
     changed, unchanged = list[_Found](), list[_Found]()
     for key, column_type in tracked(state).items():
-        value, base = state.dict.get(key), bases.get(key)
+        value, baseline = state.dict.get(key), baselines.get(key)
         assigned = key in state.committed_state
-        if not assigned and (base is None or base.value is not value):
-            bases.pop(key, None)
+        if not assigned and (baseline is None or baseline.value is not value):
+            baselines.pop(key, None)
         elif value is None:
             refuse_none(state, key)
         elif not isinstance(value, (Unread, *SQL)):
@@ -185,7 +193,7 @@ def prepare_again(
     value, committed = state.dict.get(key), state.committed_state
     if value is None or isinstance(value, (Unread, *SQL)):
         return
-    encoded, base = written.get((state, key)), bases_of(state).get(key)
+    encoded, baseline = written.get((state, key)), baselines_of(state).get(key)
     if encoded is not None:
         encoded.fresh = False
     if assigned:
@@ -195,9 +203,11 @@ def prepare_again(
         mutable = tracked(state)[key].changes_in_place()
         before = original(state, key) if mutable else None
         if before is not None:
-            committed[key] = Kept(state, key, Base(committed.get(key), before), written)
-    elif key not in committed and base is not None and base.value is value:
-        committed[key] = Kept(state, key, base, written)
+            committed[key] = Kept(
+                state, key, Baseline(committed.get(key), before), written
+            )
+    elif key not in committed and baseline is not None and baseline.value is value:
+        committed[key] = Kept(state, key, baseline, written)
 
 
 def has_changes(state: InstanceState[Any]) -> bool:

@@ -26,7 +26,15 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import flag_dirty, instance_state, set_committed_value
 
 from ..row.types import Unread
-from .baseline import BASES, Base, bases_of, is_changed, original, take_base, tracked
+from .baseline import (
+    BASELINES,
+    Baseline,
+    baselines_of,
+    is_changed,
+    original,
+    take_baseline,
+    tracked,
+)
 from .collecting import has_changes, prepare_again
 from .session_state import existing_state_of, state_of
 
@@ -49,7 +57,7 @@ def touch(
 
     *source* is the text that it was built from, if that was just now.
     """
-    if take_base(state, key, value, source) or state.key is None:
+    if take_baseline(state, key, value, source) or state.key is None:
         hold(state, instance, key)
 
 
@@ -101,7 +109,7 @@ def _hold_for(
     if assigned and not saved:
         before = original(state, key)
         if before is not None:
-            bases_of(state)[key] = Base(state.dict[key], before)
+            baselines_of(state)[key] = Baseline(state.dict[key], before)
         elif not isinstance(was, LoaderCallableStatus):
             return
         set_committed_value(instance, key, state.dict[key])
@@ -114,7 +122,7 @@ def rebase(instance: object, key: str, text: str) -> None:
     """Give *instance* the JSON *text* that was written to its row, not by a flush."""
     state: InstanceState[Any] = instance_state(instance)
     set_committed_value(instance, key, Unread(text))
-    bases_of(state).pop(key, None)
+    baselines_of(state).pop(key, None)
     if state.session is not None:
         # As after a flush, the rollback of a savepoint must expire it.
         altered_in(state.session)[state] = True
@@ -211,5 +219,5 @@ def after_transaction_end(session: Session, transaction: SessionTransaction) -> 
 
 
 def detached_to_persistent(_: Session, state: InstanceState[Any]) -> None:
-    for key in state.info.get(BASES, ()):
+    for key in state.info.get(BASELINES, ()):
         hold(state, state.obj(), key)

@@ -19,7 +19,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import flag_dirty, flag_modified
 
 from ..row.types import Unread
-from .baseline import Base, bases_of, is_changed, tracked
+from .baseline import Baseline, baselines_of, is_changed, tracked
 from .collecting import Kept, prepare_insert, prepare_update
 from .mixin import WorkflowStateMixin
 from .session_state import Flush, existing_state_of, state_of
@@ -132,9 +132,9 @@ def after_flush(session: Session, _: object) -> None:
         if (encoded.bound or state.key is None) and text is not None:
             flush.settled.setdefault((state, key), (encoded.value, text))
         if instance is not None and (state, key) in flush.settled:
-            bases_of(state).pop(key, None)
+            baselines_of(state).pop(key, None)
             if tracked(state)[key].changes_in_place():
-                bases_of(state)[key] = Base(*flush.settled[state, key])
+                baselines_of(state)[key] = Baseline(*flush.settled[state, key])
             known.touched[state] = instance
 
 
@@ -164,14 +164,16 @@ def after_flush_postexec(session: Session, _: object) -> None:
 def _judge_touched(session: Session, flush: Flush) -> None:
     """Note what listeners have assigned after its row was written, or without a row."""
     for (state, key), was in flush.touched.items():
-        value, base = state.dict.get(key), bases_of(state).get(key)
+        value, baseline = state.dict.get(key), baselines_of(state).get(key)
         before = was.text if isinstance(was, Kept) else None
-        settled, text = flush.settled.get((state, key), (base and base.value, before))
+        settled, text = flush.settled.get(
+            (state, key), (baseline and baseline.value, before)
+        )
         if value is settled or isinstance(value, (Unread, NoneType)):
             continue
         if text is not None:
             # Assigned after its row was written, it has that row to differ from.
-            bases_of(state)[key] = Base(value, text)
+            baselines_of(state)[key] = Baseline(value, text)
         elif isinstance(was, LoaderCallableStatus):
             # Assigned to an instance that was expired, it has nothing to differ from.
             instance = state.obj()
