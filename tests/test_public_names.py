@@ -240,6 +240,17 @@ def test_error_is_shown_under_its_public_path() -> None:
         assert getattr(sa_wfstate, name).__module__ == "sa_wfstate"
 
 
+@pytest.mark.parametrize("name", sorted({*sa_wfstate.errors.__all__}))
+def test_source_of_an_error_is_found_or_refused(name: str) -> None:
+    """It is never that of another class: those of the root are shown without one."""
+    error = getattr(sa_wfstate.errors, name)
+    if error.__module__ == "sa_wfstate":
+        with pytest.raises(OSError):  # noqa: PT011 - its text differs by Python
+            inspect.getsource(error)
+    else:
+        assert f"class {name}(" in inspect.getsource(error)
+
+
 @pytest.mark.parametrize(
     "error",
     [

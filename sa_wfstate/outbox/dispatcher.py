@@ -27,6 +27,7 @@ from ..hooks.application_errors import describe, outline, stops
 from ..hooks.base import Hooks, notify
 from ..retry import ErrorKind, RetryPolicy, classify
 from ..store.connections import Connections
+from ..store.polling import poll_until
 from .lease import Claim, Leased, Leases, claim_of
 from .table import IntentMixin, table_of
 
@@ -43,7 +44,6 @@ _log = logging.getLogger(__name__)
 RETRY = RetryPolicy(max_attempts=10, base_delay=1.0, max_delay=300.0)
 """Retries for minutes, for a receiver that is down."""
 
-_PAUSES = RetryPolicy.for_lock_wait()
 _LONGEST_ERROR = 500
 _SETTLE_EVERY = 1.0
 
@@ -93,18 +93,14 @@ class IntentDispatcher:
 
         While the database cannot be reached, the dispatcher retries for ever.
         """
-        attempt = 0
-        while not stop.is_set():
-            try:
-                pause = 0.0 if self.dispatch(stop) else self._poll
-                attempt = 0
-            except Exception as error:
-                if classify(error) is not ErrorKind.TRANSIENT:
-                    raise
-                attempt += 1
-                _log.warning("dispatching intents failed: %s", outline(error))
-                pause = _PAUSES.ceiling(attempt)
-            self._wait.sleep(pause)
+
+        def work() -> bool:
+            return self.dispatch(stop) > 0
+
+        def failed(error: Exception) -> None:
+            _log.warning("dispatching intents failed: %s", outline(error))
+
+        poll_until(stop, work, self._wait, pause=self._poll, failed=failed)
 
     def dispatch(self, stop: Stop | None = None) -> int:
         """Lease and deliver one batch; return how many intents were tried."""

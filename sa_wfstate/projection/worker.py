@@ -40,9 +40,9 @@ from sqlalchemy import (
 from .._concurrency import Blocking, Stop, Waiting, require_at_least
 from ..hooks.application_errors import outline
 from ..hooks.base import Hooks, notify
-from ..retry import ErrorKind, RetryPolicy, classify
 from ..row.keys import StoredKey
 from ..store.connections import Connections
+from ..store.polling import poll_until
 from ..values.reports import ProjectionBatch
 from .sweep import Swept, joined, log_failure, project, sweep, write
 from .watermarks import WatermarkMixin, Watermarks
@@ -60,7 +60,6 @@ StateT = TypeVar("StateT")
 
 _log = logging.getLogger(__name__)
 
-_PAUSES = RetryPolicy.for_lock_wait()
 _SWEEP = "sweep"
 _SWEEP_PAGE = 2000
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
@@ -154,22 +153,16 @@ class ProjectionWorker(Generic[StateT]):
 
         While the database cannot be reached, the worker retries for ever.
         """
-        attempt = 0
-        while not stop.is_set():
-            try:
-                worked = self.follow()
-                idle = not self._sweep_on() and not worked
-                attempt = 0
-            except Exception as error:
-                if classify(error) is not ErrorKind.TRANSIENT:
-                    raise
-                attempt += 1
-                name = self._projection.name
-                _log.warning("projecting %r failed: %s", name, outline(error))
-                self._wait.sleep(_PAUSES.ceiling(attempt))
-            else:
-                if idle:
-                    self._wait.sleep(self._poll)
+
+        def work() -> bool:
+            followed = self.follow()
+            return self._sweep_on() or followed > 0
+
+        def failed(error: Exception) -> None:
+            name = self._projection.name
+            _log.warning("projecting %r failed: %s", name, outline(error))
+
+        poll_until(stop, work, self._wait, pause=self._poll, failed=failed)
 
     def _sweep_on(self) -> bool:
         """Sweep a page, if a sweep is in progress or due; return whether it did."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sqlalchemy.dialects.postgresql.base import PGDialect
+
 if TYPE_CHECKING:
     from sqlalchemy import Column, Table
     from sqlalchemy.orm import Mapper
@@ -21,6 +23,15 @@ class Columns(NamedTuple):
     updated_at: Column[Any]
     schema_version: Column[int]
     provenance: Column[Any]
+
+
+def quoted(name: str) -> str:
+    """Return *name* as SQL text for PostgreSQL, with quotation marks if it needs them.
+
+    A percent sign is not doubled: what takes SQL text does that itself.
+    """
+    dialect: Any = PGDialect  # Its constructor is not typed.
+    return str(dialect(paramstyle="named").identifier_preparer.quote(name))
 
 
 def note_columns(mapper: Mapper[Any], table: Table) -> Columns:

@@ -19,11 +19,10 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
 )
-from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql.elements import conv
 
 from ..errors import MappingError
-from .columns import column_of, columns_of
+from .columns import column_of, columns_of, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -117,7 +116,8 @@ def add_constraints(table: Table) -> None:
                 others += 1
                 check.name = conv(f"{name}{others}")
         if name not in _names(table):
-            condition = f"{_quoted(column)} >= 1"
+            column_name = quoted(column.name).replace(":", "\\:")  # No parameter.
+            condition = f"{column_name} >= 1"
             table.append_constraint(CheckConstraint(condition, name=name))
 
 
@@ -147,13 +147,6 @@ def _unnamed_checks(table: Table, column: Column[Any]) -> list[CheckConstraint]:
 def _text(check: CheckConstraint, table: Table) -> str:
     text = str(check.sqltext.compile(compile_kwargs={"literal_binds": True}))
     return text.replace(f"{table.name}.", "")
-
-
-def _quoted(column: Column[Any]) -> str:
-    """Return the name of *column* for a textual condition."""
-    dialect: Any = PGDialect  # Its constructor is not typed.
-    preparer = dialect(paramstyle="named").identifier_preparer
-    return str(preparer.quote(column.name)).replace(":", "\\:")
 
 
 def add_indexes(entity: str, table: Table, wanted: Iterable[str]) -> None:
@@ -243,22 +236,21 @@ def version_trigger(table: FromClause, *, drop: bool = False) -> list[DDL]:
     Tables of a schema whose columns have the names of their attributes share the
     trigger function; dropping the trigger keeps the function.
     """
-    ddl, target, dialect = cast("tuple[Any, Any, Any]", (DDL, table, PGDialect))
-    # With named parameters it does not escape percent signs, which DDL does itself.
-    preparer = dialect(paramstyle="named").identifier_preparer
+    ddl, target = cast("tuple[Any, Any]", (DDL, table))
     columns = {name: getattr(column_of(target, name), "name", name) for name in _READ}
     function = _NAME
     if any(column != name for name, column in columns.items()):
         function = f"{_NAME}_{target.name}"  # It reads the columns of this table only.
-    names = {name: preparer.quote(name_) for name, name_ in columns.items()}
-    names["function"] = preparer.quote(function)
+    names = {name: quoted(name_) for name, name_ in columns.items()}
+    names["function"] = quoted(function)
     texts = [_DROP] if drop else [_FUNCTION, _TRIGGER]
     escaped = {key: name.replace("%", "%%") for key, name in names.items()}
     if target.schema:
         escaped["function"] = f"%(schema)s.{escaped['function']}"
     context = None
     if "%" in target.fullname:  # DDL itself would double it twice.
-        schema = preparer.quote(target.schema) if target.schema else ""
-        context = {"fullname": preparer.format_table(target), "schema": schema}
+        schema = quoted(target.schema) if target.schema else ""
+        fullname = ".".join(filter(None, [schema, quoted(target.name)]))
+        context = {"fullname": fullname, "schema": schema}
     statements = (text.format(**escaped) for text in texts)
     return [ddl(text, context=context).against(target) for text in statements]

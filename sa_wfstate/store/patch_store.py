@@ -16,10 +16,10 @@ from ..retry import ErrorKind, classify
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
 from .connections import READ_COMMITTED, limit_lock_waits
-from .evidence import Verdict, verdict_of
 from .patch_checks import check_condition, prepare_patch
 from .patch_row import patch_row
 from .patches import refused_patch
+from .unknown_commit import Verdict, verdict_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -2,7 +2,7 @@
 
 One attempt is a fresh Session, the function, and COMMIT. Conflicts and transient
 errors, by :func:`~sa_wfstate.classify`, are retried. When the answer to COMMIT is lost,
-the rows that the transaction wrote show whether it was done (:mod:`.evidence`).
+the rows that the transaction wrote show whether it was done (:mod:`.unknown_commit`).
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ from sqlalchemy.exc import DBAPIError
 from ..errors import MappingError, PayloadError
 from ..retry import sqlstate
 from ..row.batch import bound_table
+from ..row.columns import quoted
 
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
@@ -242,9 +243,7 @@ class UpcastJob:
 
     def _update(self, rows: Any, *where: ColumnElement[bool]) -> Update | None:
         """Return the UPDATE of those of *rows*, which are called *wfs*."""
-        # Not by a preparer: what literal_column() is given must not be escaped yet.
-        quoted = (name.replace('"', '""') for name in self._names.values())
-        _, _, version, state = (f'wfs."{name}"' for name in quoted)
+        _, _, version, state = (f"wfs.{quoted(name)}" for name in self._names.values())
         new = self._schema.sql(state, version)
         if new is None:
             return None

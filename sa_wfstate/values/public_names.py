@@ -11,7 +11,10 @@ def publish(namespace: dict[str, Any], path: str | None = None) -> None:
 
     *namespace* is the ``globals()`` of a public module, with its ``__all__``.
     Tracebacks, help() and pickles show that path. Other classes keep their own:
-    SQLAlchemy and pydantic resolve annotations there.
+    SQLAlchemy and pydantic resolve annotations there. inspect.getsource() finds a
+    function all the same, as its code says the file. It looks for a class in the module
+    that the class names, and does not find those of the root, which are in errors.py: a
+    traceback with the path of the ``except`` clause is worth more.
     """
     for name in namespace["__all__"]:
         public = namespace[name]
