@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import greenlet_spawn
@@ -156,11 +157,14 @@ class Tables:
         if not self._kept or not self._are_kept():
             self.drop()
             return
-        with self._engine.connect() as connection:
-            for metadata in self._kept:
-                for table in reversed(metadata.sorted_tables):
-                    connection.execute(table.delete())
-            connection.execute(RESTART_SEQUENCES)
+        try:
+            with self._engine.connect() as connection:
+                for metadata in self._kept:
+                    for table in reversed(metadata.sorted_tables):
+                        connection.execute(table.delete())
+                connection.execute(RESTART_SEQUENCES)
+        except IntegrityError:  # Tables that refer to each other.
+            self.drop()
 
     def _are_kept(self) -> bool:
         return self._read_catalog() == self._catalog

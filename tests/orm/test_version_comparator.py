@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import (
+    DDL,
     BigInteger,
     CheckConstraint,
     Column,
@@ -54,6 +55,13 @@ if TYPE_CHECKING:
 
 class Base(DeclarativeBase):
     pass
+
+
+event.listen(
+    Base.metadata,
+    "before_create",
+    DDL("CREATE SCHEMA IF NOT EXISTS other").execute_if(dialect="postgresql"),
+)
 
 
 class Job(WorkflowStateMixin[dict[str, int]], Base):
@@ -186,15 +194,6 @@ def rival(
     create_tables: Callable[..., None], sessions: sessionmaker[Session]
 ) -> sessionmaker[Session]:
     """Return the sessions of a rival, and the tables."""
-    schema = MetaData(schema="other")
-    event.listen(
-        schema,
-        "before_create",
-        lambda _, connection, **__: connection.exec_driver_sql(
-            "CREATE SCHEMA IF NOT EXISTS other"
-        ),
-    )
-    create_tables(schema)
     create_tables(Base.metadata)
     return sessions
 

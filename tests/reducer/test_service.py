@@ -163,7 +163,7 @@ def test_missing_workflow_without_initial(engine: Engine) -> None:
 
 def test_sessionmaker_is_a_bind_too(engine: Engine) -> None:
     """The sessions of the application choose the engine."""
-    sessions = sessionmaker(binds={Base: engine})
+    sessions = sessionmaker(binds={Order: engine})
     for dedup in (None, OrderActions):
         assert service(sessions, dedup=dedup).handle(action())
     assert CanonicalStore(engine, Order).get_state("o-1").version == 2
