@@ -175,7 +175,7 @@ class Tables:
 
 
 @pytest.fixture(scope="session")
-def tables(maintenance: Engine, empty_database: Callable[[], None]) -> Tables:
+def kept_tables(maintenance: Engine, empty_database: Callable[[], None]) -> Tables:
     """Keep the tables of the worker's database."""
     return Tables(maintenance, empty_database)
 
@@ -184,15 +184,15 @@ def tables(maintenance: Engine, empty_database: Callable[[], None]) -> Tables:
 def database(
     request: pytest.FixtureRequest,
     url: URL,
-    tables: Tables,
+    kept_tables: Tables,
     cut_connections: Callable[[], None],
 ) -> Iterator[URL]:
     """Lend the worker's database, and empty it afterwards."""
     if "create_tables" not in request.fixturenames:
-        tables.drop_kept()
+        kept_tables.drop_kept()
     yield url
     cut_connections()
-    tables.clear()
+    kept_tables.clear()
 
 
 @pytest.fixture
@@ -213,10 +213,10 @@ def engine(driver: Driver) -> Engine:
 @pytest.fixture
 def create_tables(
     database: URL,  # noqa: ARG001 - emptied after the test
-    tables: Tables,
+    kept_tables: Tables,
 ) -> Callable[..., None]:
     """Return a function that creates the tables of each MetaData, over psycopg."""
-    return tables.create
+    return kept_tables.create
 
 
 @pytest.fixture(params=ISOLATION_LEVELS)
@@ -245,7 +245,7 @@ async def async_engine(
 
 
 @pytest.fixture(scope="session")
-def rival(url: URL) -> Iterator[Engine]:
+def rival_engine(url: URL) -> Iterator[Engine]:
     """Connect once for all tests: the first connection of an engine is a slow one."""
     engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=2)
     yield engine
@@ -253,7 +253,7 @@ def rival(url: URL) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def sessions(database: URL, rival: Engine) -> Iterator[sessionmaker[Session]]:  # noqa: ARG001 - lent
+def sessions(database: URL, rival_engine: Engine) -> Iterator[sessionmaker[Session]]:  # noqa: ARG001 - lent
     """Sessions of another program: synchronous, at READ COMMITTED, one at a time."""
-    yield sessionmaker(rival)
-    rival.dispose()
+    yield sessionmaker(rival_engine)
+    rival_engine.dispose()
