@@ -18,7 +18,7 @@ from ..row.columns import Columns
 from ..row.types import PydanticJSON, Unread
 from ..values.changes import Changes
 from ..values.snapshot import WorkflowSnapshot, beside_of, source_of
-from .baseline import SQL, Base, bases_of, tracked
+from .baseline import SQL, Baseline, baselines_of, tracked
 from .session_state import existing_state_of
 from .write_log import Operation, OperationType
 
@@ -80,7 +80,7 @@ def value_of(
     before = state.committed_state.get(name, now)
     if name not in tracked(state):
         return Value(before, now)
-    base = bases_of(state).get(name)
+    base = baselines_of(state).get(name)
     if base is not None and base.value is before:
         before = base
     if encoded is not None and encoded.value is now and encoded.text is not None:
@@ -90,7 +90,7 @@ def value_of(
 
 def text_of(type_: PydanticJSON[Any], value: Any) -> str | None:
     """Return the JSON of *value*, part of a :class:`Value`; None if it is not known."""
-    if isinstance(value, Base):
+    if isinstance(value, Baseline):
         value = Unread(value.source or "") if value.text is None else Unread(value.text)
     if isinstance(value, Unread):
         return value.text if getattr(value, "known", True) else None
