@@ -31,6 +31,7 @@ from . import (
     statement_guard,
     tracking,
     unit_of_work,
+    unversioned,
     version_guard,
     write_log,
 )
@@ -78,6 +79,7 @@ LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...
     (Workflow, MAPPED, mixin.after_mapper_constructed, ALL),
     (Workflow, MAPPED, _workflow_mapped, ALL),
     (Workflow, MAPPED, schema_version.after_mapper_constructed, ALL),
+    (Workflow, MAPPED, unversioned.after_mapper_constructed, ALL),
     (AuxiliaryTable, MAPPED, auxiliary.after_mapper_constructed, ALL),
     # A transaction begins.
     (Session, BEGUN, tracking.after_transaction_create, FIRST),
@@ -97,6 +99,7 @@ LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...
     (Workflow, "before_insert", schema_version.before_insert, RAW),
     (Workflow, "before_insert", flush.before_insert, RAW),
     (Workflow, "before_update", mixin.before_save, RAW),
+    (Workflow, "before_update", unversioned.before_update, RAW),
     (Workflow, "before_update", schema_version.before_update, RAW),
     (Workflow, "before_update", flush.before_update, RAW),
     (Workflow, "refresh_flush", flush.refresh_flush, RAW),

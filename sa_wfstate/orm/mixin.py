@@ -17,7 +17,7 @@ done after the mapper has been constructed, so that ``__mapper_args__`` and
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003 (SQLAlchemy reads the annotations)
+from collections.abc import Collection, Mapping  # noqa: TC003 (SQLAlchemy reads the annotations)
 from datetime import datetime  # noqa: TC003
 from typing import (
     TYPE_CHECKING,
@@ -98,6 +98,9 @@ class WorkflowStateMixin(Generic[StateT]):
 
     __state_options__: ClassVar[Mapping[str, Any]] = {}
     """Options of the state's PydanticJSON: accept, round_trip, mutable."""
+
+    __unversioned__: ClassVar[Collection[str]] = ()
+    """Columns of the application's own whose changes alone count no version."""
 
     __schema_version__: ClassVar[int] = 1
     """The version of the state's shape that this code knows."""

@@ -22,6 +22,7 @@ Mapper after_mapper_constructed: orm.events._class_mapped
 WorkflowStateMixin after_mapper_constructed: orm.mixin.after_mapper_constructed
 WorkflowStateMixin after_mapper_constructed: orm.events._workflow_mapped
 WorkflowStateMixin after_mapper_constructed: orm.schema_version.after_mapper_constructed
+WorkflowStateMixin after_mapper_constructed: orm.unversioned.after_mapper_constructed
 AuxiliaryTable after_mapper_constructed: row.auxiliary.after_mapper_constructed
 Session after_transaction_create: orm.tracking.after_transaction_create
 Session after_begin: orm.events._after_begin
@@ -38,6 +39,7 @@ WorkflowStateMixin before_insert: orm.mixin.before_save
 WorkflowStateMixin before_insert: orm.schema_version.before_insert
 WorkflowStateMixin before_insert: orm.flush.before_insert
 WorkflowStateMixin before_update: orm.mixin.before_save
+WorkflowStateMixin before_update: orm.unversioned.before_update
 WorkflowStateMixin before_update: orm.schema_version.before_update
 WorkflowStateMixin before_update: orm.flush.before_update
 WorkflowStateMixin refresh_flush: orm.flush.refresh_flush
