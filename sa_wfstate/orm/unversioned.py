@@ -16,7 +16,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from ..errors import ConflictReason, MappingError, StateConflict, WriteSuppressed
 from ..retry import SERIALIZATION_FAILURE, sqlstate
 from ..row.columns import Columns
-from .baseline import bases_of
+from .baseline import baselines_of
 from .collecting import Follower, Kept, is_same
 from .entity import statements_of
 from .refusals import refusing
@@ -139,7 +139,7 @@ def _write(
         sent = state.dict.get(name)
         given = name in columns and not hasattr(sent, "__clause_element__")
         set_committed_value(instance, name, sent if given else value)
-        bases_of(state).pop(name, None)  # What was bound becomes its base.
+        baselines_of(state).pop(name, None)  # What was bound is its new one.
 
 
 def _identity(
