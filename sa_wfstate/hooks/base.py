@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from .._concurrency import raised_by_signal_handler
 from .application_errors import stops, trace
 
 if TYPE_CHECKING:
@@ -82,11 +83,11 @@ class Hooks:
 
 
 def notify(hook: Callable[..., None], *arguments: Any) -> None:
-    """Call *hook*; log what it raises."""
+    """Call *hook*; log what it raises, unless that interrupts the caller."""
     try:
         hook(*arguments)
     except BaseException as error:
-        if stops(error):
+        if stops(error) or raised_by_signal_handler(error):
             raise
         # The commit is done, even if a hook fails.
         _log.error("a hook failed: %s", trace(error))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from .._concurrency import Blocking, Waiting
+from .._concurrency import Blocking, Waiting, raised_by_signal_handler
 from ..errors import OutcomeUnknown, StateConflict
 from ..orm.criteria import read_visible
 from ..orm.entity import statements_of
@@ -101,7 +101,8 @@ class CanonicalStore(Generic[StateT]):
         uncertain and is sent again: either it wins, or the row has its effect id and
         the outcome is *replayed*.
 
-        Raises OutcomeUnknown if the outcome cannot be known.
+        Raises OutcomeUnknown if the outcome cannot be known. An error that a signal
+        handler raises is raised as it is.
         """
         statements = self._statements
         key, expected = target_of(workflow_key, expected_version, base)
@@ -132,6 +133,8 @@ class CanonicalStore(Generic[StateT]):
                 session = self._connections.filtering(connection)
                 return compare_and_set(connection, statements, write, session=session)
         except (DBAPIError, OSError) as error:
+            if raised_by_signal_handler(error):
+                raise
             conflict = refused(statements, write, error)
             if conflict is None:
                 if classify(error, committing=sent) is not ErrorKind.UNKNOWN:
@@ -184,7 +187,9 @@ class CanonicalStore(Generic[StateT]):
             outcome = self._resolve.call(
                 send, retry_if=_may_pass, sleep=self._wait.sleep
             )
-        except (DBAPIError, OSError, PoolTimeoutError):
+        except (DBAPIError, OSError, PoolTimeoutError) as error:
+            if raised_by_signal_handler(error):
+                raise
             outcome = None
         if outcome is None or (
             isinstance(outcome, StateConflict)
@@ -216,4 +221,5 @@ def _the_one(state: StateT, state_prime: StateT) -> StateT:
 
 def _may_pass(error: BaseException) -> bool:
     kinds = {ErrorKind.TRANSIENT, ErrorKind.UNKNOWN}
-    return classify(error, committing=True) in kinds
+    passing = classify(error, committing=True) in kinds
+    return passing and not raised_by_signal_handler(error)

@@ -15,7 +15,12 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
-from .._concurrency import Blocking, Waiting, refuse_async
+from .._concurrency import (
+    Blocking,
+    Waiting,
+    raised_by_signal_handler,
+    refuse_async,
+)
 from ..errors import OutcomeUnknown
 from ..orm.events import on_begin, on_commit
 from ..retry import READ_ONLY_TRANSACTION, ErrorKind, RetryPolicy, classify, sqlstate
@@ -40,7 +45,8 @@ def run_transaction(
 
     When the answer to COMMIT is lost, the database is asked whether it was done, by the
     policy *resolve*: if so, the result is returned; if not, the next attempt is made.
-    Raises OutcomeUnknown if neither can be known.
+    Raises OutcomeUnknown if neither can be known. An error that a signal handler raises
+    interrupts all of that, and is raised as it is.
     """
     return run(sessions, fn, retry, resolve, Blocking())
 
@@ -63,7 +69,8 @@ def run(
 
 
 def _is_worth_another(error: BaseException) -> bool:
-    return classify(error) in {ErrorKind.CONFLICT, ErrorKind.TRANSIENT}
+    worth = classify(error) in {ErrorKind.CONFLICT, ErrorKind.TRANSIENT}
+    return worth and not raised_by_signal_handler(error)
 
 
 class _Attempt:
@@ -116,7 +123,7 @@ class _Attempt:
 
     def _is_uncertain(self, error: BaseException) -> bool:
         """Return whether rows may be committed although *error* was raised."""
-        if not self._committing:
+        if not self._committing or raised_by_signal_handler(error):
             return False
         if classify(error, committing=True) is ErrorKind.UNKNOWN:
             return True
@@ -135,7 +142,9 @@ class _Attempt:
         evidence = list(self._evidence.values())
         try:
             verdicts = {find_out(each.look) for each in evidence}
-        except (DBAPIError, OSError):
+        except (DBAPIError, OSError) as failed:
+            if raised_by_signal_handler(failed):
+                raise
             verdicts = {Verdict.UNKNOWN}
         verdicts.discard(Verdict.NOTHING_WRITTEN)
         if not verdicts or verdicts == {Verdict.UNDONE}:
