@@ -14,6 +14,10 @@ From then on each commit of an Order, by a flush or by ``try_commit``, adds a ro
 Rows are added, and deleted only by :func:`trim_history`. A deleted workflow keeps its
 history. A re-created one starts at version 1 again; a version number then means the
 latest row of that number. SQL by hand and bulk inserts of the ORM write no history.
+
+A session whose listeners may add criteria (``with_loader_criteria``) reads the history
+of the rows that it may see. That of a deleted workflow, which no criteria can judge, is
+read by a session without such a listener. :func:`trim_history` trims all rows.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from .._concurrency import require_at_least
 from ..errors import StateConflict, VersionNotInHistory
+from ..orm.criteria import filtering, visible
 from ..orm.entity import statements_of
 from ..row.columns import columns_of
 from ..row.keys import StoredKey
@@ -225,6 +230,8 @@ class _Query:
         connection = connection_of(session, self._statements, [self._key], reads=True)
         if session.autoflush:
             session.flush()
+        if filtering(session) and not visible(session, self._statements, [self._key]):
+            return []
         load = self._stored.load
         return [
             snapshot_of((load(key), *row)) for key, *row in connection.execute(rows)

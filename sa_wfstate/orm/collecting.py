@@ -220,17 +220,18 @@ def will_write(state: InstanceState[Any], *, collecting: bool = False) -> bool:
 
     Before SQLAlchemy is *collecting* them, a listener may yet change the answer.
     """
-    columns = state.mapper.columns
     for key, was in state.committed_state.items():
-        if isinstance(was, Follower) or not isinstance(columns.get(key), Column):
+        if isinstance(was, Follower):
             continue
-        if not isinstance(was, Kept):
-            written = not is_same(state, key)
-        elif collecting:
-            value = state.dict.get(key)
-            written = value is None or not was.is_still(value)
+        if isinstance(was, Kept):
+            if not collecting:
+                written = was.seems_changed
+            else:
+                value = state.dict.get(key)
+                written = value is None or not was.is_still(value)
         else:
-            written = was.seems_changed
+            column = state.mapper.columns.get(key)
+            written = isinstance(column, Column) and not is_same(state, key)
         if written:
             return True
     return False
@@ -238,10 +239,12 @@ def will_write(state: InstanceState[Any], *, collecting: bool = False) -> bool:
 
 def is_same(state: InstanceState[Any], key: str) -> bool:
     """Return whether the attribute *key* of *state* need not be written by now."""
-    if key not in state.committed_state:
+    committed = state.committed_state
+    if key not in committed:
         return True
-    value, was = state.dict.get(key), state.committed_state[key]
-    if isinstance(value, SQL) or hasattr(value, "__clause_element__"):
+    value, was = state.dict.get(key), committed[key]
+    # Asked of the type: of an instance, a Pydantic model looks for it in all its parts.
+    if isinstance(value, SQL) or hasattr(type(value), "__clause_element__"):
         return False
     if isinstance(was, Before):
         return value is not None and was.looks_like(value)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 def follow_flush(passed: list[Operation], sent: list[Operation]) -> None:
     """Call the listeners of what a flush has *sent*, and first *passed* by."""
+    passed, sent = _followed(passed), _followed(sent)
+    if not passed and not sent:
+        return
     deleted = {
         operation.state: operation
         for operation in sent
@@ -41,6 +44,10 @@ def follow_flush(passed: list[Operation], sent: list[Operation]) -> None:
             listener.written(connection, commits)
 
 
+def _followed(operations: list[Operation]) -> list[Operation]:
+    return [each for each in operations if listeners_of(each.statements.mapper)]
+
+
 def _grouped(
     operations: Iterable[Operation],
 ) -> Iterator[tuple[tuple[CommitListener, ...], Connection, list[Operation]]]:
@@ -49,9 +56,7 @@ def _grouped(
     for operation in operations:
         groups[operation.connection, operation.statements.mapper].append(operation)
     for (connection, mapper), group in groups.items():
-        listeners = listeners_of(mapper)
-        if listeners:
-            yield listeners, connection, group
+        yield listeners_of(mapper), connection, group
 
 
 def _commit(operation: Operation) -> StateCommitted[Any]:

@@ -23,7 +23,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from ..errors import VersionNotSeen
 from ..values.row_version import NOTHING, RowVersion
-from .collecting import Unstamped, will_write
+from .collecting import Unstamped, will_bind, will_write
 from .commit_feed import follow_flush
 from .entity import statements_of
 from .mixin import WorkflowStateMixin
@@ -103,9 +103,13 @@ def _stamp(mapper: Mapper[Any], state: InstanceState[Any]) -> None:
         columns.add(mapper.columns["provenance"])
     if "provenance" not in state.committed_state:
         instance: Any = state.obj()
-        instance.provenance = instance.default_provenance()
-        was, stamp = state.committed_state["provenance"], state.dict["provenance"]
+        was = state.dict.get("provenance", LoaderCallableStatus.NO_VALUE)
+        stamp = instance.default_provenance()
+        # Not as an assignment, which would be judged like one of the application.
+        set_committed_value(instance, "provenance", stamp)
         state.committed_state["provenance"] = Unstamped(state, was, stamp)
+        if flush is not None:
+            will_bind(flush.written, state, "provenance", stamp)
 
 
 def before_delete(

@@ -114,9 +114,10 @@ def existing_state_of(session: Session) -> SessionState | None:
 
 def state_of(session: Session) -> SessionState:
     """Return the state of *session*."""
-    known = existing_state_of(session)
+    info = session.info
+    known: SessionState | None = info.get(_KEY)
     if known is None:
-        known = session.info[_KEY] = SessionState()
+        known = info[_KEY] = SessionState()
     return known
 
 

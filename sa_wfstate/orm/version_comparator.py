@@ -14,15 +14,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from sqlalchemy import BigInteger, Column, Integer, Text, TypeDecorator, bindparam, cast
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Integer,
+    Text,
+    TypeDecorator,
+    bindparam,
+    cast,
+)
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BindParameter, literal_column
+from sqlalchemy.sql.functions import FunctionElement
 
 from ..errors import MappingError
 from ..row.sql import effect_id_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
+    from sqlalchemy.sql.compiler import SQLCompiler
 
 
 class Expected(int):
@@ -60,9 +72,26 @@ class VersionComparator(BigInteger.Comparator[int]):
         column: Any = self.expr
         if op is not operators.eq or not _of_a_flush(column, *other):
             return super().operate(op, *other, **kw)
-        version, colon = cast(column, Text), literal_column("':'", Text)
-        known = version.concat(colon).concat(effect_id_of(column.table))
-        return bindparam(other[0].key, type_=_Token()).in_([version, known])
+        return _SameEffect(column, bindparam(other[0].key, type_=_Token()))
+
+
+class _SameEffect(FunctionElement[bool]):
+    """A version column and a token of the version, and maybe of the effect, to match.
+
+    It is one element because SQLAlchemy builds the statement of each flush anew, and
+    its cache key by a walk over the elements.
+    """
+
+    inherit_cache = True
+    type = Boolean()
+
+
+@compiles(_SameEffect)
+def _in_versions(element: _SameEffect, compiler: SQLCompiler, **kw: Any) -> str:
+    column, token = element.clauses.clauses
+    version, colon = cast(column, Text), literal_column("':'", Text)
+    known = version.concat(colon).concat(effect_id_of(column.table))
+    return compiler.process(token.in_([version, known]), **kw)
 
 
 def _of_a_flush(column: Any, value: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PayloadError
+from ..values.provenance import Provenance, survives
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,8 +50,16 @@ class Encoded:
     def check(self, text: str) -> None:
         """Keep *text* as the text of the value; PayloadError if it cannot be stored."""
         if text != self.text:
+            codec, value = self._codec, self.value
             try:
-                self._codec.check(self.value, text)
+                if (
+                    codec.type_ is Provenance
+                    and isinstance(value, Provenance)
+                    and survives(value)
+                ):
+                    codec.refuse_nul(text)
+                else:
+                    codec.check(value, text)
             except PayloadError as error:
                 raise self._locate(error) from None
             self.text = text

@@ -8,6 +8,7 @@ called. PostgreSQL stores JSONB; other dialects store SQLAlchemy's JSON, for uni
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from sqlalchemy import Dialect, type_coerce
@@ -242,8 +243,9 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
         coerced = json.coerce_compared_value(op, value)
         return _PLAIN if coerced is json else coerced
 
-    @property
+    @cached_property
     def _static_cache_key(self) -> Any:
+        # Kept, because each flush builds its statement anew, and so the key of it.
         key: Any = super()._static_cache_key
         # SQLAlchemy builds the key from the positional parameters only.
         options = (self.accept, self.round_trip, id(self.payload_schema))
