@@ -16,6 +16,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.ext.horizontal_shard import ShardedSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 import sa_wfstate.asyncio
@@ -335,6 +336,46 @@ def test_several_databases_each_have_their_evidence(
     # Which of the two commits first is left to chance.
     assert sorted(found) == ([1, 2] if unknown else [2, 2])
     assert calls.count == 1 or not unknown
+
+
+def sharded(two: tuple[Engine, Engine]) -> sessionmaker[Any]:
+    """Make sessions that keep each order in one database, by its key."""
+    shards = dict(zip(("o-1", "o-2"), two, strict=True))
+    return sessionmaker(
+        class_=ShardedSession,
+        shards=shards,
+        shard_chooser=lambda _, instance, **__: instance.workflow_key,
+        identity_chooser=lambda _, primary_key, **__: [primary_key[0]],
+        execute_chooser=lambda _: list(shards),
+    )
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["done", "undone"])
+@pytest.mark.parametrize("at", [0, 1])
+def test_shards_each_have_their_evidence(
+    two: tuple[Engine, Engine], at: int, done: bool
+) -> None:
+    """Rows of one class in several databases are looked for where they were written."""
+    with Session(two[1]) as session, session.begin():
+        session.add(Order(workflow_key="o-2", state=OrderState()))
+    faults = Faults(two[at])
+    faults.times, faults.done = 1, done
+
+    def change_shards(session: Session) -> None:
+        for key in ("o-1", "o-2"):
+            order = session.get_one(Order, key)
+            order.state = OrderState(status=f"changed {order.version}")
+
+    calls = Calls(change_shards)
+    unknown = False
+    try:
+        run_transaction(sharded(two), calls, resolve=SHORTLY)
+    except OutcomeUnknown as error:
+        unknown = len(error.effect_ids) == 2
+    found = [versions(two[0])["o-1"], versions(two[1])["o-2"]]
+    assert sorted(found) == ([1, 2] if unknown else [2, 2])
+    assert calls.count == 1 or not unknown
+    assert calls.count == 1 or not done
 
 
 @pytest.mark.parametrize("at", [0, 1])
