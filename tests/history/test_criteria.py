@@ -79,7 +79,6 @@ def filtered(
     return start
 
 
-@pytest.mark.contract
 def test_history_of_a_hidden_row_is_not_read(filtered: Callable[[], Session]) -> None:
     """What is hidden has no versions, and none of them can be restored."""
     with filtered() as session:
