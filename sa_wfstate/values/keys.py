@@ -57,7 +57,8 @@ class _KeySchema:
             mode="left_to_right",
             custom_error_type="workflow_key",
             custom_error_message=(
-                f"must be a str of 1 to {MAX_KEY_LENGTH} characters, an int or a UUID"
+                f"must be a str of 1 to {MAX_KEY_LENGTH} characters without a lone "
+                "surrogate, an int or a UUID"
             ),
         )
 
