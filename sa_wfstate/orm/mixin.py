@@ -47,6 +47,8 @@ from ..row.ddl import (
 )
 from ..row.types import PydanticJSON
 from ..values.provenance import Provenance
+from .dataclass_columns import declare_columns
+from .mapped_columns import check_columns, complete_columns, require_columns
 from .refusals import refusing
 from .row_keys import keep_key, note_key_column
 from .version_comparator import compare_effects
@@ -154,7 +156,11 @@ class WorkflowStateMixin(Generic[StateT]):
     """When the row was last written, by the server's clock."""
 
     schema_version: Mapped[int] = mapped_column(
-        Integer, nullable=False, server_default=text("1"), default=1, sort_order=-20
+        Integer,
+        nullable=False,
+        server_default=text("1"),
+        insert_default=1,
+        sort_order=-20,
     )
     """The version of the payload's shape."""
 
@@ -162,10 +168,14 @@ class WorkflowStateMixin(Generic[StateT]):
         PydanticJSON(Provenance, mutable=False),
         nullable=False,
         # For bulk INSERTs, which send no event; see default_provenance().
-        default=Provenance.now,
+        insert_default=Provenance.now,
         sort_order=-10,
     )
     """Which effect wrote this version."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        declare_columns(cls, WorkflowStateMixin)
+        super().__init_subclass__(**options)
 
     def default_provenance(self) -> Provenance:
         """Return the provenance of a flush that was given none; may be overridden."""
@@ -213,6 +223,7 @@ def _argument(cls: type[Any], known: dict[Any, Any]) -> Any:
 @refusing
 def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     table = mapper.local_table
+    require_columns(mapper)
     refused = mapper.columns["state"].info.get(_REFUSED)
     if refused is not None:
         raise refused
@@ -229,7 +240,12 @@ def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
             # which an AsyncSession cannot send from an attribute.
             mapper.eager_defaults = True
     if mapper.version_id_col is None:
-        raise MappingError(cls.__name__, "its version_id_col is lost")
+        raise MappingError(
+            cls.__name__,
+            f"derives from {mapper.base_mapper.class_.__name__}, which is no workflow, "
+            "and SQLAlchemy compares versions in the table of the base only; derive "
+            "the base from WorkflowStateMixin, or map the class without inheritance",
+        )
     note_key_column(mapper)
     cls.version.__class__ = _VersionAttribute
 
@@ -239,21 +255,16 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
     state_type: Any = columns.state.type
     if isinstance(state_type, PydanticJSON) and state_type.payload_schema is None:
         columns.state.type = state_type.with_schema(schema_of(mapper.class_))
-    for name in ("state", "provenance"):
-        type_ = getattr(columns, name).type
-        if not isinstance(type_, PydanticJSON):
-            raise MappingError(
-                mapper.class_.__name__,
-                f"column {name!r} of table {table.name!r} must be a PydanticJSON, not "
-                f"{type_!r}",
-            )
+    check_columns(mapper.class_.__name__, columns)
+    complete_columns(columns)
     if mapper.version_id_col is None:
         mapper.version_id_col = columns.version
     elif mapper.version_id_col is not columns.version:
         raise MappingError(
             mapper.class_.__name__,
-            "__mapper_args__ names another version_id_col; leave it out, the column "
-            "version is the one that is checked",
+            "__mapper_args__ names another version_id_col; leave it out, and take over "
+            f"that column: version: … = mapped_column({mapper.version_id_col.name!r}, "
+            "BigInteger, …)",
         )
     compare_effects(mapper.class_.__name__, columns.version)
     if mapper.version_id_generator is False:
