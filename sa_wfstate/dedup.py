@@ -49,7 +49,7 @@ from sqlalchemy.sql.elements import conv
 from ._concurrency import require_at_least
 from .errors import ActionIdReused
 from .orm.routing import connection_for
-from .payload.actions import digest
+from .payload.actions import digest, uuid_of
 from .row.auxiliary import AuxiliaryTable
 from .row.chunks import chunks
 from .row.keys import TEXT_KEY, KeyType, StoredKey, checked_type
@@ -202,24 +202,24 @@ def should_process(
     session: Session,
     log: type[ActionDedupMixin],
     workflow_key: Key,
-    action_id: UUID,
+    action_id: UUID | str | int,
     *,
     payload: str | None = None,
 ) -> bool:
     """Return whether the action is not in *log* yet.
 
     Another delivery may be processed at the same time; only :func:`remember` decides.
+    *action_id* is as in an :class:`~sa_wfstate.Action`: any UUID, text or number.
     *payload* is the action's payload as JSON; a different one under the same id raises
     ActionIdReused.
     """
     key_type = checked_type(log.__name__, workflow_key)
     connection = connection_for(session, inspect(log), [workflow_key])
-    found = DedupLog(log, key_type=key_type).lookup(
-        connection, [workflow_key], [action_id]
-    )
+    id_ = uuid_of(action_id)
+    found = DedupLog(log, key_type=key_type).lookup(connection, [workflow_key], [id_])
     if payload is not None:
         for processed in found.values():
-            refuse_reuse(workflow_key, action_id, processed, digest(payload))
+            refuse_reuse(workflow_key, id_, processed, digest(payload))
     return not found
 
 
@@ -227,7 +227,7 @@ def remember(
     session: Session,
     log: type[ActionDedupMixin],
     workflow_key: Key,
-    action_id: UUID,
+    action_id: UUID | str | int,
     *,
     result: str,
     version: int | None = None,
@@ -243,7 +243,8 @@ def remember(
     key_type = checked_type(log.__name__, workflow_key)
     connection = connection_for(session, inspect(log), [workflow_key])
     request_hash = None if payload is None else digest(payload)
-    claim = Claim(workflow_key, action_id, digest(result), request_hash, version)
+    id_ = uuid_of(action_id)
+    claim = Claim(workflow_key, id_, digest(result), request_hash, version)
     return DedupLog(log, ttl, key_type).claim(connection, [claim]) is not None
 
 

@@ -111,12 +111,14 @@ class RowError(WorkflowStateError):
 
 
 class WorkflowNotFound(RowError, LookupError):
-    """No row has this workflow key."""
+    """No row has this workflow key; *instead* says how to create it."""
 
-    _template = (
-        "{row} does not exist; create it with try_commit(…, expected_version=0) or by "
-        "adding an instance to the session"
+    instead: str = (
+        "create it with try_commit(…, expected_version=0) or by adding an instance to "
+        "the session"
     )
+
+    _template = "{row} does not exist; {instead}"
 
 
 class PayloadError(WorkflowStateError, ValueError, DontWrapMixin):
@@ -432,9 +434,15 @@ class StateConflict(RowError, StaleDataError):
 
     def __str__(self) -> str:
         lines = [conflict._describe() for conflict in self.conflicts]  # noqa: SLF001
-        advice = "read the workflow again, redo the decision on it, and commit that"
+        advice = (
+            "read the workflow again (after rollback(), if a flush has raised this), "
+            "redo the decision on it, and commit that, as run_transaction() does"
+        )
         if self.reason is ConflictReason.SERIALIZATION:
-            advice = "roll back and run the whole transaction again"
+            advice = (
+                "rollback() and run the whole transaction again, as run_transaction() "
+                "does"
+            )
         if self.reason is ConflictReason.CONDITION:
             advice = "read the workflow, and decide whether the change still applies"
         return f"{'; '.join(lines)}; {advice}"

@@ -13,7 +13,7 @@ import random
 import time
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -156,6 +156,17 @@ _CONNECTION: Final = ("08", "57P0")
 """Prefixes of the codes of a connection that is lost or refused."""
 
 _STATEMENT_COMPLETION_UNKNOWN: Final = "40003"
+
+
+def require_policies(**given: Any) -> None:
+    """Raise TypeError unless each of *given* is a RetryPolicy."""
+    for name, policy in given.items():
+        if not isinstance(policy, RetryPolicy):
+            number = policy if type(policy) is int and policy > 0 else "…"
+            raise TypeError(
+                f"{name} must be a RetryPolicy, got {type(policy).__name__}; write "
+                f"{name}=RetryPolicy(max_attempts={number})"
+            )
 
 
 class ErrorKind(StrEnum):

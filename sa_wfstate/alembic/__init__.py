@@ -19,4 +19,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(".operations", __name__), name)
+    try:
+        return getattr(import_module(".operations", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name != "alembic":
+            raise
+        message = f"{name} needs Alembic: pip install 'sa-wfstate[alembic]'"
+        raise ImportError(message, name="alembic") from error

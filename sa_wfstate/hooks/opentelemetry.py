@@ -20,7 +20,14 @@ class OpenTelemetryHooks(MetricsHooks):
     """
 
     def __init__(self, provider: MeterProvider | None = None) -> None:
-        from opentelemetry.metrics import get_meter
+        try:
+            from opentelemetry.metrics import get_meter
+        except ImportError as error:
+            message = (
+                "OpenTelemetryHooks needs opentelemetry: "
+                "pip install 'sa-wfstate[opentelemetry]'"
+            )
+            raise ImportError(message, name="opentelemetry") from error
 
         meter = get_meter("sa_wfstate", meter_provider=provider)
         self._conflicts = meter.create_counter(

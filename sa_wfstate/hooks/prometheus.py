@@ -20,7 +20,14 @@ class PrometheusHooks(MetricsHooks):
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        from prometheus_client import REGISTRY, Counter, Histogram
+        try:
+            from prometheus_client import REGISTRY, Counter, Histogram
+        except ImportError as error:
+            message = (
+                "PrometheusHooks needs prometheus_client: "
+                "pip install 'sa-wfstate[prometheus]'"
+            )
+            raise ImportError(message, name="prometheus_client") from error
 
         registry = registry or REGISTRY
         self._actions = Counter(

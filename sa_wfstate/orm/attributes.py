@@ -54,6 +54,18 @@ class TrackedAttribute(InstrumentedAttribute[Any]):
     __slots__ = ()
     inherit_cache = True
 
+    def __getattr__(self, key: str) -> Any:
+        try:
+            return super().__getattr__(key)
+        except AttributeError:
+            if key.startswith("_"):
+                raise
+            entity, name = self.class_.__name__, self.key
+            raise AttributeError(
+                f"{entity}.{name} is a column and has no attribute {key!r}; for a "
+                f"field in its JSON write field_of({entity}.{name}).{key}"
+            ) from None
+
     def __get__(self, instance: object | None, owner: Any) -> Any:
         value = super().__get__(instance, owner)
         if instance is None or value is None:

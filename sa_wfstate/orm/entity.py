@@ -21,6 +21,10 @@ _statements: WeakKeyDictionary[Mapper[Any], Statements[Any]] = WeakKeyDictionary
 
 def statements_of(entity: type[WorkflowStateMixin[StateT]]) -> Statements[StateT]:
     """Return the statements of *entity*; MappingError if it is no workflow class."""
+    if isinstance(entity, WorkflowStateMixin):
+        name = type(entity).__name__
+        problem = f"got an instance where the mapped class belongs; give it {name}"
+        raise MappingError(name, problem)
     try:
         mapper: Mapper[Any] = inspect(entity)
     except NoInspectionAvailable:

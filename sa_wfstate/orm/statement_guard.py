@@ -54,6 +54,10 @@ _UPSERTS = (postgresql.dml.OnConflictDoUpdate, sqlite.dml.OnConflictDoUpdate)
 _BY_NAME = "or give the statement the execution option wfstate_unversioned=True"
 _NO_RENAME = "create a workflow with the new key and delete the old one"
 _MANY = "use try_commit_many, which checks each row"
+_DELETE = (
+    "load the rows and use session.delete(), which checks each row as try_commit_many "
+    "does"
+)
 
 
 def do_orm_execute(execute: ORMExecuteState) -> None:
@@ -84,7 +88,7 @@ def do_orm_execute(execute: ORMExecuteState) -> None:
         version = mapper.class_.version
         execute.statement = statement.values({version: version + 1})
     elif isinstance(statement, Delete):
-        _allow(execute, entity, "DELETE")
+        _allow(execute, entity, "DELETE", _DELETE)
 
 
 def _check_upsert(
@@ -106,9 +110,11 @@ def _names(columns: Iterable[Any] | None) -> set[str]:
     return {getattr(column, "key", column) for column in columns or ()}
 
 
-def _allow(execute: ORMExecuteState, entity: str, what: str) -> None:
+def _allow(
+    execute: ORMExecuteState, entity: str, what: str, instead: str = _MANY
+) -> None:
     if not execute.execution_options.get(UNVERSIONED, False):
-        raise UnversionedWrite(entity, what, f"{_MANY}, {_BY_NAME}")
+        raise UnversionedWrite(entity, what, f"{instead}, {_BY_NAME}")
 
 
 def bulk_save_objects(

@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from uuid import UUID
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
+from uuid import UUID, uuid5
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from ..errors import PayloadError
@@ -19,15 +19,45 @@ from .codec import Codec, first_problem, shown
 from .traits import names_in
 
 StateT = TypeVar("StateT")
-PayloadT = TypeVar("PayloadT")
+PayloadT_co = TypeVar("PayloadT_co", covariant=True)
+
+ACTION_IDS: Final = UUID("8f2a5d0e-6c0b-5e57-9a3e-3f0b7b0f6d51")
+"""The namespace of the ids of actions that are no UUID; it never changes."""
 
 _WRITTEN_BY_THE_SERVICE = frozenset({"effect_id", "timestamp", "folded"})
 
 
-class Action(BaseModel, Generic[PayloadT]):
+def action_uuid(action_id: object) -> object:
+    """Return the UUID of an action's id: of a text that is none, and of a number.
+
+    It is UUID version 5 in the namespace ACTION_IDS, of the name ``str:order-1`` or
+    ``int:1``; so ``1`` and ``"1"`` differ. Other values are returned as they are.
+    """
+    if type(action_id) is int:
+        return uuid5(ACTION_IDS, f"int:{action_id}")
+    if not isinstance(action_id, str) or not action_id:
+        return action_id
+    try:
+        return UUID(action_id)
+    except ValueError:
+        return uuid5(ACTION_IDS, f"str:{action_id}")
+
+
+def uuid_of(action_id: UUID | str | int) -> UUID:
+    """Return the UUID of an action's id; PayloadError if it can be none."""
+    found = action_uuid(action_id)
+    if not isinstance(found, UUID):
+        problem = f"must be a UUID, a text or a number, got {type(found).__name__}"
+        raise PayloadError("action", "action_id", problem)
+    return found
+
+
+class Action(BaseModel, Generic[PayloadT_co]):
     """A request to change a workflow.
 
-    *action_id* is the idempotency key: it identifies the action in each delivery.
+    *action_id* is the idempotency key: it identifies the action in each delivery. A
+    UUID, or its text, is kept; any other text, and a number, becomes a UUID of
+    version 5, always the same; ``1`` and ``"1"`` differ.
     *payload* is the input of the reducer. Further keys (epoch, lease_id, …) are copied
     into the provenance of the commit; "effect_id", "timestamp" and "folded" are
     refused, because the service writes them there.
@@ -46,10 +76,21 @@ class Action(BaseModel, Generic[PayloadT]):
     model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
 
     workflow_key: WorkflowKey
-    action_id: UUID
-    payload: PayloadT
+    action_id: Annotated[UUID, BeforeValidator(action_uuid)]
+    payload: PayloadT_co
 
-    if not TYPE_CHECKING:  # The signature is that of the fields.
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            workflow_key: str,
+            action_id: UUID | str | int,
+            payload: PayloadT_co,
+            **more: Any,
+        ) -> None: ...
+
+    else:
 
         def __init__(self, **data: Any) -> None:
             try:

@@ -156,6 +156,13 @@ class Codec(Generic[T]):
         by_json = traits.runs_validators or not traits.compares_by_value
         if by_json and not (found or self.accept or self.same(text, self.dump(copy))):
             found = (), "would be read back as another value"
+        if (
+            found
+            and not found[0]
+            and isinstance(value, dict)
+            and not isinstance(copy, dict)
+        ):
+            found = (), f"is a dict, not {self.name}; make it one: {self.name}(**…)"
         if found is None and may_be_respelled(text):
             found = self._lost_by_jsonb(value, text, where)
         if found:
@@ -267,6 +274,10 @@ class Codec(Generic[T]):
         except Exception:  # noqa: BLE001 - a serializer may raise any error
             return False
         return True
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict)
 
 
 def shown(path: Path, declared: Collection[str]) -> str:

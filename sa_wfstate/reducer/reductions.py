@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 StateT = TypeVar("StateT")
 
 
+_INITIAL = "give the ReducerService initial=, which makes the state of a new workflow"
+_TUPLE = (
+    "is a tuple; a reducer returns the next state, or Reduction(state, intents) with "
+    "the intents too"
+)
+
+
 class Reductions(Generic[StateT]):
     """Run *reducer* over actions; *initial* makes the state of a missing row.
 
@@ -64,7 +71,7 @@ class Reductions(Generic[StateT]):
             return Baseline(row, text)
         if self._initial is None:
             if batch.requests:
-                raise WorkflowNotFound(self._statements.entity, batch.key)
+                raise WorkflowNotFound(self._statements.entity, batch.key, _INITIAL)
             return batch.baseline
         return Baseline(text=self._dump(batch.key, self._initial()))
 
@@ -119,7 +126,12 @@ class Reductions(Generic[StateT]):
         where = f"{self._statements.entity} {key!r} state"
         if state is None:
             raise PayloadError(where, "", "is None; a reducer returns the next state")
-        return self._statements.state_type.codec.encode(state, where=where)
+        try:
+            return self._statements.state_type.codec.encode(state, where=where)
+        except PayloadError:
+            if isinstance(state, tuple):
+                raise PayloadError(where, "", _TUPLE) from None
+            raise
 
 
 def _provenance(actions: list[Action[Any]]) -> Provenance:

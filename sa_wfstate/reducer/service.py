@@ -41,10 +41,11 @@ from ..dedup import TTL, ActionDedupMixin, DedupLog
 from ..errors import PayloadError, ReducerGaveUp
 from ..hooks.base import Hooks, notify
 from ..orm.entity import statements_of
-from ..retry import RetryPolicy
+from ..retry import RetryPolicy, require_policies
 from ..row.chunks import CHUNK
 from ..store.connections import Connections
 from .action_batch import ActionBatch
+from .arguments import check_action, check_service
 from .attempt import Attempts
 from .contention import KeyQueues
 from .loop import ReducerLoop
@@ -124,6 +125,8 @@ class ReducerService(Generic[StateT]):
             raise ValueError(f"fold must be 1 or more, got {fold}")
         if not 0 < lock_limit < float("inf"):
             raise ValueError(f"lock_limit must be positive, got {lock_limit}")
+        check_service(reducer, dedup)
+        require_policies(retry=retry, resolve=resolve)
         writers = tuple(writers)
         self._wait = self._waiting()
         if isinstance(self._wait, Blocking) and iscoroutinefunction(reducer):
@@ -183,6 +186,7 @@ class ReducerService(Generic[StateT]):
         raised if the database stays out of reach, or if the row has a later version and
         there is no dedup log.
         """
+        check_action(action)
         action = self._with_key(action)
         refuse_nested(self._entity, action.workflow_key)
         started = monotonic()
@@ -210,6 +214,8 @@ class ReducerService(Generic[StateT]):
         given = list(actions)
         started = monotonic()
         results: dict[int, StateCommitted[StateT] | Exception] = {}
+        for action in given:
+            check_action(action)
         by_key = self._by_key(given)
         if given:
             refuse_nested(self._entity, given[0].workflow_key)

@@ -25,6 +25,7 @@ from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from ..values.write import Batch
+from .arguments import require_session
 from .compare_and_set import (
     compare_and_set,
     conflict_of_bases,
@@ -171,6 +172,7 @@ def connection_of(
     reads: bool = False,
 ) -> Connection:
     """Return the connection on which *session* writes, or *reads*, these rows."""
+    require_session(session)
     refuse_async(session)
     return connection_for(session, statements.mapper, workflow_keys, reads=reads)
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, text
 
-from .._concurrency import refuse_async, refuse_sync
+from .._concurrency import refuse_sync
 from ..commit_listeners import listeners_of
 from ..orm.criteria import filtering
 from ..orm.events import attend
 from ..orm.routing import bind_arguments
+from .arguments import require_bind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ class Connections:
     """
 
     def __init__(self, bind: Engine | sessionmaker[Any], mapper: Mapper[Any]) -> None:
-        refuse_async(bind)
+        require_bind(bind)
         if isinstance(bind, Engine):
             attend(bind)
         self._bind = bind

@@ -16,6 +16,7 @@ from ..orm.tracking import changed_in_place, rebase
 from ..orm.version_guard import saw
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
+from .arguments import require_session
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ def held_instances(
 
     Raises UnflushedChanges if one has changes that are not flushed.
     """
+    require_session(session)
     if not len(session.identity_map):
         return {}
     held = dict(_held(session, mapper, workflow_keys))

@@ -23,7 +23,15 @@ from .._concurrency import (
 )
 from ..errors import OutcomeUnknown
 from ..orm.events import on_begin, on_commit
-from ..retry import READ_ONLY_TRANSACTION, ErrorKind, RetryPolicy, classify, sqlstate
+from ..retry import (
+    READ_ONLY_TRANSACTION,
+    ErrorKind,
+    RetryPolicy,
+    classify,
+    require_policies,
+    sqlstate,
+)
+from .arguments import require_sessions
 from .unknown_commit import Evidence, Verdict
 
 T = TypeVar("T")
@@ -48,6 +56,7 @@ def run_transaction(
     Raises OutcomeUnknown if neither can be known. An error that a signal handler raises
     interrupts all of that, and is raised as it is.
     """
+    require_sessions(sessions)
     return run(sessions, fn, retry, resolve, Blocking())
 
 
@@ -59,6 +68,7 @@ def run(
     waiting: Waiting,
 ) -> T:
     """Implement run_transaction for *waiting*, blocking or awaiting."""
+    require_policies(retry=retry, resolve=resolve)
 
     def attempt() -> T:
         session = sessions()

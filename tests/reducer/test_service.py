@@ -189,7 +189,7 @@ def test_action_cannot_write_what_the_service_writes(key: str) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("workflow_key", ""), ("action_id", "secret"), ("payload", {"paid": "secret"})],
+    [("workflow_key", ""), ("action_id", ["secret"]), ("payload", {"paid": "secret"})],
 )
 def test_wrong_action_is_refused(field: str, value: Any) -> None:
     """The error names the field and shows no payload, also where pydantic raises it."""
