@@ -228,6 +228,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def web(session: nox.Session) -> None:
+    """Start the example service on a temporary PostgreSQL, until Ctrl-C."""
+    install(session, "web")
+    session.run("python", "docs/examples/web", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Run the measurements in docs/bench, or those that are named after ``--``."""
     install(session, "bench")

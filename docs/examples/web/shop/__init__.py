@@ -1,0 +1,1 @@
+"""An order service: FastAPI, an async engine, and workflows of sa_wfstate."""
