@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
 from uuid import UUID, uuid5
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticCustomError, PydanticSerializationError, to_json
 
 from ..errors import PayloadError
-from ..values.keys import WorkflowKey
+from ..values.keys import Key, WorkflowKey
 from .canonical import canonical_dump, canonical_json, in_one_order
 from .codec import Codec, first_problem, shown
 from .traits import names_in
@@ -27,16 +27,18 @@ ACTION_IDS: Final = UUID("8f2a5d0e-6c0b-5e57-9a3e-3f0b7b0f6d51")
 _WRITTEN_BY_THE_SERVICE = frozenset({"effect_id", "timestamp", "folded"})
 
 
-def action_uuid(action_id: object) -> object:
+def action_uuid(action_id: object) -> UUID:
     """Return the UUID of an action's id: of a text that is none, and of a number.
 
     It is UUID version 5 in the namespace ACTION_IDS, of the name ``str:order-1`` or
-    ``int:1``; so ``1`` and ``"1"`` differ. Other values are returned as they are.
+    ``int:1``; so ``1`` and ``"1"`` differ.
     """
+    if isinstance(action_id, UUID):
+        return action_id
     if type(action_id) is int:
         return uuid5(ACTION_IDS, f"int:{action_id}")
     if not isinstance(action_id, str) or not action_id:
-        return action_id
+        raise PydanticCustomError("action_id", "must be a UUID, a text or a number")
     try:
         return UUID(action_id)
     except ValueError:
@@ -45,11 +47,10 @@ def action_uuid(action_id: object) -> object:
 
 def uuid_of(action_id: UUID | str | int) -> UUID:
     """Return the UUID of an action's id; PayloadError if it can be none."""
-    found = action_uuid(action_id)
-    if not isinstance(found, UUID):
-        problem = f"must be a UUID, a text or a number, got {type(found).__name__}"
-        raise PayloadError("action", "action_id", problem)
-    return found
+    try:
+        return action_uuid(action_id)
+    except PydanticCustomError as error:
+        raise PayloadError("action", "action_id", error.message()) from None
 
 
 class Action(BaseModel, Generic[PayloadT_co]):
@@ -84,7 +85,7 @@ class Action(BaseModel, Generic[PayloadT_co]):
         def __init__(
             self,
             *,
-            workflow_key: str,
+            workflow_key: Key,
             action_id: UUID | str | int,
             payload: PayloadT_co,
             **more: Any,
