@@ -60,6 +60,8 @@ NAMES = {
         "run_transaction",
         "try_commit",
         "try_commit_many",
+        "try_delete",
+        "try_delete_many",
         "try_patch",
         "try_patch_many",
     },
@@ -181,7 +183,14 @@ NAMES = {
         "skip_unreadable",
         "upcast_all",
     },
-    "sa_wfstate.versions": {"RowVersion", "require_version", "version_trigger"},
+    "sa_wfstate.versions": {
+        "RowVersion",
+        "expect_version",
+        "require_version",
+        "try_delete",
+        "try_delete_many",
+        "version_trigger",
+    },
 }
 """The names of each public module."""
 

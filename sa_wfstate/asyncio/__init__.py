@@ -31,7 +31,7 @@ from ..values.provenance import Provenance
 from ..values.public_names import publish
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
-from .patching import try_patch, try_patch_many
+from .patching import try_delete, try_delete_many, try_patch, try_patch_many
 from .workers import IntentDispatcher, ProjectionStore, ProjectionWorker
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ __all__ = [
     "run_transaction",
     "try_commit",
     "try_commit_many",
+    "try_delete",
+    "try_delete_many",
     "try_patch",
     "try_patch_many",
 ]

@@ -1,4 +1,4 @@
-"""Async counterparts of patches and of versions; import them from ``asyncio``."""
+"""Async counterparts of patches and of deletes; import them from ``asyncio``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from .._concurrency import refuse_sync
 from ..errors import StateConflict
 from ..row.edits import Edit
+from ..store import deletes as _deletes
 from ..store import patch_many as _patch_many
 from ..store import patches as _patches
 from ..store.api import Entity
@@ -58,3 +59,27 @@ async def try_patch_many(
     return await session.run_sync(
         _patch_many.try_patch_many, entity, patches, when=when
     )
+
+
+async def try_delete(
+    session: AsyncSession,
+    entity: Entity[StateT],
+    workflow_key: Key,
+    *,
+    expected_version: int | RowVersion,
+) -> StateCommitted[StateT] | StateConflict:
+    """Async version of :func:`sa_wfstate.versions.try_delete`."""
+    refuse_sync(session)
+    return await session.run_sync(
+        _deletes.try_delete, entity, workflow_key, expected_version=expected_version
+    )
+
+
+async def try_delete_many(
+    session: AsyncSession,
+    entity: Entity[StateT],
+    expected_versions: Mapping[Any, int | RowVersion],
+) -> list[StateCommitted[StateT] | StateConflict]:
+    """Async version of :func:`sa_wfstate.versions.try_delete_many`."""
+    refuse_sync(session)
+    return await session.run_sync(_deletes.try_delete_many, entity, expected_versions)

@@ -29,6 +29,7 @@ from ..values.snapshot import WorkflowSnapshot
 from .attempts import explain
 from .criteria import HIDDEN, filtering
 from .session_state import existing_state_of
+from .version_guard import EXPECTED
 from .write_log import Operation, OperationType, written_on
 
 if TYPE_CHECKING:
@@ -180,6 +181,9 @@ def _judge(
                 unmoved.append(operation)
             else:
                 lost.append(explain(conflict, operation))
+                if operation.state is not None:
+                    # Told, it is up to the code to decide again.
+                    operation.state.info.pop(EXPECTED, None)
     return lost, unmoved
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from ..values.row_version import RowVersion
 from .version_comparator import Expected
-from .version_guard import expect_seen, saw
+from .version_guard import EXPECTED, expect_seen, saw
 from .write_log import Operation, Operations, OperationType, WriteLog, write_log_of
 
 if TYPE_CHECKING:
@@ -66,6 +66,9 @@ class SessionLog:
             ],
         )
         operations = [*passed, *sent]
+        for each in sent:
+            if each.state is not None:
+                each.state.info.pop(EXPECTED, None)
         for log in dict.fromkeys(each.log for each in operations):
             self._add(log, Operations([each for each in operations if each.log is log]))
         self._end_flush()
@@ -117,6 +120,20 @@ class SessionLog:
             ]
 
         self._add(log, Operations(make()) if held else Operations([], make))
+
+    def record_deletes(
+        self,
+        connection: Connection,
+        statements: Statements[Any],
+        deleted: Mapping[Any, RowVersion],
+    ) -> None:
+        """Note that the session deleted rows, by key, outside its unit of work."""
+        log, delete = write_log_of(connection), OperationType.DELETE
+        operations = [
+            Operation(delete, statements, key, base, None, log, None)
+            for key, base in deleted.items()
+        ]
+        self._add(log, Operations(operations))
 
     def _add(self, log: WriteLog, group: Operations) -> None:
         """Add *group* to what is written, and to what its instances have seen."""

@@ -26,6 +26,9 @@ OF_A_BASE: Final = frozenset({"state", "version", "provenance"})
 
 _KEY = "sa_wfstate.seen"
 
+EXPECTED: Final = "sa_wfstate.expected"
+"""Where an instance keeps the version that the application has named for its flush."""
+
 
 def seen_of(state: InstanceState[Any]) -> RowVersion | None:
     """Return the version that the code has seen, None if it has seen none."""
@@ -98,8 +101,11 @@ def _see(
 
 
 def expect_seen(state: InstanceState[Any]) -> RowVersion:
-    """Make the flush check *state* against the version that the code has seen."""
-    seen = seen_of(state)
+    """Make the flush check *state* against the version that the code has seen.
+
+    Or against the one that it has named.
+    """
+    seen: RowVersion | None = state.info.get(EXPECTED, seen_of(state))
     workflow_key = key_of(state)
     if seen is None:
         raise VersionNotSeen(state.class_.__name__, workflow_key)

@@ -103,20 +103,25 @@ def check_target(
     """Check the parts of a write other than its state; return the provenance."""
     entity = statements.entity
     statements.check_key(workflow_key)
-    # True is an int, but no version.
     version = RowVersion.of(expected_version).version
-    if type(version) is not int or not 0 <= version < _LAST_VERSION:
-        raise _bad_version(entity, workflow_key, version)
+    check_version(entity, workflow_key, version, least=0)
     if isinstance(provenance, Provenance):
         return provenance
     return _provenance_of(entity, workflow_key, provenance)
 
 
-def _bad_version(entity: str, workflow_key: Key, version: object) -> PayloadError:
+def check_version(
+    entity: str, workflow_key: Key, version: object, *, least: int = 1
+) -> None:
+    """Raise PayloadError unless *version* can be that of a row, or 0 if that is due."""
+    # True is an int, but no version.
+    if type(version) is int and least <= version < _LAST_VERSION:
+        return
     problem = "must be an int"
     if type(version) is int:
-        problem = f"must be 0 or a version that was read, got {version}"
-    return PayloadError(f"{entity} {workflow_key!r}", "expected_version", problem)
+        zero = "" if least else "0 or "
+        problem = f"must be {zero}a version that was read, got {version}"
+    raise PayloadError(f"{entity} {workflow_key!r}", "expected_version", problem)
 
 
 def _provenance_of(
