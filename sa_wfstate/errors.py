@@ -16,6 +16,7 @@
     ├── ProjectionBehind
     ├── IfMatchRefused         (also a ValueError)
     ├── UnflushedChanges
+    ├── StateReplaced
     ├── OutcomeUnknown
     ├── UnversionedWrite       (also a TypeError)
     ├── VersionNotSeen
@@ -65,6 +66,7 @@ __all__ = [
     "ReducerGaveUp",
     "SchemaVersionAhead",
     "StateConflict",
+    "StateReplaced",
     "UnflushedChanges",
     "UnversionedWrite",
     "VersionNotAssignable",
@@ -159,6 +161,21 @@ class UnflushedChanges(RowError):
     _template = (
         "{row} has changes in this session that are not flushed; flush() or refresh() "
         "it before try_commit, or let the flush write them"
+    )
+
+
+class StateReplaced(RowError):
+    """A value was changed that a flush had replaced when it rebased the row.
+
+    The application has kept a part of the state, or of the column *attribute*, from
+    before the flush. The change would be lost.
+    """
+
+    attribute: str
+
+    _template = (
+        "{row}: a part of {attribute} was changed that was read before a flush rebased "
+        "the row; after a flush, read it again from the instance"
     )
 
 

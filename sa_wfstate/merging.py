@@ -20,6 +20,13 @@ an invariant across fields may forbid together. Then the write is a conflict, an
 validator's error its ``__cause__``. The provenance of a rebased version has the version
 of its base as ``rebased_from``.
 
+Three calls take ``rebase=True``: :func:`~sa_wfstate.try_commit`, ``try_commit`` of a
+:class:`~sa_wfstate.CanonicalStore`, and :func:`~sa_wfstate.run_transaction` for the
+flushes of its sessions. Of another session, the execution option
+``sa_wfstate_rebase=True`` does. A flush rebases only classes that declare
+``__rebase__``: it locks the changed rows in the order of their keys, and also keeps the
+mapped columns beside the state that only the other writer has set.
+
 Before an uncertain write is repeated, look for its effect: a write that did win is not
 recognised once others have followed, and would be added to itself.
 """

@@ -94,6 +94,7 @@ NAMES = {
         "ReducerGaveUp",
         "SchemaVersionAhead",
         "StateConflict",
+        "StateReplaced",
         "UnflushedChanges",
         "UnversionedWrite",
         "VersionNotAssignable",
@@ -194,7 +195,7 @@ NAMES = {
 }
 """The names of each public module."""
 
-MODULES_OF_OURS = 94
+MODULES_OF_OURS = 96
 """How many modules of the package ``import sa_wfstate`` loads."""
 
 NOT_LOADED = {

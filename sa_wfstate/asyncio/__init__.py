@@ -212,6 +212,7 @@ async def run_transaction(
     *,
     retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
     resolve: RetryPolicy = RetryPolicy.for_lock_wait(),  # noqa: B008 - it is frozen
+    rebase: bool = False,
 ) -> T:
     """Async version of :func:`sa_wfstate.run_transaction`."""
     attempt: Any = None
@@ -226,7 +227,7 @@ async def run_transaction(
         return fn(attempt)
 
     return await greenlet_spawn(
-        _transactions.run, begin, call, retry, resolve, Awaiting()
+        _transactions.run, begin, call, retry, resolve, Awaiting(), rebase=rebase
     )
 
 

@@ -58,11 +58,12 @@ def values_of(
 ) -> dict[str, Value]:
     """Return the loaded columns of *state*, by attribute, that the application writes.
 
-    *written* is what the flush has encoded.
+    *written* is what the flush has encoded. Columns that do not count are no part of
+    it.
     """
-    values = dict[str, Value]()
+    values, uncounted = dict[str, Value](), state.class_.__unversioned__
     for name in state.mapper.columns.keys():  # noqa: SIM118 - no dict
-        if name in Columns._fields and name != "state":
+        if name in uncounted or (name in Columns._fields and name != "state"):
             continue
         if name in state.dict:
             values[name] = value_of(state, name, written.get((state, name)))

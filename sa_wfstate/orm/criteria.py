@@ -16,6 +16,7 @@ from sqlalchemy import select
 from ..row.chunks import chunks
 from ..row.json_text import AsText
 from ..row.sql import CANONICAL_COLUMNS
+from ..row.types import PydanticJSON
 from ..values.row_version import RowVersion
 from .routing import shard_of
 
@@ -60,7 +61,9 @@ def read_visible(
     Without one all of them. *lock* keeps other writers away from them.
     """
     if session is not None:
-        rows = _select(session, statements, CANONICAL_COLUMNS, workflow_keys, lock=lock)
+        rows = select_rows(
+            session, statements, CANONICAL_COLUMNS, workflow_keys, lock=lock
+        )
         return {row[0]: statements.snapshot_of(row) for row in rows}
     if len(workflow_keys) == 1:
         row = statements.read(connection, workflow_keys[0], lock=lock)
@@ -80,7 +83,7 @@ def visible(
     *lock* keeps their rows as they are until the transaction ends.
     """
     names = ("workflow_key",)
-    rows = _select(session, statements, names, workflow_keys, lock=lock)
+    rows = select_rows(session, statements, names, workflow_keys, lock=lock)
     return {key for (key,) in rows}
 
 
@@ -101,7 +104,7 @@ def hide(
     }
 
 
-def _select(
+def select_rows(
     session: Session,
     statements: Statements[Any],
     names: Iterable[str],
@@ -109,10 +112,15 @@ def _select(
     *,
     lock: bool,
 ) -> Iterator[Any]:
+    """Select the attributes *names* of rows in the order of their keys.
+
+    JSON is selected as text. *lock* keeps other writers away from the rows.
+    """
     entity = statements.mapper.class_
     columns = {name: getattr(entity, name) for name in names}
-    for name in columns.keys() & {"state", "provenance"}:
-        columns[name] = AsText(columns[name])
+    for name, column in columns.items():
+        if isinstance(statements.mapper.columns[name].type, PydanticJSON):
+            columns[name] = AsText(column).label(name)
     query = select(*columns.values()).order_by(entity.workflow_key)
     if lock:
         query = query.with_for_update(key_share=True, of=statements.table)

@@ -25,6 +25,7 @@ from . import (
     error_details,
     flush,
     mixin,
+    rebasing,
     row_keys,
     schema_version,
     stale_loads,
@@ -80,6 +81,7 @@ LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...
     (Workflow, MAPPED, _workflow_mapped, ALL),
     (Workflow, MAPPED, schema_version.after_mapper_constructed, ALL),
     (Workflow, MAPPED, unversioned.after_mapper_constructed, ALL),
+    (Workflow, MAPPED, rebasing.after_mapper_constructed, ALL),
     (AuxiliaryTable, MAPPED, auxiliary.after_mapper_constructed, ALL),
     # A transaction begins.
     (Session, BEGUN, tracking.after_transaction_create, FIRST),
@@ -93,6 +95,7 @@ LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...
     (Session, "detached_to_persistent", tracking.detached_to_persistent, FIRST | RAW),
     # A flush: its transaction begins behind every listener of before_flush.
     (Session, "before_flush", unit_of_work.before_flush, FIRST),
+    (Session, BEGUN, rebasing.after_transaction_create, FIRST),
     (Session, BEGUN, unit_of_work.after_transaction_create, FIRST),
     (Session, BEGUN, flush.after_transaction_create, FIRST),
     (Workflow, "before_insert", mixin.before_save, RAW),
@@ -120,6 +123,7 @@ LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...
     (Session, "after_soft_rollback", conflicts.after_soft_rollback, FIRST),
     (Session, "after_transaction_end", tracking.after_transaction_end, FIRST),
     (Session, "after_transaction_end", flush.after_transaction_end, FIRST),
+    (Session, "after_transaction_end", rebasing.after_transaction_end, FIRST),
 )
 
 METHODS: Final[dict[str, Callable[..., Any]]] = {

@@ -72,9 +72,10 @@ class SessionState:
     *touched* are the instances that were touched in its transaction, *between* those
     that were before it, if they are still alive. While it commits, which *committing*
     does, *idle* are those that were read again after a flush that wrote nothing:
-    reading them once more is no reason for another flush. *log* is what it writes.
-    *required* are the versions of rows that it must find at COMMIT, by class and key;
-    None as long as none ever was.
+    reading them once more is no reason for another flush. *log* is what it writes. If
+    it *rebases*, *replaced* are values that the application may still hold. *required*
+    are the versions of rows that it must find at COMMIT, by class and key; None as long
+    as none ever was.
     """
 
     def __init__(self) -> None:
@@ -83,6 +84,8 @@ class SessionState:
         self.idle: set[InstanceState[Any]] = set()
         self.committing: SessionTransaction | None = None
         self.flush: Flush | None = None
+        self.rebases = False
+        self.replaced: dict[InstanceState[Any], list[Any]] = {}
         self.log = SessionLog()
         self.required: dict[tuple[Statements[Any], str], RowVersion] | None = None
 

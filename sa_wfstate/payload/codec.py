@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, from_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from ..errors import PayloadError
 from .canonical import (
@@ -128,6 +128,10 @@ class Codec(Generic[T]):
             if _is_stored_twice(read):
                 raise PayloadError(where, "", STORED_TWICE) from None
             raise self.refusal(where, *first_problem(error)) from None
+
+    def value_of(self, document: Any) -> T:
+        """Return the value of a JSON *document*, validated in full."""
+        return self.load(to_json(document, inf_nan_mode="constants").decode())
 
     def _validate(self, text: str | bytes) -> T:
         value: T = self._adapter.validator.validate_json(text)

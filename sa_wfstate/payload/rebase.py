@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-from pydantic_core import to_json
-
 from ..errors import MappingError
 from .canonical import canonical_dump
 from .changes import ABSENT, document_of, is_appended, is_same
@@ -131,8 +129,7 @@ def merge_texts(
     """
     documents = [document_of(codec, text) for text in (base, mine, theirs)]
     merged = rebase.merge(*documents)
-    text = to_json(merged, inf_nan_mode="constants").decode()
-    return codec.load(text), is_same(merged, documents[2])
+    return codec.value_of(merged), is_same(merged, documents[2])
 
 
 def union(base: Any, mine: Any, theirs: Any) -> Any:

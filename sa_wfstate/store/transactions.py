@@ -23,6 +23,7 @@ from .._concurrency import (
 )
 from ..errors import OutcomeUnknown
 from ..orm.events import on_begin, on_commit
+from ..orm.session_state import state_of
 from ..retry import (
     READ_ONLY_TRANSACTION,
     ErrorKind,
@@ -43,6 +44,7 @@ def run_transaction(
     *,
     retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
     resolve: RetryPolicy = RetryPolicy.for_lock_wait(),  # noqa: B008 - it is frozen
+    rebase: bool = False,
 ) -> T:
     """Call ``fn(session)`` in a transaction, commit, and return what *fn* returned.
 
@@ -51,13 +53,16 @@ def run_transaction(
     last error is raised, as any other error is at once. So *fn* may run several times,
     and its effects outside the database must be idempotent.
 
+    With *rebase*, a flush merges rows that have moved on, if their classes declare
+    ``__rebase__`` (:mod:`sa_wfstate.merging`), and the attempt goes on.
+
     When the answer to COMMIT is lost, the database is asked whether it was done, by the
     policy *resolve*: if so, the result is returned; if not, the next attempt is made.
     Raises OutcomeUnknown if neither can be known. An error that a signal handler raises
     interrupts all of that, and is raised as it is.
     """
     require_sessions(sessions)
-    return run(sessions, fn, retry, resolve, Blocking())
+    return run(sessions, fn, retry, resolve, Blocking(), rebase=rebase)
 
 
 def run(
@@ -66,6 +71,8 @@ def run(
     retry: RetryPolicy,
     resolve: RetryPolicy,
     waiting: Waiting,
+    *,
+    rebase: bool = False,
 ) -> T:
     """Implement run_transaction for *waiting*, blocking or awaiting."""
     require_policies(retry=retry, resolve=resolve)
@@ -73,6 +80,8 @@ def run(
     def attempt() -> T:
         session = sessions()
         refuse_async(session)
+        if rebase:
+            state_of(session).rebases = True
         return _Attempt(session, resolve, waiting).make(fn)
 
     return retry.call(attempt, retry_if=_is_worth_another, sleep=waiting.sleep)

@@ -23,6 +23,7 @@ WorkflowStateMixin after_mapper_constructed: orm.mixin.after_mapper_constructed
 WorkflowStateMixin after_mapper_constructed: orm.events._workflow_mapped
 WorkflowStateMixin after_mapper_constructed: orm.schema_version.after_mapper_constructed
 WorkflowStateMixin after_mapper_constructed: orm.unversioned.after_mapper_constructed
+WorkflowStateMixin after_mapper_constructed: orm.rebasing.after_mapper_constructed
 AuxiliaryTable after_mapper_constructed: row.auxiliary.after_mapper_constructed
 Session after_transaction_create: orm.tracking.after_transaction_create
 Session after_begin: orm.events._after_begin
@@ -33,6 +34,7 @@ WorkflowStateMixin refresh: orm.version_guard.refresh
 WorkflowStateMixin expire: orm.stale_loads.expire
 Session detached_to_persistent: orm.tracking.detached_to_persistent
 Session before_flush: orm.unit_of_work.before_flush
+Session after_transaction_create: orm.rebasing.after_transaction_create
 Session after_transaction_create: orm.unit_of_work.after_transaction_create
 Session after_transaction_create: orm.flush.after_transaction_create
 WorkflowStateMixin before_insert: orm.mixin.before_save
@@ -59,6 +61,7 @@ Session after_soft_rollback: orm.tracking.after_soft_rollback
 Session after_soft_rollback: orm.conflicts.after_soft_rollback
 Session after_transaction_end: orm.tracking.after_transaction_end
 Session after_transaction_end: orm.flush.after_transaction_end
+Session after_transaction_end: orm.rebasing.after_transaction_end
 """
 
 SILENT = """
