@@ -42,6 +42,7 @@ from .criteria import select_rows
 from .entity import statements_of
 from .merged_row import MergedRow, check_replaced
 from .refusals import refusing
+from .routing import by_shard, connection_for
 from .row_keys import key_of
 from .session_state import existing_state_of
 from .version_guard import seen_of
@@ -153,7 +154,7 @@ def _changed_rows(
     for state in states:
         mapper = state.mapper
         if mapper not in asked:
-            asked[mapper] = _is_asked(session, known, mapper)
+            asked[mapper] = _is_asked(session, known, state)
         if (
             asked[mapper]
             and state.session is session
@@ -185,13 +186,13 @@ def _row_of(state: InstanceState[Any]) -> _Row:
     return _Row(state, values, counted, linked)
 
 
-def _is_asked(session: Session, known: SessionState, mapper: Mapper[Any]) -> bool:
-    """Return whether flushes of *session* rebase the rows of *mapper*."""
+def _is_asked(session: Session, known: SessionState, state: InstanceState[Any]) -> bool:
+    """Return whether flushes of *session* rebase rows of the class of *state*."""
     # The options of a session are new in SQLAlchemy 2.1.
     options = getattr(session, "execution_options", {})
     if known.rebases or OPTION in options:
         return known.rebases or bool(options[OPTION])
-    connection = session.connection(bind_arguments={"mapper": mapper})
+    connection = connection_for(session, state.mapper, [key_of(state)])
     return bool(connection.get_execution_options().get(OPTION))
 
 
@@ -217,7 +218,10 @@ def _rebase(
     by_key = {key_of(row.state): row for row in rows}
     names = (*CANONICAL_COLUMNS, *own)
     linked = _sets_foreign_keys(context)
-    found = [*select_rows(session, statements, names, by_key, lock=True)]
+    keys, found = sorted(by_key), list[Any]()
+    for shard in by_shard(session, statements.mapper, keys):
+        own_keys = [keys[index] for index in shard]
+        found += select_rows(session, statements, names, own_keys, lock=True)
     for row in found:
         state, values, changed, assigned = by_key[row[0]]
         seen: Any = seen_of(state)
