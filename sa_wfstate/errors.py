@@ -39,12 +39,16 @@ from typing import (
     ClassVar,
     Final,
     Literal,
+    Never,
     Self,
     dataclass_transform,
 )
 
 from sqlalchemy.exc import DontWrapMixin
 from sqlalchemy.orm.exc import StaleDataError
+
+MYPY: Final = False
+"""True for mypy, which finds ``if outcome`` only where there is no ``__bool__``."""
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -407,6 +411,11 @@ class StateConflict(RowError, StaleDataError):
     current: WorkflowSnapshot[Any] | None = None
     others: tuple[StateConflict, ...] = ()
     role: Literal["write", "read"] = "write"
+
+    if TYPE_CHECKING and not MYPY:
+
+        def __bool__(self) -> Never:
+            """Tell pyright that ``if outcome`` is wrong; there is none at run time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,6 +24,8 @@ from typing import (
     Any,
     ClassVar,
     Generic,
+    Never,
+    Protocol,
     TypeVar,
     cast,
     get_args,
@@ -58,11 +60,22 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection
 
+    from ..values.keys import Key
+
 
 StateT = TypeVar("StateT")
 _REFUSED = "sa_wfstate.refused"
 
 if TYPE_CHECKING:
+
+    class _Version(Protocol):
+        """A column that the application reads; a Mapped[int] may take its place."""
+
+        @overload
+        def __get__(self, instance: None, owner: Any) -> InstrumentedAttribute[int]: ...
+        @overload
+        def __get__(self, instance: object, owner: Any) -> int: ...
+        def __set__(self, instance: Any, value: Never) -> None: ...
 
     class _declared_state(Generic[StateT]):  # noqa: N801
         """``declared_attr`` with a setter that knows the type of the state."""
@@ -125,10 +138,23 @@ class WorkflowStateMixin(Generic[StateT]):
     It is the primary key, unless the class has one of its own: then it is unique.
     """
 
-    version: Mapped[int] = mapped_column(
-        BigInteger, nullable=False, server_default=text("1"), sort_order=-50
-    )
-    """Counts the commits, from 1; never assigned by the application."""
+    if TYPE_CHECKING:
+        version: _Version
+
+        def __init__(
+            self,
+            *,
+            workflow_key: Key = ...,
+            state: StateT = ...,
+            provenance: Provenance = ...,
+            **columns: Any,
+        ) -> None: ...
+
+    else:
+        version: Mapped[int] = mapped_column(
+            BigInteger, nullable=False, server_default=text("1"), sort_order=-50
+        )
+        """Counts the commits, from 1; never assigned by the application."""
 
     @_declared_state
     def state(cls: Any) -> Mapped[StateT]:  # noqa: N805

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Never, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 
 StateT = TypeVar("StateT")
+
+MYPY: Final = False
+"""True for mypy, which finds ``if outcome`` only where there is no ``__bool__``."""
 
 PositiveInt64 = Annotated[int, Field(ge=1, lt=2**63)]
 PositiveInt32 = Annotated[int, Field(ge=1, lt=2**31)]
@@ -102,6 +105,11 @@ class StateCommitted(Generic[StateT]):
         self.replayed = replayed
         self.attempts = attempts
         self._snapshot = snapshot
+
+    if TYPE_CHECKING and not MYPY:
+
+        def __bool__(self) -> Never:
+            """Tell pyright that ``if outcome`` is wrong; there is none at run time."""
 
     @property
     def snapshot(self) -> WorkflowSnapshot[StateT]:
