@@ -20,6 +20,7 @@ from ..values.changes import Changes
 from ..values.snapshot import WorkflowSnapshot, beside_of, source_of
 from .baseline import SQL, Baseline, baselines_of, tracked
 from .session_state import existing_state_of
+from .version_guard import seen_of
 from .write_log import Operation, OperationType
 
 if TYPE_CHECKING:
@@ -49,7 +50,14 @@ def after_rollback(session: Session) -> None:
     if known is None or known.flush is None:
         return
     for state, operation in known.log.pending.items():
-        if not operation.confirmed and operation.type is not OperationType.INSERT:
+        seen = seen_of(state)
+        # The application may have named another version, whose values are not known.
+        if (
+            seen is not None
+            and seen.matches(operation.base)
+            and not operation.confirmed
+            and operation.type is not OperationType.INSERT
+        ):
             operation.attempt = values_of(state, known.flush.written)
 
 

@@ -45,7 +45,7 @@ from .refusals import refusing
 from .routing import by_shard, connection_for
 from .row_keys import key_of
 from .session_state import existing_state_of
-from .version_guard import seen_of
+from .version_guard import EXPECTED, seen_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,6 +160,8 @@ def _changed_rows(
             and state.session is session
             and state.obj() not in session.deleted
             and seen_of(state) is not None
+            # What the application has named is checked as it is.
+            and EXPECTED not in state.info
         ):
             try:
                 row = _row_of(state)

@@ -27,6 +27,7 @@ from sa_wfstate import (
 from sa_wfstate.errors import MappingError, StateReplaced
 from sa_wfstate.history import HistoryMixin, keep_history, list_versions
 from sa_wfstate.merging import Rebase, add, mine, union
+from sa_wfstate.versions import expect_version
 
 from ..verbs import verbs_of
 from ..versions import SQLALCHEMY
@@ -492,6 +493,23 @@ def test_row_of_newer_code_is_not_rebased(engine: Engine) -> None:
     with pytest.raises(StateConflict) as caught:
         race(engine, change("visits", 1), other)
     assert (caught.value.actual_version, caught.value.current) == (2, None)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_version_that_is_named_is_not_rebased(engine: Engine, version: int) -> None:
+    """A client has decided on it: another one is a conflict."""
+    create(engine)
+    race(engine, change("visits", 1), lambda _: None)
+
+    def own(order: Order) -> None:
+        expect_version(order, version)
+        order.state.visits += 1
+
+    with pytest.raises(StateConflict) as caught:
+        race(engine, own, change("status", "paid"))
+    assert (caught.value.expected_version, caught.value.actual_version) == (version, 3)
+    # What the instance was read with is version 2.
+    assert (caught.value.changes is None) == (version == 1)
 
 
 def test_change_that_a_rule_drops_is_not_written(engine: Engine) -> None:
