@@ -7,6 +7,7 @@ greenlets, as SQLAlchemy does, and wait through Awaiting.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ from inspect import isawaitable
 from threading import Lock
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from weakref import WeakSet
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
@@ -33,8 +35,11 @@ class Turn(Protocol):
     def finish(self) -> None:
         """End the wait."""
 
-    def wait(self) -> None:
-        """Wait for grant() or finish(); after grant(), call *process*."""
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait for grant() or finish(); after grant(), call *process*.
+
+        With *seconds*, wait no longer than that.
+        """
 
     def forfeits(self) -> bool:
         """Return whether *process* ends with a caller that stops waiting."""
@@ -62,6 +67,12 @@ class Waiting(Protocol):
     def turn(self) -> Turn:
         """Make a Turn for the caller."""
 
+    def shares(self) -> bool:
+        """Return whether the caller may process what others have asked for."""
+
+    def step_aside(self) -> None:
+        """Let those run that are ready to, if that costs little."""
+
 
 class Blocking:
     """A thread blocks."""
@@ -77,6 +88,13 @@ class Blocking:
 
     def turn(self) -> Turn:
         return _BlockingTurn()
+
+    def shares(self) -> bool:
+        # In the main thread a signal handler may raise at any line.
+        return threading.current_thread() is not threading.main_thread()
+
+    def step_aside(self) -> None:
+        """Do nothing: the others run while this thread waits for the database."""
 
 
 class _BlockingTurn:
@@ -97,8 +115,8 @@ class _BlockingTurn:
         with suppress(RuntimeError):  # The gate is open already.
             self._gate.release()
 
-    def wait(self) -> None:
-        self._gate.acquire()
+    def wait(self, seconds: float | None = None) -> None:
+        self._gate.acquire(timeout=-1 if seconds is None else seconds)
         if self._process is not None:
             self._process()
 
@@ -126,6 +144,12 @@ class Awaiting:
     def turn(self) -> Turn:
         return _AwaitingTurn(self._tasks)
 
+    def shares(self) -> bool:
+        return True
+
+    def step_aside(self) -> None:
+        await_only(asyncio.sleep(0))
+
 
 class _AwaitingTurn:
     """Runs *process* in a task of its own: cancelling the caller spares the others."""
@@ -151,11 +175,39 @@ class _AwaitingTurn:
         if not self._future.done():
             self._future.set_result(None)
 
-    def wait(self) -> None:
-        await_only(self._future)
+    def wait(self, seconds: float | None = None) -> None:
+        if seconds is None:
+            await_only(self._future)
+            return
+        alarm = self._loop.call_later(seconds, self.finish)
+        try:
+            await_only(self._future)
+        finally:
+            alarm.cancel()
 
     def forfeits(self) -> bool:
         return False
+
+
+class _Resettable(Protocol):
+    def reset(self) -> None: ...
+
+
+_resettable: WeakSet[Any] = WeakSet()
+
+
+def reset_after_fork(given: _Resettable) -> None:
+    """Call ``reset()`` of *given* in each process that is forked from this one."""
+    _resettable.add(given)
+
+
+def _reset_all() -> None:
+    for each in list(_resettable):
+        each.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_all)
 
 
 _SIGNALS: Final = tuple(map(int, signal.valid_signals()))

@@ -51,6 +51,7 @@ from .errors import ActionIdReused
 from .orm.routing import connection_for
 from .payload.actions import digest, uuid_of
 from .row.auxiliary import AuxiliaryTable
+from .row.batch import bound_table
 from .row.chunks import chunks
 from .row.keys import TEXT_KEY, KeyType, StoredKey, checked_type
 from .store.connections import Connections
@@ -58,7 +59,6 @@ from .values.keys import Key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
 
 __all__ = ["ActionDedupMixin", "cleanup_expired", "remember", "should_process"]
 
@@ -135,67 +135,75 @@ class DedupLog:
         self._ttl = ttl
         self._stored = StoredKey(key_type, table.c.workflow_key)
         self._inserts: dict[str, Any] = {}
-        self._lookup = select(
-            table.c.workflow_key,
-            table.c.action_id,
-            table.c.request_hash,
-            table.c.version,
-            table.c.processed_at,
-        ).where(
-            table.c.workflow_key.in_(bindparam("keys", expanding=True)),
-            table.c.action_id.in_(bindparam("ids", expanding=True)),
+        c = table.c
+        self._found = (c.workflow_key, c.action_id, c.processed_at)
+        # A default in Python would be called once for all rows of an array.
+        made = (column.default for column in c)
+        self._takes_arrays = not any(d is not None and d.is_callable for d in made)
+        lookup = select(*self._found[:2], c.request_hash, c.version, c.processed_at)
+        self._lookup = lookup.where(
+            tuple_(*self._found[:2]).in_(bindparam("pairs", expanding=True))
+        )
+        pairs = bound_table({"key": c.workflow_key.type, "id": c.action_id.type})
+        self._lookup_many = lookup.join(
+            pairs, (c.workflow_key == pairs.c.key) & (c.action_id == pairs.c.id)
         )
 
     def lookup(
-        self,
-        connection: Connection,
-        workflow_keys: Sequence[Key],
-        action_ids: Sequence[UUID],
-    ) -> dict[tuple[str, UUID], Processed]:
-        """Return the rows of these actions of these workflows."""
+        self, connection: Connection, actions: Sequence[tuple[Key, UUID]]
+    ) -> dict[tuple[Any, UUID], Processed]:
+        """Return the rows of *actions*, given as workflow key and action id."""
         found: dict[tuple[Any, UUID], Processed] = {}
-        load = self._stored.load
-        workflow_keys = list(map(self._stored.store, workflow_keys))
-        for keys in chunks(workflow_keys):
-            for ids in chunks(action_ids):
-                rows = connection.execute(self._lookup, {"keys": keys, "ids": ids})
-                found |= {(load(row[0]), row[1]): Processed(*row[2:]) for row in rows}
+        load, store = self._stored.load, self._stored.store
+        for chunk in chunks(actions):
+            pairs = [(store(key), action_id) for key, action_id in chunk]
+            if len(pairs) > 1 and connection.dialect.name == "postgresql":
+                keys, ids = ([pair[n] for pair in pairs] for n in (0, 1))
+                arrays = {"wfs_key": keys, "wfs_id": ids}
+                rows = connection.execute(self._lookup_many, arrays)
+            else:
+                rows = connection.execute(self._lookup, {"pairs": pairs})
+            found |= {(load(row[0]), row[1]): Processed(*row[2:]) for row in rows}
         return found
 
     def claim(
         self, connection: Connection, claims: Sequence[Claim]
-    ) -> dict[tuple[str, UUID], datetime] | None:
-        """Write *claims*; return their times, by key and action id.
+    ) -> dict[tuple[str, UUID], datetime]:
+        """Write those of *claims* that are new; return their times.
 
-        Returns None if one of them existed; the caller must roll back then.
+        By key and action id. If one is missing, the caller must roll back.
         """
         name = connection.dialect.name
         if name == "sqlite":  # There is no clock of a server.
             until: dict[str, Any] = {"expires_at": datetime.now(UTC) + self._ttl}
         else:
             until = {"wfs_ttl": self._ttl}
-        store = self._stored.store
-        rows = [
-            claim._asdict() | until | {"workflow_key": store(claim.workflow_key)}
-            for claim in claims
-        ]
-        if name not in self._inserts:
-            insert = (sqlite if name == "sqlite" else postgresql).insert(self._table)
-            if name != "sqlite":
-                ttl = bindparam("wfs_ttl", type_=Interval())
-                insert = insert.values(expires_at=func.now() + ttl)
-            self._inserts[name] = insert.on_conflict_do_nothing().returning(
-                self._table.c.workflow_key,
-                self._table.c.action_id,
-                self._table.c.processed_at,
-            )
+        store, load = self._stored.store, self._stored.load
+        claims = [claim._replace(workflow_key=store(claim[0])) for claim in claims]
+        parameters: Any = [claim._asdict() | until for claim in claims]
         # For a list of one SQLAlchemy would take the slower path of many rows.
-        written = connection.execute(
-            self._inserts[name], rows if len(rows) > 1 else rows[0]
-        )
-        load = self._stored.load
-        times = {(load(key), action_id): at for key, action_id, at in written}
-        return times if len(times) == len(rows) else None
+        if len(claims) == 1:
+            parameters = parameters[0]
+        elif name == "postgresql" and self._takes_arrays:
+            name = "arrays"
+            columns = zip(Claim._fields, zip(*claims, strict=True), strict=True)
+            parameters = until | {f"wfs_{field}": list(each) for field, each in columns}
+        if name not in self._inserts:
+            self._inserts[name] = self._insert(name)
+        written = connection.execute(self._inserts[name], parameters)
+        return {(load(key), action_id): at for key, action_id, at in written}
+
+    def _insert(self, name: str) -> Any:
+        insert = (sqlite if name == "sqlite" else postgresql).insert(self._table)
+        until = func.now() + bindparam("wfs_ttl", type_=Interval())
+        if name == "arrays":
+            columns = self._table.c
+            new = bound_table({f: columns[f].type for f in Claim._fields})
+            rows = select(*(new.c[field] for field in Claim._fields), until)
+            insert = insert.from_select([*Claim._fields, "expires_at"], rows)
+        elif name != "sqlite":
+            insert = insert.values(expires_at=until)
+        return insert.on_conflict_do_nothing().returning(*self._found)
 
 
 def should_process(
@@ -216,7 +224,8 @@ def should_process(
     key_type = checked_type(log.__name__, workflow_key)
     connection = connection_for(session, inspect(log), [workflow_key])
     id_ = uuid_of(action_id)
-    found = DedupLog(log, key_type=key_type).lookup(connection, [workflow_key], [id_])
+    log_of = DedupLog(log, key_type=key_type)
+    found = log_of.lookup(connection, [(workflow_key, id_)])
     if payload is not None:
         for processed in found.values():
             refuse_reuse(workflow_key, id_, processed, digest(payload))
@@ -245,7 +254,7 @@ def remember(
     request_hash = None if payload is None else digest(payload)
     id_ = uuid_of(action_id)
     claim = Claim(workflow_key, id_, digest(result), request_hash, version)
-    return DedupLog(log, ttl, key_type).claim(connection, [claim]) is not None
+    return bool(DedupLog(log, ttl, key_type).claim(connection, [claim]))
 
 
 def cleanup_expired(

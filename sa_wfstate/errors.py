@@ -10,6 +10,7 @@
     ├── SchemaVersionAhead
     ├── ReducerGaveUp
     ├── NestedHandle
+    ├── QueueFull
     ├── ActionIdReused         (also a ValueError)
     ├── VersionNotKept         (also a LookupError)
     ├── VersionNotInHistory    (also a LookupError)
@@ -67,6 +68,7 @@ __all__ = [
     "OutcomeUnknown",
     "PayloadError",
     "ProjectionBehind",
+    "QueueFull",
     "ReducerGaveUp",
     "SchemaVersionAhead",
     "StateConflict",
@@ -293,6 +295,17 @@ class NestedHandle(RowError):
         "handle() was called for {row} within an attempt for {within}, which could "
         "deadlock; a reducer is pure: return an Intent, and handle the next action in "
         "on_intents or after handle() has returned"
+    )
+
+
+class QueueFull(RowError):
+    """Too many callers wait for the service; the action was not queued."""
+
+    waiting: int
+
+    _template = (
+        "{row}: {waiting} actions wait for this service already; hand the action in "
+        "again later, or allow more by queue_limit"
     )
 
 

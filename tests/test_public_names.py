@@ -91,6 +91,7 @@ NAMES = {
         "OutcomeUnknown",
         "PayloadError",
         "ProjectionBehind",
+        "QueueFull",
         "ReducerGaveUp",
         "SchemaVersionAhead",
         "StateConflict",
@@ -195,7 +196,7 @@ NAMES = {
 }
 """The names of each public module."""
 
-MODULES_OF_OURS = 96
+MODULES_OF_OURS = 100
 """How many modules of the package ``import sa_wfstate`` loads."""
 
 NOT_LOADED = {

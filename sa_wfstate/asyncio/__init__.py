@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from ..hooks.base import Hooks
     from ..payload.actions import Action, Intent, Reduction
-    from ..reducer.attempt import Writer
+    from ..reducer.commits import Writer
     from ..row.edits import Edit
     from ..values.row_version import RowVersion
 
@@ -261,6 +261,8 @@ class ReducerService(Generic[StateT]):
         lock_on_contention: bool = True,
         lock_limit: float = 10.0,
         cache_size: int = 1024,
+        group: int = 100,
+        queue_limit: int | None = None,
         hooks: Hooks | None = None,
     ) -> None:
         self._service: _reducer.ReducerService[StateT] = _AwaitingService(
@@ -278,6 +280,8 @@ class ReducerService(Generic[StateT]):
             lock_on_contention=lock_on_contention,
             lock_limit=lock_limit,
             cache_size=cache_size,
+            group=group,
+            queue_limit=queue_limit,
             hooks=hooks,
         )
 

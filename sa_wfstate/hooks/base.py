@@ -67,6 +67,12 @@ class Hooks:
     ) -> None:
         """Called when the last attempt failed; the action was not committed."""
 
+    def grouped(self, entity: str, size: int, waiting: int, seconds: float) -> None:
+        """Called when actions of *size* keys are to be committed together.
+
+        *waiting* more wait for the next group; the first of this one waited *seconds*.
+        """
+
     def projected(self, batch: ProjectionBatch) -> None:
         """Called after each transaction of a ProjectionWorker."""
 

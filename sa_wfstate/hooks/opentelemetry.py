@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .metrics import BUCKETS, MetricsHooks
+from .metrics import BUCKETS, SIZES, MetricsHooks
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -45,6 +45,18 @@ class OpenTelemetryHooks(MetricsHooks):
             description="How far the oldest row of a worker's batch was behind.",
             explicit_bucket_boundaries_advisory=BUCKETS,
         )
+        self._group_keys = meter.create_histogram(
+            "wfstate.group.keys",
+            unit="{key}",
+            description="Keys that were committed together.",
+            explicit_bucket_boundaries_advisory=SIZES,
+        )
+        self._group_wait = meter.create_histogram(
+            "wfstate.group.wait",
+            unit="s",
+            description="How long the first action of a group waited for it.",
+            explicit_bucket_boundaries_advisory=BUCKETS,
+        )
         self._intents = meter.create_counter(
             "wfstate.intents", unit="{intent}", description="Intents by outcome."
         )
@@ -63,3 +75,7 @@ class OpenTelemetryHooks(MetricsHooks):
     def conflicted(self, entity: str, conflict: StateConflict, attempt: int) -> None:
         reason = conflict.reason.value
         self._conflicts.add(1, {"wfstate.entity": entity, "wfstate.reason": reason})
+
+    def grouped(self, entity: str, size: int, waiting: int, seconds: float) -> None:
+        self._group_keys.record(size, {"wfstate.entity": entity})
+        self._group_wait.record(seconds, {"wfstate.entity": entity})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .metrics import BUCKETS, MetricsHooks
+from .metrics import BUCKETS, SIZES, MetricsHooks
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -56,6 +56,20 @@ class PrometheusHooks(MetricsHooks):
             buckets=BUCKETS,
             registry=registry,
         )
+        self._group_keys = Histogram(
+            "wfstate_group_keys",
+            "Keys that were committed together.",
+            ["entity"],
+            buckets=SIZES,
+            registry=registry,
+        )
+        self._group_wait = Histogram(
+            "wfstate_group_wait_seconds",
+            "How long the first action of a group waited for it.",
+            ["entity"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
         self._intents = Counter(
             "wfstate_intents",
             "Intents by outcome.",
@@ -75,3 +89,7 @@ class PrometheusHooks(MetricsHooks):
 
     def conflicted(self, entity: str, conflict: StateConflict, attempt: int) -> None:
         self._conflicts.labels(entity, conflict.reason.value).inc()
+
+    def grouped(self, entity: str, size: int, waiting: int, seconds: float) -> None:
+        self._group_keys.labels(entity).observe(size)
+        self._group_wait.labels(entity).observe(seconds)

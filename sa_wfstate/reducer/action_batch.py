@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ..errors import VersionNotKept
+from ..errors import OutcomeUnknown, VersionNotKept
 from ..payload.actions import Action
 from ..values.row_version import NOTHING, RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
@@ -75,6 +75,7 @@ class ActionBatch:
         self.answer: StateCommitted[Any] | None = None  # Of the write, before COMMIT.
         self.claimed: Mapping[tuple[str, UUID], datetime] = {}
         self.committing = False  # Whether COMMIT may have been sent.
+        self.spoils = False  # Whether it made the transaction of its group fail.
 
     @property
     def settled(self) -> bool:
@@ -110,6 +111,13 @@ class ActionBatch:
                     attempts=self.attempts,
                 )
                 request.settle(ActionResult(own, intents))
+
+    def unknown(self, entity: str, cause: BaseException) -> OutcomeUnknown:
+        """Return the error if *cause* leaves open whether this is committed."""
+        effects = (self.write.provenance.effect_id,) if self.write else ()
+        unknown = OutcomeUnknown(entity, self.key, effects)
+        unknown.__cause__ = cause
+        return unknown
 
     def fail(self, error: BaseException) -> None:
         """Settle each request that has no result yet with *error*."""

@@ -16,13 +16,12 @@ Idle queues are an LRU cache.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import OrderedDict
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from weakref import WeakSet
 
+from .._concurrency import reset_after_fork
 from .key_queue import KeyQueue, Request
 
 if TYPE_CHECKING:
@@ -65,11 +64,17 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
         self._busy: dict[str, KeyQueue[ItemT, ResultT, CachedT]]
         self._idle: OrderedDict[str, KeyQueue[ItemT, ResultT, CachedT]]
         self.reset()
-        _all.add(self)
+        reset_after_fork(self)
 
     def request(self, item: ItemT, identity: Hashable) -> Request[ItemT, ResultT]:
         """Make a request for the caller."""
         return Request(item, identity, self._waiting.turn())
+
+    @property
+    def waiting(self) -> int:
+        """How many requests are in the queues, those in progress included."""
+        with self._lock:
+            return sum(len(queue.requests) for queue in self._busy.values())
 
     def submit(self, key: str, request: Request[ItemT, ResultT]) -> None:
         """Queue *request* for *key*, and wait until it is settled or holds the queue.
@@ -255,13 +260,3 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
         for request in requests:
             request.turn.finish()
         return abandoned
-
-
-def _reset_all() -> None:
-    for keys in list(_all):
-        keys.reset()
-
-
-_all: WeakSet[KeyQueues[Any, Any, Any]] = WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_all)

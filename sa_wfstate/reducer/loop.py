@@ -7,20 +7,20 @@ conflict or an error affects the next one, and when to give up.
 from __future__ import annotations
 
 from functools import partial
+from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from tenacity import RetryCallState, Retrying, retry_if_exception, retry_if_result
 
 from .._concurrency import raised_by_signal_handler
-from ..errors import OutcomeUnknown, ReducerGaveUp, StateConflict
+from ..errors import ReducerGaveUp, StateConflict
 from ..hooks.base import notify
 from ..retry import ErrorKind, classify
 from ..store.compare_and_set import refused
 from .action_batch import ActionBatch
-from .attempt import ClaimedBefore
+from .commits import ClaimedBefore
 from .nesting import attempt_on
 
 if TYPE_CHECKING:
@@ -65,18 +65,10 @@ class ReducerLoop:
     def commit(self, queue: ActionQueue, requests: list[ActionRequest]) -> None:
         """Commit the actions of *requests* together; settle each of them."""
         batch = ActionBatch(queue.key, requests)
-        retrying = Retrying(
-            retry=retry_if_result(_is_conflict) | retry_if_exception(_is_transient),
-            wait=partial(self._pause, queue),
-            stop=self._retry.stop,
-            sleep=self._wait.sleep,
-            before_sleep=partial(self._note_retry, batch),
-            retry_error_callback=partial(self._give_up, batch),
-        )
         try:
             try:
-                attempt = partial(retrying, self._attempt, queue, batch)
-                attempt_on(self._entity, queue.key, attempt)
+                attempts = partial(self._repeat, queue, batch)
+                attempt_on(self._entity, queue.key, attempts)
             except Exception as error:
                 if raised_by_signal_handler(error):
                     raise
@@ -84,7 +76,7 @@ class ReducerLoop:
         except BaseException as error:
             # If that is safe, the others of this batch are processed again.
             if batch.committing:
-                batch.fail(self._unknown(batch, error))
+                batch.fail(batch.unknown(self._entity, error))
             raise
 
     def commit_many(
@@ -106,27 +98,40 @@ class ReducerLoop:
             for queue, batch, conflict in zip(queues, batches, conflicts, strict=True):
                 self._note_outcome(queue, batch, conflict)
 
-    def _pause(self, queue: ActionQueue, call: RetryCallState) -> float:
-        pause = self._retry.wait(call)
-        # Under the row lock the next attempt wins, and a pause would delay the queue.
-        # With an empty queue the pause lets other processes commit.
-        skip = self._locking(queue) and queue.waiting and pause < float("inf")
-        return 0.0 if skip else pause
+    def _repeat(self, queue: ActionQueue, batch: ActionBatch) -> None:
+        """Make attempts until *batch* is settled; wait in between."""
+        began = monotonic()
+        for number in count(1):
+            cause: Exception | None = None
+            try:
+                if self._attempt(queue, batch) is None:
+                    return
+            except Exception as error:
+                if not _is_transient(error):
+                    raise
+                cause = error
+            seconds = monotonic() - began
+            delay = self._retry.next_delay(number, seconds)
+            if delay is None:
+                self._give_up(batch, cause, seconds)
+                return
+            if self._locking(queue) and queue.waiting:
+                # Under the row lock the next attempt wins, and a pause would delay the
+                # queue. With an empty queue the pause lets other processes commit.
+                delay = 0.0
+            notify(self._hooks.retried, self._entity, batch.key, batch.attempts, delay)
+            self._wait.sleep(delay)
 
     def _locking(self, queue: ActionQueue) -> bool:
         return self._lock_on_contention and queue.locks > 0
 
-    def _note_retry(self, batch: ActionBatch, call: RetryCallState) -> None:
-        delay = call.upcoming_sleep
-        notify(self._hooks.retried, self._entity, batch.key, batch.attempts, delay)
-
-    def _give_up(self, batch: ActionBatch, call: RetryCallState) -> None:
-        assert call.outcome is not None  # noqa: S101
-        seconds = call.seconds_since_start or 0.0
+    def _give_up(
+        self, batch: ActionBatch, cause: Exception | None, seconds: float
+    ) -> None:
         gave_up = ReducerGaveUp(
             self._entity, batch.key, batch.conflict, batch.attempts, seconds
         )
-        gave_up.__cause__ = call.outcome.exception() or batch.conflict
+        gave_up.__cause__ = cause or batch.conflict
         batch.fail(gave_up)
 
     def _attempt(self, queue: ActionQueue, batch: ActionBatch) -> StateConflict | None:
@@ -207,7 +212,7 @@ class ReducerLoop:
             while uncertain:
                 batch = uncertain[0]
                 if self._attempts.was_committed(batch) is None:
-                    batch.fail(self._unknown(batch, error))
+                    batch.fail(batch.unknown(self._entity, error))
                 if batch.settled:
                     batch.begin()  # The state it wrote may be stale by now.
                 del uncertain[0]
@@ -218,18 +223,8 @@ class ReducerLoop:
             if raised_by_signal_handler(last):
                 raise
             for batch in uncertain:
-                batch.fail(self._unknown(batch, error))
+                batch.fail(batch.unknown(self._entity, error))
                 batch.begin()
-
-    def _unknown(self, batch: ActionBatch, error: BaseException) -> OutcomeUnknown:
-        effects = (batch.write.provenance.effect_id,) if batch.write else ()
-        unknown = OutcomeUnknown(self._entity, batch.key, effects)
-        unknown.__cause__ = error
-        return unknown
-
-
-def _is_conflict(result: StateConflict | None) -> bool:
-    return result is not None
 
 
 def _is_transient(error: BaseException) -> bool:

@@ -23,37 +23,41 @@ An action passes through these modules:
   same key take turns; a :mod:`queue <sa_wfstate.reducer.key_queue>` caches the state
   that was committed last, and decides whether to lock the row against other processes;
 * :mod:`sa_wfstate.reducer.loop` repeats attempts until one is committed, or gives up;
-* :mod:`sa_wfstate.reducer.attempt` makes one attempt, in the database;
-* :mod:`sa_wfstate.reducer.reductions` calls the reducer;
-* :mod:`sa_wfstate.reducer.action_batch` has the records that are passed between them.
+* :mod:`sa_wfstate.reducer.attempt` makes one attempt, and
+  :mod:`sa_wfstate.reducer.reductions` calls the reducer;
+* :mod:`sa_wfstate.reducer.groups` lets what arrives meanwhile be read, and committed,
+  together (:mod:`~sa_wfstate.reducer.readings`, :mod:`~sa_wfstate.reducer.commits`).
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import partial
 from inspect import iscoroutinefunction
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from .._concurrency import Blocking, Waiting, raised_by_signal_handler
+from .._concurrency import (
+    Blocking,
+    Waiting,
+    raised_by_signal_handler,
+    require_at_least,
+)
 from ..dedup import TTL, ActionDedupMixin, DedupLog
-from ..errors import PayloadError, ReducerGaveUp
+from ..errors import QueueFull, ReducerGaveUp
 from ..hooks.base import Hooks, notify
 from ..orm.entity import statements_of
 from ..retry import RetryPolicy, require_policies
-from ..row.chunks import CHUNK
 from ..store.connections import Connections
-from .action_batch import ActionBatch
 from .arguments import check_action, check_service
 from .attempt import Attempts
 from .contention import KeyQueues
 from .loop import ReducerLoop
+from .many import ManyActions
 from .nesting import refuse_nested
 from .reductions import Reductions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import timedelta
 
     from sqlalchemy import Engine
@@ -62,8 +66,8 @@ if TYPE_CHECKING:
     from ..payload.actions import Action, Intent, Reducer
     from ..store.api import Entity
     from ..values.snapshot import StateCommitted
-    from .action_batch import ActionQueue, ActionRequest, ActionResult, Baseline
-    from .attempt import Writer
+    from .action_batch import ActionRequest, ActionResult, Baseline
+    from .commits import Writer
 
 
 StateT = TypeVar("StateT")
@@ -94,6 +98,10 @@ class ReducerService(Generic[StateT]):
     transaction, and the attempt is lost. *cache_size* is the number of keys whose last
     state is cached, for a second. *hooks* are called as actions are handled.
 
+    Where *bind* is an Engine of PostgreSQL, actions of different keys that arrive while
+    others are committed are committed together: *group* keys at most; 1 turns that off.
+    With *queue_limit* an action is refused while as many others wait.
+
     >>> service = ReducerService(engine, Order, reducer)  # doctest: +SKIP
     >>> service.handle(action).version  # doctest: +SKIP
     8
@@ -119,15 +127,17 @@ class ReducerService(Generic[StateT]):
         lock_on_contention: bool = True,
         lock_limit: float = 10.0,
         cache_size: int = 1024,
+        group: int = 100,
+        queue_limit: int | None = None,
         hooks: Hooks | None = None,
     ) -> None:
-        if fold < 1:
-            raise ValueError(f"fold must be 1 or more, got {fold}")
+        require_at_least(1, fold=fold, group=group, queue_limit=queue_limit or 1)
         if not 0 < lock_limit < float("inf"):
             raise ValueError(f"lock_limit must be positive, got {lock_limit}")
         check_service(reducer, dedup)
         require_policies(retry=retry, resolve=resolve)
         writers = tuple(writers)
+        self._hooks = hooks or Hooks()
         self._wait = self._waiting()
         if isinstance(self._wait, Blocking) and iscoroutinefunction(reducer):
             raise TypeError(
@@ -146,14 +156,17 @@ class ReducerService(Generic[StateT]):
                 initial,
                 takes_intents=on_intents is not None or bool(writers),
             ),
+            self._wait,
             log=None
             if dedup is None
             else DedupLog(dedup, dedup_ttl, self._statements.key_type),
             writers=writers,
             lock_limit=lock_limit,
+            group=group,
+            departing=partial(notify, self._hooks.grouped, self._entity),
         )
         self._on_intents = on_intents
-        self._hooks = hooks or Hooks()
+        self._queue_limit = queue_limit
         self._loop = ReducerLoop(
             self._statements,
             attempts,
@@ -170,6 +183,7 @@ class ReducerService(Generic[StateT]):
             fold=fold,
             cache_size=cache_size,
         )
+        self._many = ManyActions(self._entity, self._keys, self._loop, self._with_key)
 
     def handle(self, action: Action[Any]) -> StateCommitted[StateT]:
         """Commit the state that the reducer returns for *action*.
@@ -178,17 +192,19 @@ class ReducerService(Generic[StateT]):
         again, with ``replayed=True``.
 
         Raises ReducerGaveUp when the retry policy is exhausted, NestedHandle if called
-        by a reducer or a writer, WorkflowNotFound, ActionIdReused, PayloadError if the
-        new state cannot be stored or its intents have no receiver, and any error of the
-        reducer; nothing is written then. When the answer to the commit is lost, its
-        outcome is looked up, also after the last attempt: if it was committed, it is
-        returned with ``replayed=True`` and its intents are delivered. OutcomeUnknown is
-        raised if the database stays out of reach, or if the row has a later version and
-        there is no dedup log.
+        by a reducer or a writer, WorkflowNotFound, ActionIdReused, QueueFull,
+        PayloadError if the new state cannot be stored or its intents have no receiver,
+        and any error of the reducer; nothing is written then. When the answer to the
+        commit is lost, its outcome is looked up, also after the last attempt: if it was
+        committed, it is returned with ``replayed=True`` and its intents are delivered.
+        OutcomeUnknown is raised if the database stays out of reach, or if the row has a
+        later version and there is no dedup log.
         """
         check_action(action)
         action = self._with_key(action)
         refuse_nested(self._entity, action.workflow_key)
+        if self._queue_limit is not None and self._keys.waiting >= self._queue_limit:
+            raise QueueFull(self._entity, action.workflow_key, self._queue_limit)
         started = monotonic()
         notify(self._hooks.started, self._entity, action)
         request = self._keys.request(action, action.action_id)
@@ -211,23 +227,12 @@ class ReducerService(Generic[StateT]):
         actions of its key go through :meth:`handle`, one by one. An error of one action
         is returned in its place; the others are committed.
         """
-        given = list(actions)
         started = monotonic()
-        results: dict[int, StateCommitted[StateT] | Exception] = {}
+        given = list(actions)
         for action in given:
             check_action(action)
-        by_key = self._by_key(given)
-        if given:
-            refuse_nested(self._entity, given[0].workflow_key)
-        pending = list(by_key)
-        while pending:
-            work = partial(self._commit_queues, given, by_key)
-            requests = self._keys.hold(pending[:CHUNK], work)
-            held = {request.item.workflow_key for request in requests.values()}
-            pending = [key for key in pending if key not in held]
-            for number, request in requests.items():
-                if request.settled:
-                    results[number] = self._result(request, started)
+        settled = self._many.commit(given)
+        results = {n: self._result(each, started) for n, each in settled}
         for number, action in enumerate(given):
             if number not in results:
                 try:
@@ -238,19 +243,6 @@ class ReducerService(Generic[StateT]):
                     results[number] = error
         return [results[number] for number in range(len(given))]
 
-    def _by_key(self, given: list[Action[Any]]) -> dict[Any, dict[Any, int]]:
-        """Return the numbers of the actions *given*, by key and action id.
-
-        They get keys of the class; one that cannot is left to :meth:`handle`.
-        """
-        by_key: dict[Any, dict[Any, int]] = {}
-        for number, action in enumerate(given):
-            with suppress(PayloadError):
-                given[number] = keyed = self._with_key(action)
-                of_key = by_key.setdefault(keyed.workflow_key, {})
-                of_key.setdefault(action.action_id, number)
-        return by_key
-
     def _with_key(self, action: Action[Any]) -> Action[Any]:
         """Return *action* with a key of the class; it may be given as its text."""
         statements = self._statements
@@ -258,25 +250,6 @@ class ReducerService(Generic[StateT]):
         if key is action.workflow_key:
             return action
         return action.model_copy(update={"workflow_key": key})
-
-    def _commit_queues(
-        self,
-        given: Sequence[Action[Any]],
-        by_key: Mapping[Any, Mapping[Any, int]],
-        queues: Sequence[ActionQueue],
-    ) -> dict[int, ActionRequest]:
-        """Commit the actions of *queues*; return requests by number in *given*."""
-        requests = {
-            number: self._keys.request(given[number], number)
-            for queue in queues
-            for number in by_key[queue.key].values()
-        }
-        batches = [
-            ActionBatch(queue.key, [requests[n] for n in by_key[queue.key].values()])
-            for queue in queues
-        ]
-        self._loop.commit_many(queues, batches)
-        return requests
 
     def _result(
         self, request: ActionRequest, started: float

@@ -12,7 +12,7 @@ from .._concurrency import refuse_sync
 from ..commit_listeners import listeners_of
 from ..orm.criteria import filtering
 from ..orm.events import attend
-from ..orm.routing import bind_arguments
+from ..orm.routing import bind_arguments, by_shard
 from .arguments import require_bind
 
 if TYPE_CHECKING:
@@ -115,6 +115,21 @@ class Connections:
         with self._bind() as session:
             return filtering(session) is not None
 
+    def by_shard(self, keys: Sequence[str]) -> list[list[int]]:
+        """Group *keys* by the shard of their rows; return their positions."""
+        if isinstance(self._bind, Engine):
+            return [list(range(len(keys)))]
+        with self._bind() as session:
+            return by_shard(session, self._mapper, keys)
+
+    def shared(self) -> bool:
+        """Return whether a transaction may have writes of several callers.
+
+        Sessions may differ from caller to caller. SQLite has one writer at a time.
+        """
+        bind = self._bind
+        return isinstance(bind, Engine) and bind.dialect.name == "postgresql"
+
 
 def _options(bind: Engine | Connection, isolation_level: str | None) -> dict[str, str]:
     if isinstance(bind, Connection) and bind.in_transaction():
@@ -124,10 +139,11 @@ def _options(bind: Engine | Connection, isolation_level: str | None) -> dict[str
     return {"isolation_level": isolation_level} if isolation_level else {}
 
 
-def limit_lock_waits(connection: Connection) -> None:
-    """Limit waits of the transaction of *connection* for a lock to one second."""
+def limit_lock_waits(connection: Connection, seconds: float = 1.0) -> None:
+    """Limit waits of the transaction of *connection* for a lock to *seconds*."""
     if connection.dialect.name != "sqlite":
-        connection.execute(text("SET LOCAL lock_timeout = '1s'"))
+        limit = f"SET LOCAL lock_timeout = {ceil(seconds * 1e3)}"
+        connection.execute(text(limit))
 
 
 def limit_idle_time(connection: Connection, seconds: float) -> None:

@@ -322,15 +322,32 @@ def test_sharded_session_keeps_its_instance_up_to_date(
         assert get_state(session, Order, "b-1").version == 3
 
 
-def test_store_works_on_shards(
+def test_store_and_service_work_on_shards(
     sharded: sessionmaker[ShardedSession], shards: dict[str, Engine]
 ) -> None:
-    """Each call of a store goes to the shard of its key."""
+    """Each call goes to the shard of its key, and actions are claimed there."""
     store = CanonicalStore(sharded, Order)
     for key in ("a-1", "b-1"):
         store.try_commit(workflow_key=key, expected_version=0, **state("new"))
         assert store.get_state(key).version == 1
     assert (keys_in(shards["a"]), keys_in(shards["b"])) == (["a-1"], ["b-1"])
+
+    def pay(state: OrderState, _: Action[Any]) -> OrderState:
+        return state.model_copy(update={"status": "paid"})
+
+    service = ReducerService(
+        sharded, Order, pay, initial=OrderState, dedup=OrderActions
+    )
+    actions = [
+        Action(workflow_key=key, action_id=UUID(int=number), payload=None)
+        for number, key in enumerate(("b-1", "a-2", "a-1", "b-2"))
+    ]
+    assert service.handle(actions[0]).version == 2
+    results = service.handle_many(actions)
+    assert [each.version for each in results] == [2, 1, 2, 1]  # type: ignore[union-attr]
+    assert [each.replayed for each in results] == [True, False, False, False]  # type: ignore[union-attr]
+    assert keys_in(shards["a"], OrderActions) == ["a-1", "a-2"]
+    assert keys_in(shards["b"], OrderActions) == ["b-1", "b-2"]
 
 
 def test_criteria_hide_rows_of_a_shard(

@@ -216,3 +216,20 @@ def test_batch_leaves_what_it_committed_to_the_next(engine: Engine) -> None:
     event.listen(engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
     assert orders.handle(action("o-1", 7)).version == 2
     assert len(sent) == 1
+
+
+def test_batch_that_fails_in_its_middle_leaves_nothing(engine: Engine) -> None:
+    """The rows of its first statement are not written twice."""
+    orders = service(engine)
+    orders.handle_many([action("o-1", 1)])
+    fail = [1]
+
+    def refuse_once(*args: Any) -> None:
+        if "INSERT INTO orders" in args[2] and fail:
+            fail.pop()
+            raise Refused
+
+    event.listen(engine, "before_cursor_execute", refuse_once)
+    results = orders.handle_many([action("o-1", 2), action("o-2", 3), action("o-3", 4)])
+    assert all(isinstance(result, StateCommitted) for result in results)
+    assert [notes(engine, f"o-{n}") for n in (1, 2, 3)] == [[1, 2], [3], [4]]

@@ -36,7 +36,7 @@ from sa_wfstate.errors import (
 )
 from sa_wfstate.hooks import Hooks
 from sa_wfstate.reducer.key_queue import FRESH
-from sa_wfstate.store.connections import Connections
+from sa_wfstate.store.connections import READ_COMMITTED, Connections
 
 from ..orders import Order, OrderActions, OrderState
 from ..verbs import verbs_of
@@ -648,7 +648,7 @@ def test_lost_answer_is_found_out(
                 lose.pop()
                 connection.rollback()
                 raise OperationalError("COMMIT", None, LostConnection())
-        if lose and arguments == ():
+        if lose and READ_COMMITTED not in arguments:  # That is the search for it.
             lose.pop()
             raise OperationalError("COMMIT", None, LostConnection())
 
@@ -670,8 +670,8 @@ def test_lost_answer_that_cannot_be_found_out(
     commit = Connections.commit
 
     @contextmanager
-    def losing(self: Connections) -> Iterator[Connection]:
-        with commit(self) as connection:
+    def losing(self: Connections, *arguments: Any) -> Iterator[Connection]:
+        with commit(self, *arguments) as connection:
             yield connection
         monkeypatch.undo()
         write(engine)

@@ -1,0 +1,251 @@
+"""Commits: compare and set, claim and write in one transaction, for one key or many.
+
+What a group of several does must not depend on who is in it. So it waits for locks for
+:data:`LOCK_WAIT` seconds only, and if it fails, the transaction is rolled back, and
+each member commits alone. If it is known which members made it fail (their action is in
+the dedup log already, or their writer raised), the others try once more together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from sqlalchemy import Connection, select, true
+
+from .._concurrency import raised_by_signal_handler
+from ..dedup import Claim
+from ..errors import StateConflict
+from ..payload.actions import Intent, digest
+from ..retry import ErrorKind, classify
+from ..store.bulk import commit_batch
+from ..store.connections import READ_COMMITTED, limit_idle_time, limit_lock_waits
+from ..values.snapshot import StateCommitted, WorkflowSnapshot
+from ..values.write import Batch
+from .action_batch import replayed
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from ..dedup import DedupLog
+    from ..row.statements import Statements
+    from ..store.connections import Connections
+    from .action_batch import ActionBatch
+    from .groups import Member
+    from .reductions import Reductions
+
+
+StateT = TypeVar("StateT")
+Outcome = StateCommitted[Any] | StateConflict | None
+
+Writer = Callable[[Connection, WorkflowSnapshot[Any], Sequence[Intent]], None]
+"""Called in the transaction of each commit, with its snapshot and all its intents."""
+
+LOCK_WAIT: Final = 0.1
+"""For how many seconds a group waits for a lock that another transaction holds."""
+
+
+class ClaimedBefore(Exception):
+    """Some of the actions were processed by another transaction meanwhile."""
+
+
+class _Undo(Exception):
+    """Roll back a transaction that only reads."""
+
+
+class Commits(Generic[StateT]):
+    """Commit batches of the workflows of one class."""
+
+    def __init__(
+        self,
+        statements: Statements[StateT],
+        connections: Connections,
+        reductions: Reductions[StateT],
+        *,
+        log: DedupLog | None,
+        writers: tuple[Writer, ...],
+        lock_limit: float,
+    ) -> None:
+        self._statements = statements
+        self._connections = connections
+        self._reductions = reductions
+        self._log = log
+        self._writers = writers
+        self._lock_limit = lock_limit
+
+    def commit_group(self, members: list[Member[ActionBatch, Outcome]]) -> None:
+        """Commit the batches of *members*, or leave those that are to commit alone."""
+        try:
+            self._commit_members(members)
+        except Exception as error:
+            rest = [member for member in members if not member.item.spoils]
+            if raised_by_signal_handler(error) or len(rest) in {0, len(members)}:
+                raise
+            if isinstance(error, ClaimedBefore):
+                for member in set(members).difference(rest):
+                    member.fail(error)
+            self._commit_members(rest)
+
+    def commit(
+        self, batches: Sequence[ActionBatch], *, lock_wait: float | None = None
+    ) -> list[Outcome]:
+        """Write the new states of *batches*, of one shard, in a transaction.
+
+        If there is one statement to send only, it commits by itself.
+        """
+        for batch in batches:
+            batch.begin()
+        if not any(batch.accepted for batch in batches):
+            return [None] * len(batches)
+        several = self._log is not None or bool(self._writers)
+        keys = [batch.key for batch in batches]
+        lent: AbstractContextManager[Connection]
+        if several:
+            lent = self._connections.transaction(None, keys)
+        elif len(batches) > 1:
+            lent = self._connections.transaction(READ_COMMITTED, keys)
+        else:
+            lent = self._connections.commit(keys)
+        with lent as connection:
+            if self._writers:
+                limit_idle_time(connection, self._lock_limit)
+            if lock_wait is not None:
+                limit_lock_waits(connection, lock_wait)
+            for batch in batches:
+                batch.committing = not several and len(batches) == 1
+            outcomes = self.write(connection, batches)
+            for batch in batches:
+                batch.committing = True
+        return outcomes
+
+    def write(
+        self, connection: Connection, batches: Sequence[ActionBatch]
+    ) -> list[Outcome]:
+        """Write the new states; return outcomes, None where there is none to write."""
+        writes = []
+        for batch in batches:
+            if batch.accepted:
+                batch.write = self._reductions.write(batch)
+                writes.append(batch.write)
+        outcomes = {
+            outcome.workflow_key: outcome
+            for outcome in commit_batch(
+                connection,
+                self._statements,
+                Batch.of(writes),
+                session=self._connections.filtering(connection),
+            )
+        }
+        committing = []
+        for batch in batches:
+            outcome = outcomes.get(batch.key)
+            if isinstance(outcome, StateCommitted):
+                batch.answer = outcome
+                committing.append(batch)
+        if committing:
+            self._claim(connection, committing)
+            self._call_writers(connection, committing)
+        return [outcomes.get(batch.key) for batch in batches]
+
+    def was_committed(self, batch: ActionBatch) -> bool | None:
+        """Return whether *batch*, whose COMMIT was not answered, is committed.
+
+        If it is, settle it; return None if that can no longer be known. Locking the row
+        waits for a COMMIT in progress. A row that does not exist cannot be locked: it
+        is created, and that is rolled back.
+        """
+        assert batch.write is not None  # noqa: S101
+        write, log = batch.write, self._log
+        committed: bool | None = None
+        snapshot: WorkflowSnapshot[StateT] | None = None
+        transaction = self._connections.transaction(READ_COMMITTED, [batch.key])
+        with suppress(_Undo), transaction as connection:
+            limit_lock_waits(connection)
+            look = partial(
+                self._statements.versions, connection, [batch.key], lock=True
+            )
+            found = look().get(batch.key)
+            creating = found is None and write.version == 1
+            if creating and self._statements.create(connection, write) is None:
+                found = look().get(batch.key)
+            version, effect_id = found or (0, None)
+            if effect_id == write.provenance.effect_id:
+                committed = True
+                snapshot = self._statements.read(connection, batch.key)
+            elif log is not None:
+                actions = [each.request.item.action_id for each in batch.accepted]
+                pairs = [(batch.key, action) for action in actions]
+                claims = log.lookup(connection, pairs)
+                # The transaction's time tells it from another delivery's.
+                committed = any(
+                    processed.processed_at == batch.claimed.get(action)
+                    for action, processed in claims.items()
+                )
+            elif (version, effect_id) == (write.version - 1, write.base_effect_id):
+                committed = False
+            raise _Undo
+        if committed:
+            if batch.answer is not None:
+                snapshot = batch.answer.snapshot
+            entity = self._statements.entity
+            batch.settle(replayed(entity, batch.key, write.version, snapshot))
+        return committed
+
+    def _commit_members(self, members: list[Member[ActionBatch, Outcome]]) -> None:
+        batches = [member.item for member in members]
+        try:
+            together = len(batches) > 1
+            outcomes = self.commit(batches, lock_wait=LOCK_WAIT if together else None)
+        except BaseException as error:
+            # Whether it is committed must be found out, by each member for itself.
+            stopped = not isinstance(error, Exception) or raised_by_signal_handler(
+                error
+            )
+            lost = classify(error, committing=True) is ErrorKind.UNKNOWN
+            for member in members:
+                if member.item.committing and (stopped or lost):
+                    entity = self._statements.entity
+                    own = member.item.unknown(entity, error) if stopped else error
+                    member.fail(own)
+            raise
+        for member, outcome in zip(members, outcomes, strict=True):
+            member.settle(outcome)
+
+    def _claim(self, connection: Connection, batches: list[ActionBatch]) -> None:
+        if self._log is None:
+            return
+        claims = [
+            Claim(
+                batch.key,
+                each.request.item.action_id,
+                digest(each.text),
+                each.request.item.payload_hash(),
+                batch.baseline.row.version + 1,
+            )
+            for batch in batches
+            for each in batch.accepted
+        ]
+        claimed = self._log.claim(connection, claims)
+        if len(claimed) < len(claims):
+            keys = {claim[0] for claim in claims if claim[:2] not in claimed}
+            for batch in batches:
+                batch.spoils = batch.key in keys
+            raise ClaimedBefore
+        for batch in batches:
+            batch.claimed = claimed
+
+    def _call_writers(self, connection: Connection, batches: list[ActionBatch]) -> None:
+        if not self._writers:
+            return
+        for batch in batches:
+            assert batch.answer is not None  # noqa: S101
+            intents = [intent for each in batch.accepted for intent in each.intents]
+            batch.spoils = True
+            for writer in self._writers:
+                writer(connection, batch.answer.snapshot, intents)
+            batch.spoils = False
+        # Fails if a writer has caught an error of the database: then COMMIT would roll
+        # back, and say nothing.
+        connection.execute(select(true()))

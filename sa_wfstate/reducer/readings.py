@@ -1,0 +1,105 @@
+"""Readings: read the rows of batches and the dedup log, in few statements."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from ..dedup import refuse_reuse
+from ..errors import ActionIdReused, PayloadError
+from ..orm.criteria import read_visible
+from .action_batch import ActionResult, replayed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Connection
+
+    from ..dedup import DedupLog, Processed
+    from ..row.statements import Statements
+    from ..store.connections import Connections
+    from ..values.snapshot import WorkflowSnapshot
+    from .action_batch import ActionBatch, Baseline
+    from .groups import Member
+    from .reductions import Reductions
+
+
+StateT = TypeVar("StateT")
+
+
+class Reading(NamedTuple):
+    """The row of a batch, and which actions of its group were processed before."""
+
+    snapshot: WorkflowSnapshot[Any] | None
+    processed: Mapping[tuple[str, Any], Processed]
+
+
+class Readings(Generic[StateT]):
+    """Read the workflows of one class, and *log*."""
+
+    def __init__(
+        self,
+        statements: Statements[StateT],
+        connections: Connections,
+        reductions: Reductions[StateT],
+        log: DedupLog | None,
+    ) -> None:
+        self._statements = statements
+        self._connections = connections
+        self._reductions = reductions
+        self._log = log
+
+    def read_group(self, members: list[Member[ActionBatch, Reading]]) -> None:
+        """Read what the batches of *members* need."""
+        readings = self.read_all([member.item for member in members])
+        for member, reading in zip(members, readings, strict=True):
+            member.settle(reading)
+
+    def read_all(self, batches: Sequence[ActionBatch]) -> list[Reading]:
+        """Read what *batches*, all of one shard, need, without a transaction."""
+        keys = [batch.key for batch in batches]
+        with self._connections.autocommit(keys) as connection:
+            return self.read(connection, batches)
+
+    def read(
+        self,
+        connection: Connection,
+        batches: Sequence[ActionBatch],
+        *,
+        lock: bool = False,
+    ) -> list[Reading]:
+        """Read what *batches* need; with *lock*, lock the row of the only one."""
+        keys = [batch.key for batch in batches]
+        session = self._connections.filtering(connection)
+        rows = read_visible(connection, self._statements, keys, session, lock=lock)
+        processed: Mapping[tuple[str, Any], Processed] = {}
+        if self._log is not None:
+            actions = [
+                (batch.key, request.item.action_id)
+                for batch in batches
+                for request in batch.requests
+            ]
+            processed = self._log.lookup(connection, actions)
+        return [Reading(rows.get(key), processed) for key in keys]
+
+    def baseline(self, batch: ActionBatch, reading: Reading) -> Baseline:
+        """Settle the actions of *batch* that were processed; return its baseline."""
+        if reading.processed:
+            self._replay_processed(batch, reading)
+        return self._reductions.baseline(batch, reading.snapshot)
+
+    def _replay_processed(self, batch: ActionBatch, reading: Reading) -> None:
+        entity = self._statements.entity
+        for request in list(batch.requests):
+            processed = reading.processed.get((batch.key, request.item.action_id))
+            if processed is None:
+                continue
+            batch.requests.remove(request)
+            try:
+                request_hash = request.item.payload_hash()
+                refuse_reuse(batch.key, request.item.action_id, processed, request_hash)
+            except (ActionIdReused, PayloadError) as error:
+                request.fail(error)
+            else:
+                version = processed.version
+                outcome = replayed(entity, batch.key, version, reading.snapshot)
+                request.settle(ActionResult(outcome, ()))
