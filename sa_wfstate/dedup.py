@@ -138,8 +138,7 @@ class DedupLog:
         c = table.c
         self._found = (c.workflow_key, c.action_id, c.processed_at)
         # A default in Python would be called once for all rows of an array.
-        made = (column.default for column in c)
-        self._takes_arrays = not any(d is not None and d.is_callable for d in made)
+        self._takes_arrays = not any(getattr(x.default, "is_callable", 0) for x in c)
         lookup = select(*self._found[:2], c.request_hash, c.version, c.processed_at)
         self._lookup = lookup.where(
             tuple_(*self._found[:2]).in_(bindparam("pairs", expanding=True))
@@ -174,10 +173,9 @@ class DedupLog:
         By key and action id. If one is missing, the caller must roll back.
         """
         name = connection.dialect.name
+        until: dict[str, Any] = {"wfs_ttl": self._ttl}
         if name == "sqlite":  # There is no clock of a server.
-            until: dict[str, Any] = {"expires_at": datetime.now(UTC) + self._ttl}
-        else:
-            until = {"wfs_ttl": self._ttl}
+            until = {"expires_at": datetime.now(UTC) + self._ttl}
         store, load = self._stored.store, self._stored.load
         claims = [claim._replace(workflow_key=store(claim[0])) for claim in claims]
         parameters: Any = [claim._asdict() | until for claim in claims]
@@ -197,8 +195,7 @@ class DedupLog:
         insert = (sqlite if name == "sqlite" else postgresql).insert(self._table)
         until = func.now() + bindparam("wfs_ttl", type_=Interval())
         if name == "arrays":
-            columns = self._table.c
-            new = bound_table({f: columns[f].type for f in Claim._fields})
+            new = bound_table({f: self._table.c[f].type for f in Claim._fields})
             rows = select(*(new.c[field] for field in Claim._fields), until)
             insert = insert.from_select([*Claim._fields, "expires_at"], rows)
         elif name != "sqlite":
@@ -224,8 +221,8 @@ def should_process(
     key_type = checked_type(log.__name__, workflow_key)
     connection = connection_for(session, inspect(log), [workflow_key])
     id_ = uuid_of(action_id)
-    log_of = DedupLog(log, key_type=key_type)
-    found = log_of.lookup(connection, [(workflow_key, id_)])
+    own = DedupLog(log, key_type=key_type)
+    found = own.lookup(connection, [(workflow_key, id_)])
     if payload is not None:
         for processed in found.values():
             refuse_reuse(workflow_key, id_, processed, digest(payload))
