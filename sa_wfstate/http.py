@@ -36,6 +36,7 @@ from .errors import (
     OutcomeUnknown,
     PayloadError,
     ProjectionBehind,
+    QueueFull,
     ReducerGaveUp,
     SchemaVersionAhead,
     StateConflict,
@@ -77,6 +78,7 @@ STATUS: Final[dict[type[WorkflowStateError], HTTPStatus]] = {
     ActionIdReused: HTTPStatus.UNPROCESSABLE_ENTITY,
     # Another attempt, later or in another process, may succeed.
     ReducerGaveUp: HTTPStatus.SERVICE_UNAVAILABLE,
+    QueueFull: HTTPStatus.SERVICE_UNAVAILABLE,
     ProjectionBehind: HTTPStatus.SERVICE_UNAVAILABLE,
     SchemaVersionAhead: HTTPStatus.SERVICE_UNAVAILABLE,
     # It may have been committed: not the same as "not done, send it again".
