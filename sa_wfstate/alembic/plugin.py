@@ -8,6 +8,8 @@ uses by default (``autogenerate_plugins=["alembic.autogenerate.*"]``). From then
   ``postgresql.JSONB(…)``; a ``render_item`` of the application's own is asked first;
 * ``check`` reports CHECK constraints, defaults of the counters and a primary key of a
   workflow table that differ from the mapped ones (:mod:`.autogenerate`);
+* columns that a table with rows lacks are filled before they are NOT NULL
+  (:mod:`.backfill`);
 * ``op.upcast_workflow_state`` exists (:mod:`.operations`).
 
 :func:`setup` is called while Alembic is half imported, and an error in it would break
@@ -37,6 +39,12 @@ def setup(plugin: Plugin) -> None:
 
         plugin.add_autogenerate_comparator(
             _chain_render_item, "autogenerate", "sa_wfstate"
+        )
+        plugin.add_autogenerate_comparator(
+            _split_additions,
+            "autogenerate",
+            "sa_wfstate_backfill",
+            priority=DispatchPriority.LAST,
         )
         # Last, so that findings of Alembic are not repeated.
         plugin.add_autogenerate_comparator(
@@ -69,6 +77,12 @@ def _compare_table(*arguments: Any) -> Any:
     from .autogenerate import compare_table
 
     compare_table(*arguments)
+
+
+def _split_additions(*arguments: Any) -> Any:
+    from .backfill import split_additions
+
+    split_additions(*arguments)
 
 
 class _EntryPoint(ModuleType):
