@@ -191,7 +191,7 @@ DRIFTS = {
     ),
     "columns are missing": (
         "ALTER TABLE orders DROP provenance, DROP schema_version",
-        f"op.add_column('orders', sa.Column('provenance', {JSONB}, nullable=False))",
+        f"op.add_column('orders', sa.Column('provenance', {JSONB}, nullable=True))",
     ),
 }
 
