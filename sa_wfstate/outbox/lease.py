@@ -103,7 +103,7 @@ class Leases:
             )
             .returning(
                 *(columns[name] for name in _GIVEN),
-                func.extract("epoch", func.now() - table.c.created_at),
+                table.c.due_at,
             )
         )
         leased = tuple_(*key, table.c.attempts)
@@ -133,10 +133,11 @@ class Leases:
     def claim(self, connection: Connection, lease: timedelta) -> list[Leased]:
         """Lease the intents that are due."""
         leased = []
-        for *given, age in connection.execute(self._claim, {"wfs_lease": lease}):
+        for *given, due_at in connection.execute(self._claim, {"wfs_lease": lease}):
             intent = DueIntent(*given)
+            age = (due_at - lease - intent.created_at).total_seconds()
             payload, unread = intent.payload, replace(intent, payload=None)
-            leased.append(Leased(unread, payload, float(age)))
+            leased.append(Leased(unread, payload, age))
         return leased
 
     def read(self, leased: Leased) -> DueIntent:

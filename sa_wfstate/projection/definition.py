@@ -194,7 +194,8 @@ class Projection(Generic[StateT]):
             same = table.c.version <= theirs.version
             self._upserts[dialect, over] = insert.on_conflict_do_update(
                 index_elements=[table.c.workflow_key],
-                set_={**changes, "updated_at": func.now()},
+                # Not now(): an engine may refuse functions here.
+                set_={**changes, "updated_at": theirs.updated_at},
                 where={"any": None, "older": older, "same": same}[over],
             ).returning(table.c.workflow_key)
         return self._upserts[dialect, over]

@@ -7,6 +7,7 @@
         FROM unnest($1::TEXT[], $2::BIGINT[], $3::TEXT[], $4::TEXT[])
              AS new (key, expected, state, provenance)
         WHERE orders.workflow_key = new.key AND orders.version = new.expected
+          AND orders.workflow_key = ANY ($1)
         RETURNING orders.workflow_key, orders.updated_at
     )
     SELECT count(*), min(updated_at), …
@@ -14,6 +15,9 @@
 If all rows of a batch are written at the same time, the answer is their count and that
 time. Otherwise it also lists the keys that were written. A value that is the same for
 all rows is not sent as an array, and one that no row needs is not sent.
+
+The keys are compared with the array too, beside the join: by that PostgreSQL leaves out
+the partitions without any of them. It would lock those on other servers as a whole.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from ..values.write import Written
-from .columns import columns_of
+from .columns import columns_of, conflict_target
 from .sql import effect_id_of
 
 if TYPE_CHECKING:
@@ -163,7 +167,7 @@ class Arrays:
         table = self._statements.table
         c = columns_of(table)
         swap = update(table).where(
-            c.workflow_key == new.c.key,
+            of_keys(c.workflow_key, new.c.key),
             c.version == new.c.expected,
             self._statements.sql.not_ahead,
             self._statements.own_rows,
@@ -190,7 +194,7 @@ class Arrays:
         return (
             insert(table)
             .from_select([key, *values], select(new.c.key, *values.values()))
-            .on_conflict_do_nothing(index_elements=[key])
+            .on_conflict_do_nothing(index_elements=conflict_target(table))
         )
 
 
@@ -220,6 +224,17 @@ def _compile(element: BoundArray, compiler: SQLCompiler, **kw: Any) -> str:
     # The binary placeholder of psycopg; with %s it sends a list as text.
     psycopg = compiler.dialect.driver in {"psycopg", "psycopg_async"}
     return text.replace(")s", ")b", 1) if psycopg else text
+
+
+def of_keys(key: Any, new: Any) -> ColumnElement[bool]:
+    """Return the criterion that *key* is that of a row of a bound table."""
+    return and_(key == new, in_keys(key))
+
+
+def in_keys(key: Any) -> ColumnElement[bool]:
+    """Return the criterion that *key* is in the array of the keys."""
+    matches: ColumnElement[bool] = key == func.any(BoundArray("wfs_key", Text()))
+    return matches
 
 
 def bound_table(types: Mapping[str, Any]) -> TableValuedAlias:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from sqlalchemy import CheckConstraint, ForeignKeyConstraint
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
 if TYPE_CHECKING:
@@ -72,6 +73,18 @@ def without_value(table: Table) -> str | None:
     key = columns_of(table).workflow_key
     missing = (c for c in table.primary_key if c is not key and not makes_value(c))
     return next((column.name for column in missing), None)
+
+
+def conflict_target(table: Table) -> list[Column[Any]] | None:
+    """Return the columns of ON CONFLICT for a new row: the key.
+
+    None where nothing else can conflict: a foreign table allows no columns there.
+    """
+    key = columns_of(table).workflow_key
+    others = (CheckConstraint, ForeignKeyConstraint)
+    unique: list[Any] = [c for c in table.constraints if not isinstance(c, others)]
+    unique += [index for index in table.indexes if index.unique]
+    return [key] if any(list(each.columns) != [key] for each in unique) else None
 
 
 def evaluates(table: Table, *, inserting: bool) -> bool:

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from .batch import bound_table
+from .batch import bound_table, of_keys
 from .json_text import AsText, JSONText
 from .patch_sql import parameters_of, patched
 from .sql import effect_id_of
@@ -172,7 +172,7 @@ class PatchStatements:
                 self._effect_id,
                 AsText(self._patched(edits, new)),
             )
-            .join(new, c.workflow_key == new.c.key)
+            .join(new, of_keys(c.workflow_key, new.c.key))
             .where(
                 self._statements.own_rows,
                 or_(new.c.expected.is_(None), c.version == new.c.expected),
@@ -187,7 +187,7 @@ class PatchStatements:
         new = self._rows(edits, version=BigInteger(), provenance=Text())
         return (
             update(self._table)
-            .where(c.workflow_key == new.c.key, c.version == new.c.version)
+            .where(of_keys(c.workflow_key, new.c.key), c.version == new.c.version)
             .values(
                 self._assigned(
                     self._patched(edits, new), cast(new.c.provenance, JSONB())

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from .columns import column_of, columns_of
+from .columns import column_of, columns_of, conflict_target
 from .json_text import AsText, JSONText
 from .types import PydanticJSON
 
@@ -140,7 +140,7 @@ class RowSQL:
         }
         return (
             insert.values(values | dict(constants))
-            .on_conflict_do_nothing(index_elements=[c.workflow_key])
+            .on_conflict_do_nothing(index_elements=conflict_target(self._table))
             .returning(c.updated_at, c.version, c.workflow_key)
         )
 

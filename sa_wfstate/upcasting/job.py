@@ -33,7 +33,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..errors import MappingError, PayloadError
 from ..retry import sqlstate
-from ..row.batch import bound_table
+from ..row.batch import bound_table, in_keys
 from ..row.columns import quoted
 
 if TYPE_CHECKING:
@@ -209,7 +209,8 @@ class UpcastJob:
         )
         values = zip(*swaps, strict=True)
         written = connection.execute(
-            swap.returning(self._columns[1]),
+            # As in row/batch.py, for partitions.
+            swap.where(in_keys(self._columns[0])).returning(self._columns[1]),
             {f"wfs_{n}": list(v) for n, v in zip(_ARRAYS, values, strict=True)},
         )
         return len(written.all())
