@@ -100,6 +100,13 @@ def faults(session: nox.Session) -> None:
     session.run("pytest", "-m", "faults", "-s", "tests/faults", *session.posargs)
 
 
+@nox.session
+def shards(session: nox.Session) -> None:
+    """Run the drives of the public API on tables distributed over two servers."""
+    install(session, "test")
+    session.run("pytest", "-m", "shards", "tests/shards", *session.posargs)
+
+
 @nox.session(python=PYTHONS)
 @nox.parametrize("sqlalchemy", ["2.0", "2.1"])
 def matrix(session: nox.Session, sqlalchemy: str) -> None:

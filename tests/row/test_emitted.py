@@ -46,6 +46,7 @@ LOCKS_OF_MANY: Final[dict[str, str]] = {
     "ORDER BY jobs.workflow_key FOR UPDATE": "several deletions in one flush",
     "FROM done WHERE done.expires_at": "cleanup_expired() skips rows that are locked",
     "WITH due AS": "a dispatcher leases the intents of a batch",
+    "FROM watermarks": "one row of a table that is not distributed",
     "FROM kept_history ORDER BY": "trim_history() skips rows that are locked",
     "FROM aged WHERE aged.schema_version": "upcast_all() locks the rows of a batch",
     "JOIN unnest(": "try_patch_many() validates what it is going to write",
