@@ -35,8 +35,8 @@ WITHOUT_KEY: Final[dict[str, str]] = {
     "FROM kept_history ORDER BY": "trim_history() looks at the whole history",
     "FROM jobs LEFT OUTER JOIN job_rows": "a worker follows the whole table",
     "FROM shown LEFT OUTER JOIN shown_rows": "rebuild() reads the whole table",
-    "workflow_key > %(after)s": "a sweep goes from key to key",
-    "aged.workflow_key > %(": "upcast_all() goes from key to key",
+    "_rows WHERE NOT (EXISTS (SELECT": "a sweep looks for rows without a workflow",
+    "FROM aged WHERE aged.schema_version": "upcast_all() goes from key to key",
     "GROUP BY aged.schema_version": "count_schema_versions() counts all rows",
     "state #>> '{\"status\"}'": "the application's own query",
 }
