@@ -15,6 +15,7 @@
     ├── VersionNotKept         (also a LookupError)
     ├── VersionNotInHistory    (also a LookupError)
     ├── ProjectionBehind
+    ├── StateBehind
     ├── IfMatchRefused         (also a ValueError)
     ├── UnflushedChanges
     ├── StateReplaced
@@ -71,6 +72,7 @@ __all__ = [
     "QueueFull",
     "ReducerGaveUp",
     "SchemaVersionAhead",
+    "StateBehind",
     "StateConflict",
     "StateReplaced",
     "UnflushedChanges",
@@ -357,6 +359,21 @@ class ProjectionBehind(RowError):
     _template = (
         "{row}: version {required} is required, found {found}; wait longer, or check "
         "that the projection's worker runs"
+    )
+
+
+class StateBehind(RowError):
+    """The row that was read has not reached the required version.
+
+    *found* is its version, read from where it is written, after the wait.
+    """
+
+    required: int
+    found: int
+
+    _template = (
+        "{row}: version {required} is required, found {found}; the row was deleted and "
+        "created again, or the session reads a server that lags behind"
     )
 
 

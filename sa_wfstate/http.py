@@ -39,6 +39,7 @@ from .errors import (
     QueueFull,
     ReducerGaveUp,
     SchemaVersionAhead,
+    StateBehind,
     StateConflict,
     StateReplaced,
     UnflushedChanges,
@@ -80,6 +81,7 @@ STATUS: Final[dict[type[WorkflowStateError], HTTPStatus]] = {
     ReducerGaveUp: HTTPStatus.SERVICE_UNAVAILABLE,
     QueueFull: HTTPStatus.SERVICE_UNAVAILABLE,
     ProjectionBehind: HTTPStatus.SERVICE_UNAVAILABLE,
+    StateBehind: HTTPStatus.SERVICE_UNAVAILABLE,
     SchemaVersionAhead: HTTPStatus.SERVICE_UNAVAILABLE,
     # It may have been committed: not the same as "not done, send it again".
     OutcomeUnknown: HTTPStatus.GATEWAY_TIMEOUT,

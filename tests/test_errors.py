@@ -33,6 +33,7 @@ from sa_wfstate.errors import (
     QueueFull,
     ReducerGaveUp,
     SchemaVersionAhead,
+    StateBehind,
     StateReplaced,
     UnflushedChanges,
     UnversionedWrite,
@@ -80,6 +81,7 @@ ERRORS = [
     VersionNotKept("Order", "o-1", 1),
     VersionNotInHistory("Order", "o-1", None),
     ProjectionBehind("Order", "o-1", 2, 1),
+    StateBehind("Order", "o-1", 2, 1),
     IfMatchRefused("names no version of an Order; send the one that was read", 428),
 ]
 

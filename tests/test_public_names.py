@@ -92,6 +92,7 @@ NAMES = {
         "PayloadError",
         "ProjectionBehind",
         "QueueFull",
+        "StateBehind",
         "ReducerGaveUp",
         "SchemaVersionAhead",
         "StateConflict",
@@ -196,7 +197,7 @@ NAMES = {
 }
 """The names of each public module."""
 
-MODULES_OF_OURS = 100
+MODULES_OF_OURS = 101
 """How many modules of the package ``import sa_wfstate`` loads."""
 
 NOT_LOADED = {

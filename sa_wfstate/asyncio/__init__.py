@@ -69,11 +69,18 @@ T = TypeVar("T")
 
 
 async def get_state(
-    session: AsyncSession, entity: Entity[StateT], workflow_key: Key
+    session: AsyncSession,
+    entity: Entity[StateT],
+    workflow_key: Key,
+    *,
+    min_version: int | RowVersion | None = None,
+    max_wait: float = 0.1,
 ) -> WorkflowSnapshot[StateT]:
     """Async version of :func:`sa_wfstate.get_state`."""
     refuse_sync(session)
-    return await session.run_sync(_store.get_state, entity, workflow_key)
+    return await session.run_sync(
+        _store.get_state_of, entity, workflow_key, min_version, max_wait, Awaiting()
+    )
 
 
 @overload
@@ -151,9 +158,20 @@ class CanonicalStore(Generic[StateT]):
     ) -> None:
         self._store = _AwaitingStore(sync_bind(bind), entity, resolve=resolve)
 
-    async def get_state(self, workflow_key: Key) -> WorkflowSnapshot[StateT]:
+    async def get_state(
+        self,
+        workflow_key: Key,
+        *,
+        min_version: int | RowVersion | None = None,
+        max_wait: float = 0.1,
+    ) -> WorkflowSnapshot[StateT]:
         """Async version of :meth:`sa_wfstate.CanonicalStore.get_state`."""
-        return await greenlet_spawn(self._store.get_state, workflow_key)
+        return await greenlet_spawn(
+            self._store.get_state,
+            workflow_key,
+            min_version=min_version,
+            max_wait=max_wait,
+        )
 
     async def try_commit(
         self,

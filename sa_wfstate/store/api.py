@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from .._concurrency import refuse_async
-from ..errors import StateConflict, WorkflowNotFound
+from .._concurrency import Blocking, Waiting, refuse_async
+from ..errors import StateConflict
 from ..orm.criteria import filtering, read_visible
 from ..orm.entity import statements_of
 from ..orm.mixin import WorkflowStateMixin
@@ -34,6 +34,7 @@ from .compare_and_set import (
     refused,
     target_of,
 )
+from .freshness import read_at, required_of
 from .instances import adopt, held_instances
 from .rebasing import commit_on, rules_of
 
@@ -50,21 +51,53 @@ Entity = type[WorkflowStateMixin[StateT]]
 
 
 def get_state(
-    session: Session, entity: Entity[StateT], workflow_key: Key
+    session: Session,
+    entity: Entity[StateT],
+    workflow_key: Key,
+    *,
+    min_version: int | RowVersion | None = None,
+    max_wait: float = 0.1,
 ) -> WorkflowSnapshot[StateT]:
     """Read the workflow *workflow_key* of *entity* and return a snapshot of its row.
 
     Pending changes are flushed first, as by any query, if the session autoflushes. The
     row is read from the database even if the session holds an instance of it.
 
-    Raises WorkflowNotFound if there is no such row.
+    A session that reads from a replica may be behind. With *min_version*, the version
+    or the token that a commit returned, this polls the row for *max_wait* seconds, and
+    then reads it where it is written. A re-created row at that version does not do for
+    a token.
+
+    Raises WorkflowNotFound if there is no such row, and StateBehind if it is at an
+    older version than *min_version*.
     """
-    statements = statements_of(entity)
+    return get_state_of(
+        session, entity, workflow_key, min_version, max_wait, Blocking()
+    )
+
+
+def get_state_of(
+    session: Session,
+    entity: Entity[StateT],
+    workflow_key: Key,
+    min_version: int | RowVersion | None,
+    max_wait: float,
+    waiting: Waiting,
+) -> WorkflowSnapshot[StateT]:
+    """Implement get_state for *waiting*, blocking or awaiting."""
+    statements, keys = statements_of(entity), [workflow_key]
     statements.check_key(workflow_key)
-    connection = connection_of(session, statements, [workflow_key], reads=True)
+    required = required_of(min_version, max_wait)
+    connection = connection_of(session, statements, keys, reads=True)
     if session.autoflush:
         session.flush()
-    return read(connection, statements, workflow_key, filtering(session))
+
+    def look(*, reads: bool) -> WorkflowSnapshot[StateT] | None:
+        where = connection if reads else connection_of(session, statements, keys)
+        found = read_visible(where, statements, keys, filtering(session))
+        return found.get(workflow_key)
+
+    return read_at(statements.entity, workflow_key, required, max_wait, look, waiting)
 
 
 @overload
@@ -175,16 +208,3 @@ def connection_of(
     require_session(session)
     refuse_async(session)
     return connection_for(session, statements.mapper, workflow_keys, reads=reads)
-
-
-def read(
-    connection: Connection,
-    statements: Statements[StateT],
-    workflow_key: Key,
-    session: Session | None,
-) -> WorkflowSnapshot[StateT]:
-    """Read the workflow, if *session*, where there is one, may see it."""
-    found = read_visible(connection, statements, [workflow_key], session)
-    if not found:
-        raise WorkflowNotFound(statements.entity, workflow_key)
-    return found[workflow_key]

@@ -13,7 +13,6 @@ from ..errors import OutcomeUnknown, StateConflict
 from ..orm.criteria import read_visible
 from ..orm.entity import statements_of
 from ..retry import ErrorKind, RetryPolicy, classify
-from .api import read
 from .compare_and_set import (
     compare_and_set,
     conflict_of_bases,
@@ -24,6 +23,7 @@ from .compare_and_set import (
     target_of,
 )
 from .connections import READ_COMMITTED, Connections, limit_lock_waits
+from .freshness import read_at, required_of
 from .rebasing import commit_on, rules_of
 
 if TYPE_CHECKING:
@@ -73,13 +73,29 @@ class CanonicalStore(Generic[StateT]):
         self._statements = statements_of(entity)
         self._connections = Connections(bind, self._statements.mapper)
 
-    def get_state(self, workflow_key: Key) -> WorkflowSnapshot[StateT]:
-        """Read the workflow; raises WorkflowNotFound if there is no such row."""
+    def get_state(
+        self,
+        workflow_key: Key,
+        *,
+        min_version: int | RowVersion | None = None,
+        max_wait: float = 0.1,
+    ) -> WorkflowSnapshot[StateT]:
+        """Read the workflow; raises WorkflowNotFound if there is no such row.
+
+        *min_version* and *max_wait* are those of :func:`sa_wfstate.get_state`.
+        """
         self._statements.check_key(workflow_key)
-        keys = [workflow_key]
-        with self._connections.autocommit(keys, reads=True) as connection:
-            session = self._connections.filtering(connection)
-            return read(connection, self._statements, workflow_key, session)
+        required = required_of(min_version, max_wait)
+
+        def look(*, reads: bool) -> WorkflowSnapshot[StateT] | None:
+            keys = [workflow_key]
+            with self._connections.autocommit(keys, reads=reads) as connection:
+                session = self._connections.filtering(connection)
+                found = read_visible(connection, self._statements, keys, session)
+            return found.get(workflow_key)
+
+        entity = self._statements.entity
+        return read_at(entity, workflow_key, required, max_wait, look, self._wait)
 
     def try_commit(
         self,

@@ -21,6 +21,10 @@ class RowVersion(NamedTuple):
             or self.effect_id == other.effect_id
         )
 
+    def reached_by(self, other: RowVersion) -> bool:
+        """Return whether *other* is this version, or a later one of the row."""
+        return other.version > self.version or self.matches(other)
+
     @classmethod
     def of(cls, version: int | RowVersion, effect_id: str | None = None) -> RowVersion:
         """Return *version* as a RowVersion, of *effect_id* unless it names its own."""

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import NullPool, Update, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 from tenacity import Retrying, retry_if_exception
@@ -122,3 +122,66 @@ def test_promoted_standby_is_written_to() -> None:
         assert len(set(pids)) == 2
         assert check(engine, claims)["versions"] == 6
         engine.dispose()
+
+
+def test_reader_of_a_standby_sees_its_own_commit() -> None:
+    """A standby that lags is waited for; the primary is asked after that."""
+    with (
+        temporary_server(settings={"fsync": "off"}) as primary_url,
+        hot_standby(primary_url) as standby,
+    ):
+        primary, replica = create_engine(primary_url), create_engine(standby.url)
+        prepare(primary)
+        asked: list[str] = []
+        for name, engine in (("primary", primary), ("replica", replica)):
+            event.listen(
+                engine,
+                "before_cursor_execute",
+                lambda *_, name=name: asked.append(name),
+            )
+
+        class RoutingSession(Session):
+            def get_bind(self, mapper: Any = None, clause: Any = None) -> Any:  # type: ignore[override]
+                writes = self._flushing or isinstance(clause, Update)
+                return primary if writes else replica
+
+        store = CanonicalStore(sessionmaker(class_=RoutingSession), Tally)
+        made = store.try_commit(
+            workflow_key="r-1",
+            expected_version=0,
+            state=Count(),
+            provenance=Provenance.now(),
+        )
+        assert isinstance(made, StateCommitted)
+        assert store.get_state("r-1", min_version=made.token, max_wait=20).version == 1
+        asked.clear()
+        with replica.connect() as connection:
+            connection.execute(text("SELECT pg_wal_replay_pause()"))
+            connection.commit()
+            with primary.connect() as writing:
+                # Or the COMMIT would wait for the standby.
+                local = "ALTER DATABASE postgres SET synchronous_commit = local"
+                writing.execute(text(local))
+                writing.commit()
+            primary.dispose()
+            read = store.get_state("r-1")
+            moved = store.try_commit(
+                workflow_key="r-1",
+                expected_version=1,
+                base=read,
+                state=Count(value=1),
+                provenance=Provenance.now(),
+            )
+            assert isinstance(moved, StateCommitted)
+            assert store.get_state("r-1").version == 1
+            asked.clear()
+            read = store.get_state("r-1", min_version=moved.token, max_wait=0.05)
+            assert read.version == 2
+            assert asked[-1] == "primary"
+            connection.execute(text("SELECT pg_wal_replay_resume()"))
+            connection.commit()
+        asked.clear()
+        assert store.get_state("r-1", min_version=moved.token, max_wait=20).version == 2
+        assert "primary" not in asked
+        replica.dispose()
+        primary.dispose()
