@@ -20,6 +20,7 @@ from ..errors import (
 from ..orm.conflicts import conflict_of
 from ..orm.criteria import filtering, hide, visible
 from ..orm.entity import statements_of
+from ..orm.routing import by_shard
 from ..orm.session_state import log_of
 from ..retry import SERIALIZATION_FAILURE, sqlstate
 from ..row.chunks import chunks
@@ -90,7 +91,21 @@ def try_delete_many(
     if not expected:
         return []
     held = held_instances(session, statements.mapper, expected)
-    connection = connection_of(session, statements)
+    keys, outcomes = list(expected), dict[Any, Any]()
+    for indices in by_shard(session, statements.mapper, keys):
+        own = {keys[index]: expected[keys[index]] for index in indices}
+        outcomes |= _try(session, statements, own, held)
+    return [outcomes[key] for key in keys]
+
+
+def _try(
+    session: Session,
+    statements: Statements[StateT],
+    expected: Mapping[Any, RowVersion],
+    held: Mapping[Any, Any],
+) -> dict[Any, StateCommitted[StateT] | StateConflict]:
+    """Delete rows of one shard; return outcomes by key."""
+    connection = connection_of(session, statements, list(expected))
     try:
         rows, found = _send(connection, statements, expected, filtering(session))
     except DBAPIError as error:
@@ -104,12 +119,14 @@ def try_delete_many(
             listener.deleted(connection, list(rows))
     for key in held.keys() & rows.keys():
         session.expire(held[key])
-    return [
-        StateCommitted(key, base.version, partial(statements.snapshot_of, rows[key]))
+    return {
+        key: StateCommitted(
+            key, base.version, partial(statements.snapshot_of, rows[key])
+        )
         if key in rows
         else _lost(statements, key, base, found.get(key))
         for key, base in expected.items()
-    ]
+    }
 
 
 def _send(

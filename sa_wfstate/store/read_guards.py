@@ -22,6 +22,7 @@ from ..orm.conflicts import conflict_of, conflict_of_all
 from ..orm.entity import statements_of
 from ..orm.events import on_commit
 from ..orm.mixin import WorkflowStateMixin
+from ..orm.routing import connection_for
 from ..orm.row_keys import key_of
 from ..orm.session_state import SessionState, state_of
 from ..orm.tracking import changed_in_place
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from ..row.sql import Lock
     from ..row.statements import Statements
+    from ..values.keys import Key
 
 
 LOCK_TIMEOUT: Final = "30ms"
@@ -102,24 +104,25 @@ def _check(session: Session) -> None:
 
 
 def _guards(session: Session, known: SessionState) -> Iterator[_Guard]:
-    """Return a guard for each table, in one order."""
-    guards: dict[Table, _Guard] = {}
+    """Return a guard for each table in each database, in one order."""
+    guards: dict[tuple[Table, Connection], _Guard] = {}
 
-    def guard_of(statements: Statements[Any]) -> _Guard:
-        if statements.table not in guards:
-            mapper = {"mapper": statements.mapper}
-            connection = session.connection(bind_arguments=mapper)
-            guards[statements.table] = _Guard(connection, statements, {}, {})
-        return guards[statements.table]
+    def guard_of(statements: Statements[Any], key: Key) -> _Guard:
+        connection = connection_for(session, statements.mapper, [key])
+        place = statements.table, connection
+        if place not in guards:
+            guards[place] = _Guard(connection, statements, {}, {})
+        return guards[place]
 
     for (statements, key), seen in (known.required or {}).items():
-        guard_of(statements).required[key] = _Row(statements, seen)
+        guard_of(statements, key).required[key] = _Row(statements, seen)
     for instance in _written(session):
         statements, state = statements_of(type(instance)), inspect(instance)
         row = _Row(statements, seen_of(state) or NOTHING)
-        guard_of(statements).written[key_of(state)] = row
-    for table in sorted(guards, key=lambda table: table.fullname):
-        yield guards[table]
+        key = key_of(state)
+        guard_of(statements, key).written[key] = row
+    for place in sorted(guards, key=lambda place: place[0].fullname):
+        yield guards[place]
 
 
 def _written(session: Session) -> Iterable[WorkflowStateMixin[Any]]:

@@ -31,6 +31,7 @@ from sa_wfstate.history import HistoryMixin, get_version, keep_history
 from sa_wfstate.outbox import IntentMixin, add_intents
 from sa_wfstate.patching import Patch, set_to, try_patch, try_patch_many
 from sa_wfstate.testing import temporary_database
+from sa_wfstate.versions import require_version, try_delete_many
 
 from ..orders import Base as Orders
 from ..orders import Order, OrderState
@@ -200,6 +201,19 @@ def test_merge_is_judged_by_the_primary(
     assert asked["primary"] == 1
 
 
+def test_required_version_is_locked_on_the_primary(
+    routing: sessionmaker[Session], primary: Engine
+) -> None:
+    """A row that must not move until COMMIT is not looked at in a replica."""
+    with Session(primary) as session, session.begin():
+        session.add(Order(workflow_key="o-1", state=OrderState()))
+    with routing() as session, session.begin():
+        require_version(session, session.get_one(Order, "o-1"))
+        session.add(Order(workflow_key="o-2", state=OrderState()))
+    with Session(primary) as session:
+        assert get_state(session, Order, "o-2").version == 1
+
+
 def test_clause_names_the_row(primary: Engine) -> None:
     """A get_bind() of the application's finds table and key in the statement."""
     seen: list[tuple[type, Any, Any]] = []
@@ -304,6 +318,12 @@ def test_patches_go_to_the_shard_of_the_key(
         again = Provenance.now()
         try_patch(session, Order, "a-1", edits, provenance=again)
     assert [each.workflow_key for each in outcomes] == keys
+    with sharded() as session, session.begin():
+        expected = {"a-1": 3, "b-2": 1}
+        gone, kept = try_delete_many(session, Order, expected)
+        assert isinstance(gone, StateCommitted)
+        assert isinstance(kept, StateConflict)
+        session.rollback()
     assert [store.get_state(key).version for key in keys] == [3, 3, 2]
 
 
