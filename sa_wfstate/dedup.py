@@ -51,7 +51,7 @@ from .errors import ActionIdReused
 from .orm.routing import connection_for
 from .payload.actions import digest, uuid_of
 from .row.auxiliary import AuxiliaryTable
-from .row.batch import bound_table
+from .row.batch import bound_table, of_keys
 from .row.chunks import chunks
 from .row.keys import TEXT_KEY, KeyType, StoredKey, checked_type
 from .store.connections import Connections
@@ -145,7 +145,7 @@ class DedupLog:
         )
         pairs = bound_table({"key": c.workflow_key.type, "id": c.action_id.type})
         self._lookup_many = lookup.join(
-            pairs, (c.workflow_key == pairs.c.key) & (c.action_id == pairs.c.id)
+            pairs, of_keys(c.workflow_key, pairs.c.key) & (c.action_id == pairs.c.id)
         )
 
     def lookup(

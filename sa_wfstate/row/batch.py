@@ -228,13 +228,7 @@ def _compile(element: BoundArray, compiler: SQLCompiler, **kw: Any) -> str:
 
 def of_keys(key: Any, new: Any) -> ColumnElement[bool]:
     """Return the criterion that *key* is that of a row of a bound table."""
-    return and_(key == new, in_keys(key))
-
-
-def in_keys(key: Any) -> ColumnElement[bool]:
-    """Return the criterion that *key* is in the array of the keys."""
-    matches: ColumnElement[bool] = key == func.any(BoundArray("wfs_key", Text()))
-    return matches
+    return and_(key == new, key == func.any(BoundArray("wfs_key", new.type)))
 
 
 def bound_table(types: Mapping[str, Any]) -> TableValuedAlias:

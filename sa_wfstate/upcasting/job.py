@@ -33,7 +33,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..errors import MappingError, PayloadError
 from ..retry import sqlstate
-from ..row.batch import bound_table, in_keys
+from ..row.batch import bound_table, of_keys
 from ..row.columns import quoted
 
 if TYPE_CHECKING:
@@ -203,14 +203,14 @@ class UpcastJob:
                 connection.execute(swap, dict(zip(names, each, strict=True))).rowcount
                 for each in swaps
             )
-        new = bound_table({**_ARRAYS, "key": self._key_type})
+        key, new = self._columns[0], bound_table({**_ARRAYS, "key": self._key_type})
         swap = self._swap_to(
             new.c.key, new.c.version, new.c.schema, cast(new.c.state, JSONB)
         )
         values = zip(*swaps, strict=True)
         written = connection.execute(
             # As in row/batch.py, for partitions.
-            swap.where(in_keys(self._columns[0])).returning(self._columns[1]),
+            swap.where(of_keys(key, new.c.key)).returning(self._columns[1]),
             {f"wfs_{n}": list(v) for n, v in zip(_ARRAYS, values, strict=True)},
         )
         return len(written.all())
