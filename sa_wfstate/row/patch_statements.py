@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -59,12 +60,11 @@ class PatchStatements:
 
     def update(self, shape: PatchShape, when: ColumnElement[bool] | None) -> Any:
         """Return the UPDATE that applies a patch and returns the new state."""
-        statement = self._once("update", shape, self._update)
-        return self._if(statement, when)
+        return self._if("update", shape, self._update, when)
 
     def look(self, shape: PatchShape, when: ColumnElement[bool] | None) -> Any:
         """Return the SELECT that locks the row and returns what its state would be."""
-        return self._if(self._once("look", shape, self._look), when)
+        return self._if("look", shape, self._look, when)
 
     def write(self, shape: PatchShape) -> Any:
         """Return the UPDATE of a row that was locked and looked at."""
@@ -79,7 +79,7 @@ class PatchStatements:
 
     def look_many(self, edits: Shapes, when: ColumnElement[bool] | None) -> Any:
         """Return the SELECT for many rows that locks them and returns new states."""
-        return self._if(self._once("look_many", edits, self._look_many), when)
+        return self._if("look_many", edits, self._look_many, when)
 
     def write_many(self, edits: Shapes) -> Any:
         """Return the UPDATE of many rows that were locked and looked at."""
@@ -91,11 +91,19 @@ class PatchStatements:
             self._built[place] = build(shape)
         return self._built[place]
 
-    def _if(self, statement: Any, when: ColumnElement[bool] | None) -> Any:
+    def _if(
+        self, name: str, shape: Any, build: Any, when: ColumnElement[bool] | None
+    ) -> Any:
+        """Return the statement for rows of the current shape that meet *when*."""
         if when is None:
-            return statement.where(self._same_shape)
+            built = partial(self._if_current, build)
+            return self._once(f"{name} without when", shape, built)
+        statement = self._once(name, shape, build)
         # Alone, an expression of a mapped class would make an ORM statement of it.
         return statement.where(and_(self._same_shape, when))
+
+    def _if_current(self, build: Any, shape: Any) -> Any:
+        return build(shape).where(self._same_shape)
 
     def _where(self, shape: PatchShape) -> list[ColumnElement[bool]]:
         where = [self._key, self._statements.own_rows]

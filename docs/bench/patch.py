@@ -1,0 +1,228 @@
+"""A patch against reading a state, changing a field, and committing it.
+
+The first table has time and CPU of the client for each, in rounds that take turns: the
+median of the ratios, and in brackets that of the fastest rounds. The second one has a
+counter on one key that several processes increment: by patches, and by reading and
+committing until the commit wins, with the pauses of ``RetryPolicy``. ``--seconds`` is
+the length of each run there.
+
+Commits do not wait for the disk: a slow one hides all else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from _harness import postgresql
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase
+
+from sa_wfstate import (
+    CanonicalStore,
+    Provenance,
+    RetryPolicy,
+    StateConflict,
+    WorkflowStateMixin,
+    field_of,
+)
+from sa_wfstate.patching import increment, set_to
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SIZES = {"0.3 kB": 6, "2 kB": 50, "20 kB": 510}
+"""Lines of each state; one has some 40 bytes."""
+
+CALLS = 20
+"""Calls of each contender in a round."""
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class OrderState(BaseModel):
+    status: str = "new"
+    visits: int = 0
+    lines: list[str] = []
+
+
+class Order(WorkflowStateMixin[OrderState], Base):
+    __tablename__ = "orders"
+
+
+STATUS = field_of(Order.state, lambda state: state.status)
+VISITS = field_of(Order.state, lambda state: state.visits)
+
+
+def create(store: CanonicalStore[OrderState], key: str, lines: int) -> None:
+    """Create an order."""
+    state = OrderState(lines=[uuid4().hex for _ in range(lines)])
+    provenance = Provenance.now()
+    store.try_commit(
+        workflow_key=key, expected_version=0, state=state, provenance=provenance
+    )
+
+
+def contenders(
+    store: CanonicalStore[OrderState], key: str
+) -> dict[str, Callable[[], object]]:
+    """Return the two ways to change a field."""
+
+    def commit() -> object:
+        snapshot = store.get_state(key)
+        state = snapshot.state.model_copy(update={"status": uuid4().hex})
+        return store.try_commit(
+            workflow_key=key,
+            expected_version=snapshot.version,
+            state=state,
+            provenance=Provenance.now(),
+        )
+
+    def patch() -> object:
+        return store.try_patch(
+            workflow_key=key,
+            edits=[set_to(STATUS, uuid4().hex)],
+            provenance=Provenance.now(),
+        )
+
+    return {"get_state + try_commit": commit, "try_patch": patch}
+
+
+def measure(run: Callable[[], object]) -> tuple[float, float]:
+    """Return seconds and CPU seconds of some calls."""
+    begin, cpu = time.perf_counter(), time.process_time()
+    for _ in range(CALLS):
+        run()
+    return time.perf_counter() - begin, time.process_time() - cpu
+
+
+def compare(url: Any, rounds: int) -> None:
+    """Print the table of one writer."""
+    engine = create_engine(url)
+    store = CanonicalStore(engine, Order)
+    table = Table("", *SIZES, title="Change a field: time, and CPU of the client")
+    cells: dict[str, list[str]] = {}
+    for size, lines in SIZES.items():
+        create(store, size, lines)
+        runs = contenders(store, size)
+        results: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+        for run in runs.values():
+            measure(run)
+        for _ in range(rounds):
+            for name in random.sample(list(runs), len(runs)):
+                results[name].append(measure(runs[name]))
+        (base, times), (other, patched) = results.items()
+        pairs = list(zip(patched, times, strict=True))
+        ratios = [
+            f"{statistics.median(p[i] / t[i] for p, t in pairs):.2f}"
+            f" ({min(p[i] for p in patched) / min(t[i] for t in times):.2f})"
+            for i in (0, 1)
+        ]
+        each = statistics.median(t[0] for t in times) / CALLS * 1e6
+        cells.setdefault(base, []).append(f"{each:.0f} µs")
+        cells.setdefault(other, []).append(" CPU ".join(ratios))
+    for name, row in cells.items():
+        table.add_row(name, *row)
+    Console(width=120).print(table)
+    engine.dispose()
+
+
+def count(address: str, way: str, seconds: float, done: Any) -> None:
+    """Increment the counter for some seconds, in a process of its own."""
+    engine = create_engine(address)
+    store = CanonicalStore(engine, Order)
+    edits, policy = [increment(VISITS, 1)], RetryPolicy()
+    store.get_state("counter")
+    until, won, lost = time.monotonic() + seconds, 0, 0
+    while time.monotonic() < until:
+        attempt, outcome = 1, once(store, way, edits)
+        while isinstance(outcome, StateConflict) and time.monotonic() < until:
+            lost += 1
+            time.sleep(random.random() * policy.ceiling(attempt))
+            attempt, outcome = attempt + 1, once(store, way, edits)
+        won += not isinstance(outcome, StateConflict)
+    engine.dispose()
+    done.put((won, lost))
+
+
+def once(store: CanonicalStore[OrderState], way: str, edits: Any) -> Any:
+    """Make one attempt to increment the counter."""
+    now = Provenance.now()
+    if way == "try_patch":
+        return store.try_patch(workflow_key="counter", edits=edits, provenance=now)
+    snapshot = store.get_state("counter")
+    state = snapshot.state
+    state.visits += 1
+    return store.try_commit(
+        workflow_key="counter",
+        expected_version=snapshot.version,
+        state=state,
+        provenance=now,
+    )
+
+
+def contend(url: Any, processes: list[int], seconds: float, rounds: int) -> None:
+    """Print the table of a counter that processes contend for."""
+    engine = create_engine(url)
+    create(CanonicalStore(engine, Order), "counter", SIZES["0.3 kB"])
+    engine.dispose()
+    address = url.render_as_string(hide_password=False)
+    context = multiprocessing.get_context("fork")
+    table = Table("processes", "read and commit", "try_patch", "ratio", "conflicts")
+    for number in processes:
+        rates: dict[str, list[float]] = {"commit": [], "try_patch": []}
+        conflicts = dict.fromkeys(rates, 0)
+        for _ in range(rounds):
+            for way, each in rates.items():
+                done = context.Queue()
+                arguments = (address, way, seconds, done)
+                workers = [
+                    context.Process(target=count, args=arguments) for _ in range(number)
+                ]
+                for worker in workers:
+                    worker.start()
+                answers = [done.get(timeout=120) for _ in workers]
+                for worker in workers:
+                    worker.join()
+                each.append(sum(won for won, _ in answers) / seconds)
+                conflicts[way] += sum(lost for _, lost in answers)
+        pairs = zip(rates["try_patch"], rates["commit"], strict=True)
+        table.add_row(
+            str(number),
+            *(f"{statistics.median(each):.0f}/s" for each in rates.values()),
+            f"{statistics.median(a / b for a, b in pairs):.1f}",
+            " and ".join(map(str, conflicts.values())),
+        )
+    Console(width=120).print(table)
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=25, help="of one writer")
+    parser.add_argument("--processes", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each run")
+    parser.add_argument("--runs", type=int, default=3, help="of each contender")
+    options = parser.parse_args()
+    with postgresql(fsync="off") as url:
+        engine = create_engine(url)
+        Base.metadata.create_all(engine)
+        engine.dispose()
+        compare(url, options.rounds)
+        contend(url, options.processes, options.seconds, options.runs)
+
+
+if __name__ == "__main__":
+    main()
