@@ -19,11 +19,11 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import flag_dirty, flag_modified
 
 from ..row.types import Unread
-from .baseline import Baseline, baselines_of, is_changed, tracked
+from .baseline import Baseline, baselines_of, tracked
 from .collecting import Kept, prepare_insert, prepare_update
 from .mixin import WorkflowStateMixin
 from .session_state import Flush, existing_state_of, state_of
-from .tracking import altered_in
+from .tracking import altered_in, changed_in_place
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction, UOWTransaction
@@ -154,10 +154,9 @@ def after_flush_postexec(session: Session, _: object) -> None:
         known.flag()
         return
     # All of them flagged, a commit would flush without end: only what a listener of
-    # this flush has changed goes into another one.
-    for state, key in flush.touched:
-        instance = state.obj()
-        if instance is not None and is_changed(state, key):
+    # this flush has changed, also one that has kept the value, goes into another one.
+    for state, instance in list(known.touched.items()):
+        if state.session is session and changed_in_place(instance):
             flag_dirty(instance)
 
 

@@ -406,6 +406,22 @@ def test_mapper_listener_may_change_an_instance_outside_of_the_flush(
     assert row(engine, "d-2") == (2, ["seen"])
 
 
+@EXPIRE
+@pytest.mark.parametrize("name", ["before_insert", "after_insert", "after_flush"])
+def test_commit_writes_what_a_listener_changed_through_a_reference(
+    engine: Engine, documents: Any, name: str, *, expire: bool
+) -> None:
+    """The listener is that of another row, or of the session."""
+    with Session(engine, expire_on_commit=expire) as session:
+        kept = session.get_one(documents.Document, KEY).state
+        target = session if name == "after_flush" else documents.Ticket
+        listener = lambda *_: kept.log.append("seen")  # noqa: E731
+        event.listen(target, name, listener, once=True)
+        session.add(documents.Ticket())
+        session.commit()
+    assert row(engine) == (2, ["seen"])
+
+
 @READ
 @pytest.mark.parametrize("assign", [False, True], ids=["in place", "assigned"])
 @pytest.mark.parametrize(

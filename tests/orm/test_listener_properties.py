@@ -304,6 +304,8 @@ class Machine(RuleBasedStateMachine):
         what=st.sampled_from(["read", "change", "change", "assign", "held", "veto"]),
     )
     def arm(self, name: str, at: str, on: str, what: str) -> None:
+        if (name, what) == ("after_flush_postexec", "held"):
+            return  # The one change that a commit does not detect; it is documented.
         armed = Armed(at, what, on, next(self.values))
         for side in self.sides:
             side.armed[name] = armed
