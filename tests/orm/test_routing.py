@@ -370,6 +370,29 @@ def test_store_and_service_work_on_shards(
     assert keys_in(shards["b"], OrderActions) == ["b-1", "b-2"]
 
 
+def test_service_works_on_shards(
+    sharded: sessionmaker[ShardedSession], shards: dict[str, Engine]
+) -> None:
+    """Each action is handled, and claimed, in the shard of its key."""
+
+    def pay(state: OrderState, _: Action[Any]) -> OrderState:
+        return state.model_copy(update={"status": "paid"})
+
+    service = ReducerService(
+        sharded, Order, pay, initial=OrderState, dedup=OrderActions
+    )
+    actions = [
+        Action(workflow_key=key, action_id=UUID(int=number), payload=None)
+        for number, key in enumerate(("b-1", "a-2", "a-1", "b-2"))
+    ]
+    assert service.handle(actions[0]).version == 1
+    results = service.handle_many(actions)
+    assert [each.version for each in results] == [1, 1, 1, 1]  # type: ignore[union-attr]
+    assert [each.replayed for each in results] == [True, False, False, False]  # type: ignore[union-attr]
+    assert keys_in(shards["a"], OrderActions) == ["a-1", "a-2"]
+    assert keys_in(shards["b"], OrderActions) == ["b-1", "b-2"]
+
+
 def test_criteria_hide_rows_of_a_shard(
     sharded: sessionmaker[ShardedSession],
 ) -> None:
