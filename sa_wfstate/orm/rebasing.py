@@ -95,23 +95,20 @@ def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
 
 
 def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.origin is not SessionTransactionOrigin.SUBTRANSACTION:
+        return
     known = existing_state_of(session)
     flush = None if known is None else known.flush
-    if (
-        known is None
-        or flush is None
-        or flush.executing
-        or flush.context is None
-        or transaction.origin is not SessionTransactionOrigin.SUBTRANSACTION
-    ):
+    context = None if flush is None else flush.context
+    if known is None or flush is None or flush.executing or context is None:
         return
     groups, entity = dict[type[Any], list[_Row]](), None
     try:
         for state, references in known.replaced.items():
             check_replaced(state, references)
-        groups = _changed_rows(session, known, flush, flush.context)
+        groups = _changed_rows(session, known, flush, context)
         for entity in sorted(groups, key=lambda each: each.__name__):
-            _rebase(session, known, flush.context, groups[entity])
+            _rebase(session, known, context, groups[entity])
     except DBAPIError as error:
         # As a flush does when a statement of its own fails.
         transaction.rollback()
@@ -126,8 +123,8 @@ def after_transaction_create(session: Session, transaction: SessionTransaction) 
 
 
 def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    known = existing_state_of(session)
-    if known is not None and transaction.parent is None:
+    known = None if transaction.parent else existing_state_of(session)
+    if known is not None:
         # References to what an expired instance held are void in any case.
         for state in [*known.replaced]:
             if state.expired or state.obj() is None:
