@@ -27,7 +27,7 @@ from sa_wfstate import (
 )
 from sa_wfstate.errors import IfMatchRefused, OutcomeUnknown, UnflushedChanges
 from sa_wfstate.http import STATUS, etag, if_match, problem
-from sa_wfstate.versions import RowVersion
+from sa_wfstate.versions import RowVersion, expect_version
 
 from .orders import Base, Order, OrderState
 
@@ -282,3 +282,24 @@ def test_state_read_at_another_version_than_the_header_is_not_written(
     stale = 2 if header == '"3-effect-3"' else if_match(header).version
     assert (lost.expected_version, lost.actual_version) == (stale, before.version)
     assert problem(lost, if_match=header)[0] == 412
+
+
+@pytest.mark.parametrize("header", ['"1-effect-1"', '"2-other"', '"9-effect-9"'])
+def test_handler_of_a_unit_of_work_cannot_lose_an_update(
+    rows: Engine, header: str
+) -> None:
+    """It reads, changes, and commits an instance with the version of the header."""
+    with Session(rows) as session:
+        order = session.get_one(Order, "o-1")
+        expect_version(order, if_match(header))
+        order.state.status = "cancelled"
+        with pytest.raises(StateConflict) as lost:
+            session.commit()
+    assert problem(lost.value, if_match=header)[0] == 412
+    with Session(rows) as session:
+        assert session.get_one(Order, "o-1").version == 2
+        order = session.get_one(Order, "o-1")
+        expect_version(order, if_match(etag(order)))
+        order.state.status = "cancelled"
+        session.commit()
+        assert etag(order).startswith('"3-')
