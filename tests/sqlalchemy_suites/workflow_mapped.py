@@ -1,6 +1,7 @@
 """A pytest plugin: SQLAlchemy's tests run while a workflow class is mapped.
 
-Its fixtures call ``clear_mappers()``, so the class is mapped anew for each test.
+Its fixtures call ``clear_mappers()``, so the class is mapped anew for each test. Those
+of its events remove all listeners from mappers, ours included.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy import event
+from sqlalchemy.orm import DeclarativeBase, Mapper
 
 from sa_wfstate import WorkflowStateMixin
+from sa_wfstate.orm import attributes, events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +27,10 @@ class OrderState(BaseModel):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Iterator[None]:
     """Map a workflow class, and configure it, before the test itself runs."""
+    if not event.contains(Mapper, events.MAPPED, attributes.after_mapper_constructed):
+        for target, name, listener, options in events.LISTENERS:
+            if target is WorkflowStateMixin:
+                event.listen(target, name, listener, **options)
 
     class Base(DeclarativeBase):
         pass
