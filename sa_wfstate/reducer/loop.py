@@ -182,7 +182,8 @@ class ReducerLoop:
                     return None
                 if batch.write is None:
                     raise
-                conflict = refused(self._statements, batch.write, error)
+                lost = {batch.key: batch.write.version - 1}
+                conflict = refused(self._statements, lost, error)
                 if conflict is None:
                     raise
                 return conflict

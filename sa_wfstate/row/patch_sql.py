@@ -78,10 +78,14 @@ def patched(
     return _SQL(f"coalesce({{}}, '{NO_PLACE}')", new)
 
 
-def parameters_of(shape: EditShape, number: int) -> list[str]:
-    """Return the names of the parameters of the edit at *number*."""
-    names = [f"path_{number}"]
-    return names if shape.type is EditType.REMOVE else [*names, f"value_{number}"]
+def parameters_of(shapes: Sequence[EditShape]) -> list[str]:
+    """Return the names of the parameters of edits of *shapes*."""
+    names = []
+    for number, shape in enumerate(shapes):
+        names.append(f"path_{number}")
+        if shape.type is not EditType.REMOVE:
+            names.append(f"value_{number}")
+    return names
 
 
 def _edited(

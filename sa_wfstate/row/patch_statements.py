@@ -161,14 +161,8 @@ class PatchStatements:
         return patched(self._columns.state, edits, parameter)
 
     def _rows(self, edits: Shapes, **more: Any) -> Any:
-        names = [
-            name
-            for number, shape in enumerate(edits)
-            for name in parameters_of(shape, number)
-        ]
-        return bound_table(
-            {"key": self._key_type, **more, **dict.fromkeys(names, Text())}
-        )
+        values = dict.fromkeys(parameters_of(edits), Text())
+        return bound_table({"key": self._key_type, **more, **values})
 
     def _look_many(self, edits: Shapes) -> Any:
         c = self._columns

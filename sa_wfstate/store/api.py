@@ -189,7 +189,7 @@ def try_commit(
     try:
         write, outcome = commit_on(statements, write, base, rules, send)
     except DBAPIError as error:
-        conflict = refused(statements, write, error)
+        conflict = refused(statements, {write.workflow_key: write.version - 1}, error)
         if conflict is None:
             raise
         raise conflict from error

@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session
 
 from ..commit_listeners import follow, listeners_of
 from ..errors import PayloadError, StateConflict
-from ..orm.conflicts import conflict_of_all
 from ..orm.criteria import filtering, hide, visible
 from ..orm.entity import statements_of
 from ..orm.routing import by_shard
@@ -158,8 +157,8 @@ def commit_batch(
             written |= _send(connection, statements, own)
         except DBAPIError as error:
             # The database has refused the transaction: each write is lost.
-            refusals = [refused(statements, write, error) for write in chunk]
-            conflict = conflict_of_all([each for each in refusals if each is not None])
+            lost = {write.workflow_key: write.version - 1 for write in chunk}
+            conflict = refused(statements, lost, error)
             if conflict is None:
                 raise
             raise conflict from error

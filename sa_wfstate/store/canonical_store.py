@@ -151,7 +151,7 @@ class CanonicalStore(Generic[StateT]):
         except (DBAPIError, OSError) as error:
             if raised_by_signal_handler(error):
                 raise
-            conflict = refused(statements, write, error)
+            conflict = refused(statements, {key: write.version - 1}, error)
             if conflict is None:
                 if classify(error, committing=sent) is not ErrorKind.UNKNOWN:
                     raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from ..errors import ConflictReason, PayloadError, StateConflict, WriteSuppressed
-from ..orm.conflicts import conflict_of
+from ..orm.conflicts import conflict_of, conflict_of_all
 from ..orm.criteria import hide, read_visible, visible
 from ..payload.canonical import canonical_json
 from ..payload.codec import first_problem
@@ -281,15 +281,18 @@ def conflict_of_write(
 
 
 def refused(
-    statements: Statements[Any], write: Write, error: BaseException
+    statements: Statements[Any], expected: Mapping[Any, int], error: BaseException
 ) -> StateConflict | None:
-    """Return the conflict that *error* reports, without the current row."""
+    """Return the conflict of all rows that *error* refused, None if it is another one.
+
+    *expected* are their versions, by key. The current rows are not read.
+    """
     if sqlstate(error) != SERIALIZATION_FAILURE:
         return None
-    return StateConflict(
-        statements.entity,
-        write.workflow_key,
-        write.version - 1,
-        None,
-        ConflictReason.SERIALIZATION,
+    reason = ConflictReason.SERIALIZATION
+    return conflict_of_all(
+        [
+            StateConflict(statements.entity, key, version, None, reason)
+            for key, version in expected.items()
+        ]
     )

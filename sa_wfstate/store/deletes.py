@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 
 from ..commit_listeners import listeners_of
 from ..errors import (
-    ConflictReason,
     MappingError,
     StateConflict,
     WriteSuppressed,
@@ -22,14 +21,13 @@ from ..orm.criteria import filtering, hide, visible
 from ..orm.entity import statements_of
 from ..orm.routing import by_shard
 from ..orm.session_state import log_of
-from ..retry import SERIALIZATION_FAILURE, sqlstate
 from ..row.chunks import chunks
 from ..row.json_text import AsText
 from ..values.keys import Key
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
 from .api import Entity, connection_of
-from .compare_and_set import check_version
+from .compare_and_set import check_version, refused
 from .instances import held_instances
 
 if TYPE_CHECKING:
@@ -109,9 +107,11 @@ def _try(
     try:
         rows, found = _send(connection, statements, expected, filtering(session))
     except DBAPIError as error:
-        if sqlstate(error) != SERIALIZATION_FAILURE:
+        lost = {key: base.version for key, base in expected.items()}
+        conflict = refused(statements, lost, error)
+        if conflict is None:
             raise
-        raise _refused(statements, expected) from error
+        raise conflict from error
     if rows:
         deleted = {key: expected[key] for key in rows}
         log_of(session).record_deletes(connection, statements, deleted)
@@ -158,18 +158,6 @@ def _lost(
     if conflict is None:
         raise WriteSuppressed(statements.entity, key, base.version)
     return conflict
-
-
-def _refused(
-    statements: Statements[Any], expected: Mapping[Any, RowVersion]
-) -> StateConflict:
-    """Return the conflict of a transaction that the database has refused."""
-    reason = ConflictReason.SERIALIZATION
-    first, *others = (
-        StateConflict(statements.entity, key, base.version, None, reason)
-        for key, base in expected.items()
-    )
-    return first.together_with(tuple(others))
 
 
 def _expected(

@@ -30,6 +30,11 @@ class Prepared(NamedTuple):
     values: dict[str, str]
     shape: PatchShape
 
+    @property
+    def expected_version(self) -> int:
+        """The version that a conflict names; 0 if the patch expects none."""
+        return 0 if self.expected is None else self.expected.version
+
 
 def prepare_patch(
     statements: Statements[Any],

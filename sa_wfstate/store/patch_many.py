@@ -15,7 +15,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from ..errors import PayloadError, StateConflict, WriteSuppressed
-from ..orm.conflicts import conflict_of_all
 from ..orm.criteria import filtering, visible
 from ..orm.entity import statements_of
 from ..orm.routing import by_shard
@@ -29,6 +28,7 @@ from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
 from ..values.write import Batch, Write, Written
 from .api import Entity, connection_of
+from .compare_and_set import refused
 from .instances import adopt, held_instances
 from .patch_checks import check_condition, prepare_patch
 from .patch_row import (
@@ -38,7 +38,6 @@ from .patch_row import (
     require_postgresql,
     write_of,
 )
-from .patches import refused_patch
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -106,8 +105,8 @@ def try_patch_many(
         try:
             writes, made = batch.send()
         except DBAPIError as error:
-            refusals = [refused_patch(statements, p, error) for p in own.values()]
-            conflict = conflict_of_all([each for each in refusals if each is not None])
+            lost = {key: patch.expected_version for key, patch in own.items()}
+            conflict = refused(statements, lost, error)
             if conflict is None:
                 raise
             raise conflict from error
@@ -225,13 +224,8 @@ class _Batch:
 
     def _arrays(self, shapes: Shapes, keys: Sequence[Key]) -> dict[str, Any]:
         """Return the values of the edits, as arrays."""
-        names = [
-            name
-            for number, shape in enumerate(shapes)
-            for name in parameters_of(shape, number)
-        ]
         arrays: dict[str, Any] = {
             f"wfs_{name}": [self._patches[key].values[name] for key in keys]
-            for name in names
+            for name in parameters_of(shapes)
         }
         return arrays | {"wfs_key": list(keys)}

@@ -247,6 +247,10 @@ def _refuse_other_shape(
 
 def missing(statements: Statements[Any], patch: Prepared) -> StateConflict:
     """Return the conflict of a *patch* without a row."""
-    expected = 0 if patch.expected is None else patch.expected.version
-    reason = ConflictReason.MISSING
-    return StateConflict(statements.entity, patch.workflow_key, expected, None, reason)
+    return StateConflict(
+        statements.entity,
+        patch.workflow_key,
+        patch.expected_version,
+        None,
+        ConflictReason.MISSING,
+    )

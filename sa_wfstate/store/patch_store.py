@@ -15,10 +15,10 @@ from ..errors import OutcomeUnknown, StateConflict
 from ..retry import ErrorKind, classify
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
+from .compare_and_set import refused
 from .connections import READ_COMMITTED, limit_lock_waits
 from .patch_checks import check_condition, prepare_patch
 from .patch_row import patch_row
-from .patches import refused_patch
 from .unknown_commit import Verdict, verdict_of
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ class PatchTransaction(Generic[StateT]):
                         own=True,
                     )
             except (DBAPIError, OSError) as error:
-                conflict = refused_patch(self._statements, patch, error)
+                lost = {workflow_key: patch.expected_version}
+                conflict = refused(self._statements, lost, error)
                 if conflict is not None:
                     return conflict
                 if outcome is None or not _is_uncertain(error):

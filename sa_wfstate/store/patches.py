@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from ..errors import ConflictReason, StateConflict
+from ..errors import StateConflict
 from ..orm.criteria import filtering
 from ..orm.entity import statements_of
-from ..retry import SERIALIZATION_FAILURE, sqlstate
 from ..row.edits import Edit
 from ..values.keys import Key
 from ..values.provenance import Provenance
@@ -20,14 +19,10 @@ from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
 from ..values.write import Batch
 from .api import Entity, connection_of
+from .compare_and_set import refused
 from .instances import adopt, held_instances
 from .patch_checks import check_condition, prepare_patch
 from .patch_row import patch_row
-
-if TYPE_CHECKING:
-    from ..row.statements import Statements
-    from .patch_checks import Prepared
-
 
 StateT = TypeVar("StateT")
 
@@ -70,25 +65,10 @@ def try_patch(
             connection, statements, patch, when, session=filtering(session), own=False
         )
     except DBAPIError as error:
-        conflict = refused_patch(statements, patch, error)
+        conflict = refused(statements, {workflow_key: patch.expected_version}, error)
         if conflict is None:
             raise
         raise conflict from error
     if write is not None:
         adopt(session, connection, statements, Batch.of([write]), [outcome], held)
     return outcome
-
-
-def refused_patch(
-    statements: Statements[Any], patch: Prepared, error: BaseException
-) -> StateConflict | None:
-    """Return the conflict that *error* reports, without the current row."""
-    if sqlstate(error) != SERIALIZATION_FAILURE:
-        return None
-    return StateConflict(
-        statements.entity,
-        patch.workflow_key,
-        0 if patch.expected is None else patch.expected.version,
-        None,
-        ConflictReason.SERIALIZATION,
-    )
