@@ -25,6 +25,7 @@ from .compare_and_set import (
 from .connections import READ_COMMITTED, Connections, limit_lock_waits
 from .freshness import read_at, required_of
 from .rebasing import commit_on, rules_of
+from .unknown_commit import may_pass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -201,7 +202,7 @@ class CanonicalStore(Generic[StateT]):
         send = partial(self._send_again, write)
         try:
             outcome = self._resolve.call(
-                send, retry_if=_may_pass, sleep=self._wait.sleep
+                send, retry_if=may_pass, sleep=self._wait.sleep
             )
         except (DBAPIError, OSError, PoolTimeoutError) as error:
             if raised_by_signal_handler(error):
@@ -233,9 +234,3 @@ def _the_one(state: StateT, state_prime: StateT) -> StateT:
     if (state is NOT_GIVEN) is (state_prime is NOT_GIVEN):
         raise TypeError("try_commit() takes either state= or state_prime=")
     return state_prime if state is NOT_GIVEN else state
-
-
-def _may_pass(error: BaseException) -> bool:
-    kinds = {ErrorKind.TRANSIENT, ErrorKind.UNKNOWN}
-    passing = classify(error, committing=True) in kinds
-    return passing and not raised_by_signal_handler(error)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from .._concurrency import raised_by_signal_handler
 from ..errors import OutcomeUnknown, StateConflict
 from ..retry import ErrorKind, classify
 from ..values.row_version import RowVersion
@@ -19,7 +20,7 @@ from .compare_and_set import refused
 from .connections import READ_COMMITTED, limit_lock_waits
 from .patch_checks import check_condition, prepare_patch
 from .patch_row import patch_row
-from .unknown_commit import Verdict, verdict_of
+from .unknown_commit import Verdict, may_pass, verdict_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,6 +83,8 @@ class PatchTransaction(Generic[StateT]):
                         own=True,
                     )
             except (DBAPIError, OSError) as error:
+                if raised_by_signal_handler(error):
+                    raise
                 lost = {workflow_key: patch.expected_version}
                 conflict = refused(self._statements, lost, error)
                 if conflict is not None:
@@ -114,9 +117,11 @@ class PatchTransaction(Generic[StateT]):
 
         try:
             verdict = self._resolve.call(
-                look, retry_if=_may_pass, sleep=self._wait.sleep
+                look, retry_if=may_pass, sleep=self._wait.sleep
             )
-        except (DBAPIError, OSError, PoolTimeoutError):
+        except (DBAPIError, OSError, PoolTimeoutError) as error:
+            if raised_by_signal_handler(error):
+                raise
             verdict = Verdict.UNKNOWN
         if verdict is Verdict.UNKNOWN:
             raise OutcomeUnknown(
@@ -139,7 +144,3 @@ def _replayed(
 
 def _is_uncertain(error: BaseException) -> bool:
     return classify(error, committing=True) is ErrorKind.UNKNOWN
-
-
-def _may_pass(error: BaseException) -> bool:
-    return classify(error, committing=True) in {ErrorKind.TRANSIENT, ErrorKind.UNKNOWN}

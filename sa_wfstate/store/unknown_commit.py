@@ -27,9 +27,11 @@ from sqlalchemy.sql.elements import (
 )
 from sqlalchemy.sql.expression import SelectBase, UpdateBase
 
+from .._concurrency import raised_by_signal_handler
 from ..commit_listeners import KeepsEffects, listeners_of
 from ..orm.events import off_statement, on_statement
 from ..orm.write_log import Operation, OperationType, written_on
+from ..retry import ErrorKind, classify
 from ..values.row_version import RowVersion
 from .connections import limit_lock_waits
 
@@ -56,6 +58,13 @@ class Verdict(Enum):
 
 class StillRunning(TimeoutError):
     """The transaction whose answer was lost has not ended."""
+
+
+def may_pass(error: BaseException) -> bool:
+    """Return whether finding out may succeed when it is tried again after *error*."""
+    kinds = {ErrorKind.TRANSIENT, ErrorKind.UNKNOWN}
+    passing = classify(error, committing=True) in kinds
+    return passing and not raised_by_signal_handler(error)
 
 
 class _Row(NamedTuple):

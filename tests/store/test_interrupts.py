@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.orm import Session, sessionmaker
 
-from sa_wfstate import CanonicalStore, Provenance, run_transaction
+from sa_wfstate import CanonicalStore, Provenance, field_of, run_transaction
 from sa_wfstate.hooks.base import notify
+from sa_wfstate.patching import set_to
 
 from ..orders import Base, Order, OrderState
 
@@ -107,3 +108,30 @@ def test_interrupted_hook_interrupts_its_caller() -> None:
     """A hook that fails is logged; one that a signal interrupts is not the culprit."""
     with pytest.raises(TimeoutError):
         notify(interrupt)
+
+
+def test_interrupted_patch_is_not_looked_up(orders: Engine) -> None:
+    """The error ends try_patch() of a store also out of its COMMIT."""
+    store = CanonicalStore(orders, Order)
+    store.try_commit(
+        workflow_key="o-1",
+        expected_version=0,
+        state=OrderState(),
+        provenance=Provenance.now(),
+    )
+    commits: list[object] = []
+
+    @event.listens_for(orders, "commit")
+    def fail(connection: object) -> None:
+        commits.append(connection)
+        interrupt()
+
+    status = field_of(Order.state, lambda state: state.status)
+    with pytest.raises(TimeoutError):
+        store.try_patch(
+            workflow_key="o-1",
+            edits=[set_to(status, "paid")],
+            provenance=Provenance.now(),
+        )
+    assert len(commits) == 1
+    assert store.get_state("o-1").version == 1
