@@ -15,7 +15,8 @@ from sqlalchemy.orm import InstanceState, LoaderCallableStatus, Session
 from ..errors import PayloadError
 from ..payload.changes import document_of, is_same, pointers_of
 from ..row.columns import Columns
-from ..row.types import PydanticJSON, Unread
+from ..row.types import PydanticJSON
+from ..row.unread import Unread
 from ..values.changes import Changes
 from ..values.snapshot import WorkflowSnapshot, beside_of, source_of
 from .baseline import SQL, Baseline, baselines_of, tracked

@@ -29,7 +29,8 @@ from sqlalchemy.orm.instrumentation import manager_of_class
 from ..errors import MappingError, PayloadError
 from ..payload.losses import losses
 from ..row.columns import column_of
-from ..row.types import Before, PydanticJSON, Unread, UnreadJSON
+from ..row.types import PydanticJSON, UnreadJSON
+from ..row.unread import Before, Unread
 from .baseline import is_changed, original, read, take_baseline, track, tracked
 from .refusals import refusing
 from .tracking import hold, touch
@@ -154,7 +155,7 @@ class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
     an alias, which may be a subquery without them, or an eager load has it marked.
     """
 
-    __slots__ = ("_plain", "_row", "_schema")
+    __slots__ = ("_load", "_plain", "_row", "_schema")
     columns: Any
 
     def __init__(self, parent: Any, strategy_key: Any) -> None:
@@ -163,7 +164,7 @@ class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
         (column,) = self.columns
         unread = column.type.unread()
         self.columns = [type_coerce(column, unread).label(column.key)]
-        self._schema, self._row = unread.payload_schema, ()
+        self._schema, self._load, self._row = unread.payload_schema, unread.load, ()
         beside = [column_of(column.table, name) for name in _BESIDE]
         if self._schema is not None and all(each is not None for each in beside):
             text = type_coerce(column, UnreadJSON(unread.type_))
@@ -212,7 +213,9 @@ class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
         if self._row and not adapter:
             getters = [result._getter(column, raiseerr=False) for column in self._row]  # noqa: SLF001
             if all(getters):
-                populators["quick"].append((self.key, _marked(self._schema, *getters)))
+                populators["quick"].append(
+                    (self.key, _marked(self._schema, self._load, *getters))
+                )
                 return
         before = len(populators["quick"])
         super().create_row_processor(
@@ -234,6 +237,7 @@ class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
 
 def _marked(
     schema: PayloadSchema,
+    load: Callable[[str], Any],
     text_of: Callable[[Any], Unread | None],
     version_of: Callable[[Any], int],
     key_of: Callable[[Any], str],
@@ -245,21 +249,21 @@ def _marked(
         unread, version = text_of(row), version_of(row)
         if unread is None or version == current:
             return unread
-        return Unread(schema.mark(unread.text, version, key_of(row)))
+        return Unread(schema.mark(unread.text, version, key_of(row)), load)
 
     return get
 
 
 def attribute_instrument(
     cls: type[Any], key: str, attribute: InstrumentedAttribute[Any]
-) -> bool:
-    """Track *attribute* if its column is a PydanticJSON; return whether it is."""
+) -> PydanticJSON[Any] | None:
+    """Track *attribute* if its column is a PydanticJSON; return its type then."""
     prop = getattr(attribute.comparator, "prop", None)
     if not isinstance(prop, ColumnProperty):
-        return False
+        return None
     column = prop.columns[0]
     if not isinstance(column, Column) or not isinstance(column.type, PydanticJSON):
-        return False
+        return None
     _check(cls.__name__, key, column.type)
     manager = manager_of_class(cls)
     track(manager, key, column.type)
@@ -271,7 +275,7 @@ def attribute_instrument(
     if prop.strategy_key == _PLAIN and len(prop.columns) == 1:
         prop.strategy_key = (*_PLAIN, ("sa_wfstate", True))
         prop.strategy = prop._get_strategy(prop.strategy_key)  # noqa: SLF001
-    return True
+    return column.type
 
 
 @refusing

@@ -15,11 +15,13 @@ from sqlalchemy.orm import InstanceState, LoaderCallableStatus, QueryableAttribu
 
 from ..errors import PayloadError
 from ..payload.schema_versions import MARK
-from ..row.types import Before, PydanticJSON, Unread
+from ..row.unread import Before, Unread
 from .row_keys import is_workflow, known_key_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm.instrumentation import ClassManager
+
+    from ..row.types import PydanticJSON
 
 
 BASELINES = "sa_wfstate.baselines"

@@ -17,7 +17,7 @@ from sqlalchemy.orm.attributes import flag_dirty, set_committed_value
 
 from ..errors import PayloadError
 from ..row.encoded import Encoded
-from ..row.types import Before, Unread
+from ..row.unread import Before, Unread
 from .baseline import (
     SQL,
     Baseline,

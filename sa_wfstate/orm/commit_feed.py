@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from ..commit_listeners import listeners_of
-from ..row.types import Unread
+from ..row.unread import Unread
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from .write_log import Operation, OperationType
 

@@ -46,8 +46,13 @@ if TYPE_CHECKING:
 def _attribute_instrument(
     cls: type[Any], key: str, attribute: InstrumentedAttribute[Any]
 ) -> None:
-    if attributes.attribute_instrument(cls, key, attribute):
-        _listen_to_sessions()
+    column_type = attributes.attribute_instrument(cls, key, attribute)
+    if column_type is None:
+        return
+    _listen_to_sessions()
+    if column_type.eager:
+        event.listen(cls, "load", tracking.build_eager, raw=True)
+        event.listen(cls, "refresh", tracking.build_eager, raw=True)
 
 
 def _class_mapped(mapper: Mapper[Any], _: type[Any]) -> None:

@@ -13,7 +13,8 @@ from sqlalchemy.orm.attributes import set_committed_value
 from ..errors import PayloadError, StateReplaced
 from ..payload.changes import document_of, is_same
 from ..payload.rebase import Overlap, Rebase, decide, merge_texts
-from ..row.types import PydanticJSON, Unread
+from ..row.types import PydanticJSON
+from ..row.unread import Unread
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
 from ..values.snapshot import beside_of, source_of

@@ -112,7 +112,7 @@ class WorkflowStateMixin(Generic[StateT]):
     """
 
     __state_options__: ClassVar[Mapping[str, Any]] = {}
-    """Options of the state's PydanticJSON: accept, round_trip, mutable."""
+    """Options of the state's PydanticJSON: accept, round_trip, mutable, eager."""
 
     __unversioned__: ClassVar[Collection[str]] = ()
     """Columns of the application's own whose changes alone count no version."""

@@ -25,7 +25,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import flag_dirty, instance_state, set_committed_value
 
-from ..row.types import Unread
+from ..row.unread import Unread
 from .baseline import (
     BASELINES,
     Baseline,
@@ -123,9 +123,18 @@ def rebase(instance: object, key: str, text: str) -> None:
     state: InstanceState[Any] = instance_state(instance)
     set_committed_value(instance, key, Unread(text))
     baselines_of(state).pop(key, None)
+    build_eager(state)
     if state.session is not None:
         # As after a flush, the rollback of a savepoint must expire it.
         altered_in(state.session)[state] = True
+
+
+def build_eager(state: InstanceState[Any], *_: object) -> None:
+    """Build the values of a loaded or refreshed instance whose types are eager."""
+    instance = state.obj()
+    for key, column_type in tracked(state).items():
+        if column_type.eager and isinstance(state.dict.get(key), Unread):
+            getattr(instance, key)
 
 
 def changed_in_place(instance: object) -> bool:
@@ -164,6 +173,7 @@ def before_commit(session: Session) -> None:
     if known.committing is None:  # A listener may commit a savepoint meanwhile.
         current = session.get_nested_transaction() or session.get_transaction()
         known.committing = current
+        known.flag()  # What a load has built was not flagged, since loads undo that.
 
 
 def after_rollback(session: Session) -> None:

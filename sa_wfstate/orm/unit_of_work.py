@@ -18,7 +18,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.attributes import flag_dirty, flag_modified
 
-from ..row.types import Unread
+from ..row.unread import Unread
 from .baseline import Baseline, baselines_of, tracked
 from .collecting import Kept, prepare_insert, prepare_update
 from .mixin import WorkflowStateMixin

@@ -8,7 +8,7 @@ from pydantic_core import from_json
 from sqlalchemy.orm.attributes import set_committed_value
 
 from ..errors import MappingError, VersionNotSeen
-from ..row.types import Unread
+from ..row.unread import Unread
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
 from .row_keys import key_of, note_key

@@ -22,7 +22,8 @@ from sqlalchemy import (
     update,
 )
 
-from ..row.types import PydanticJSON, Unread
+from ..row.types import PydanticJSON
+from ..row.unread import Unread
 from ..values.reports import DueIntent
 
 if TYPE_CHECKING:

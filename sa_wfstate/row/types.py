@@ -21,6 +21,7 @@ from ..errors import PayloadError
 from ..payload.codec import Codec
 from .encoded import encoded_of
 from .json_text import AsText, FromText, TextOf, json_of, state_text, text_getter
+from .unread import Before, Unread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,44 +35,6 @@ _COMPARES_WHOLE_VALUES = frozenset(
     {operators.eq, operators.ne, operators.is_distinct_from}
     | {operators.is_not_distinct_from, operators.in_op, operators.not_in_op}
 )
-
-
-class Unread:
-    """The JSON *text* of a row, from which no value was built yet."""
-
-    __slots__ = ("text",)
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __repr__(self) -> str:
-        return f"<Unread JSON of {len(self.text)} characters>"
-
-
-class Before(Unread):
-    """The stored JSON of an attribute that a flush may write.
-
-    It is set as the committed value, with which SQLAlchemy compares the current one
-    when it collects the changes, after the last listener that may change it.
-    """
-
-    __slots__ = ()
-
-    @property
-    def known(self) -> bool:
-        """Whether the text is known to be that of the row."""
-        return True
-
-    def is_still(self, value: Any) -> bool:
-        """Return whether *value*, which SQLAlchemy is collecting, need not be written.
-
-        Call it only then, because the answer is kept.
-        """
-        raise NotImplementedError
-
-    def looks_like(self, value: Any) -> bool:
-        """Return whether *value* is currently the same."""
-        raise NotImplementedError
 
 
 class _Comparator(TypeDecorator.Comparator[Any], JSONB.Comparator[Any]):
@@ -101,7 +64,8 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     *round_trip* can be turned off for states so large that reading each back before it
     is written takes too long; then only Pydantic's own checks apply. *mutable* sets
     whether the ORM looks for changes in place; by default it does unless *type_* is
-    deeply frozen.
+    deeply frozen. *eager* makes the ORM build each value when its row is loaded, not
+    when it is first read: for code that looks into ``vars()`` of an instance.
 
     >>> PydanticJSON(dict[str, int]).dump({"a": 1})
     '{"a":1}'
@@ -121,6 +85,7 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
         accept: Iterable[str] = (),
         round_trip: bool = True,
         mutable: bool | None = None,
+        eager: bool = False,
         payload_schema: PayloadSchema | None = None,
     ) -> None:
         super().__init__()
@@ -129,6 +94,7 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
         self.accept = frozenset(accept)
         self.round_trip = round_trip
         self.mutable = mutable
+        self.eager = eager
         self.codec: Codec[T] = Codec(
             type_,
             accept=accept,
@@ -259,6 +225,7 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
             "accept": self.accept,
             "round_trip": self.round_trip,
             "mutable": self.mutable,
+            "eager": self.eager,
             "payload_schema": self.payload_schema,
         }
 
@@ -275,8 +242,8 @@ class UnreadJSON(PydanticJSON[Any]):
     def result_processor(
         self, dialect: Dialect, coltype: object
     ) -> Callable[[Any], Any]:
-        text_of = self._text_getter(coltype)
-        return lambda value: None if value is None else Unread(text_of(value))
+        load, text_of = self.load, self._text_getter(coltype)
+        return lambda value: None if value is None else Unread(text_of(value), load)
 
 
 def _restore(cls: Any, type_: Any, options: dict[str, Any]) -> Any:

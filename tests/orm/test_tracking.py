@@ -19,7 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.orm.util import identity_key
 
 from sa_wfstate import PayloadError, WorkflowStateMixin
-from sa_wfstate.row.types import Unread
+from sa_wfstate.row.unread import Unread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
