@@ -13,6 +13,7 @@ from typing import Final
 
 from sqlalchemy.exc import DBAPIError
 
+from .._concurrency import raised_by_signal_handler
 from ..errors import WorkflowStateError
 from ..retry import sqlstate
 
@@ -24,9 +25,12 @@ _QUOTES_VALUES: Final = ("22", "23")
 def stops(error: BaseException) -> bool:
     """Return whether *error* must end the worker.
 
-    Such an error interrupts a process, cancels a task or kills a greenlet. Deriving
-    from Exception is no criterion: a timeout of gevent does not.
+    Such an error interrupts a process, cancels a task, kills a greenlet, or comes from
+    a signal handler. Deriving from Exception is no criterion: a timeout of gevent does
+    not, and Celery's soft time limit does.
     """
+    if raised_by_signal_handler(error):
+        return True
     if isinstance(error, BaseExceptionGroup):
         return any(map(stops, error.exceptions))
     greenlet = sys.modules.get("greenlet")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from .._concurrency import raised_by_signal_handler
 from .application_errors import stops, trace
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def notify(hook: Callable[..., None], *arguments: Any) -> None:
     try:
         hook(*arguments)
     except BaseException as error:
-        if stops(error) or raised_by_signal_handler(error):
+        if stops(error):
             raise
         # The commit is done, even if a hook fails.
         _log.error("a hook failed: %s", trace(error))

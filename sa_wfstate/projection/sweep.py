@@ -161,7 +161,7 @@ def write(
         with connection.begin_nested():
             return projection.write(connection, rows, over="older")
     except Exception as error:  # also a driver's own, for a value
-        if classify(error) is not ErrorKind.FATAL:
+        if stops(error) or classify(error) is not ErrorKind.FATAL:
             raise
         if len(rows) == 1:
             failed(projection.stored_key.load(rows[0]["workflow_key"]), error)
@@ -210,7 +210,8 @@ def _read(
 
 def _is_of_a_row(error: Exception) -> bool:
     """Return whether reading a row raised *error*; a validator may raise anything."""
-    return not isinstance(error, DBAPIError) and classify(error) is ErrorKind.FATAL
+    of_database = isinstance(error, DBAPIError)
+    return not of_database and not stops(error) and classify(error) is ErrorKind.FATAL
 
 
 def _is_transient(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from .._concurrency import raised_by_signal_handler
 from ..retry import ErrorKind, RetryPolicy, classify
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def poll_until(
             seconds = 0.0 if work() else pause
             attempt = 0
         except Exception as error:
-            if classify(error) is not ErrorKind.TRANSIENT:
+            transient = classify(error) is ErrorKind.TRANSIENT
+            if not transient or raised_by_signal_handler(error):
                 raise
             attempt += 1
             failed(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections import Counter
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sa_wfstate import (
@@ -404,6 +405,33 @@ def test_handler_that_has_not_run_is_no_delivery(engine: Engine, handler: Any) -
     with Session(engine) as session:
         first = session.scalars(select(OrderIntent).filter_by(position=0)).one()
         assert "of which nothing has run" in str(first.last_error)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs such a signal")
+@pytest.mark.parametrize("where", ["handler", "poll"])
+def test_error_of_a_signal_handler_ends_the_worker(engine: Engine, where: str) -> None:
+    """It is no failure of the intent, nor of the database, which would be retried."""
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError
+
+    def interrupt(*_: object) -> None:
+        signal.raise_signal(signal.SIGALRM)
+
+    handle(engine, "o-1")
+    one = dispatcher(engine, interrupt)
+    if where == "poll":
+        event.listen(engine, "before_cursor_execute", interrupt)
+    before = signal.signal(signal.SIGALRM, too_long)
+    try:
+        with pytest.raises(TimeoutError):
+            one.run(Event())
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    if where == "poll":
+        event.remove(engine, "before_cursor_execute", interrupt)
+    with Session(engine) as session:
+        assert session.scalars(select(OrderIntent.last_error)).all() == [None, None]
 
 
 @pytest.mark.contract

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
@@ -615,3 +616,25 @@ def test_worker_refuses_what_would_never_end(engine: Engine, wrong: Any) -> None
         rebuild(engine, orders, batch_size=0)
     with pytest.raises(ValueError, match="max_wait must be 0 or more, got nan"):
         ProjectionStore(engine, orders).get("o-1", max_wait=float("nan"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs such a signal")
+def test_error_of_a_signal_handler_ends_the_worker(engine: Engine) -> None:
+    """It is no row that cannot be projected, which would be left out."""
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError
+
+    def interrupt(_: object) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGALRM)
+        return {}
+
+    place(engine, "o-1")
+    interrupted = Projection(Order, OrderProjection, interrupt)
+    before = signal.signal(signal.SIGALRM, too_long)
+    try:
+        with pytest.raises(TimeoutError):
+            ProjectionWorker(engine, interrupted, Watermark).run(Event())
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert rows(engine) == {}
