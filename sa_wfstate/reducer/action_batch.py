@@ -91,7 +91,9 @@ class ActionBatch:
     def next_baseline(self) -> Baseline:
         """The baseline that this batch leaves once it is committed."""
         assert self.write is not None  # noqa: S101
-        row = RowVersion(self.write.version, self.write.provenance.effect_id)
+        # A trigger may have counted otherwise.
+        version = self.write.version if self.answer is None else self.answer.version
+        row = RowVersion(version, self.write.provenance.effect_id)
         return Baseline(row, self.write.state_text, cached=True)
 
     def settle(self, outcome: StateCommitted[Any] | None) -> None:

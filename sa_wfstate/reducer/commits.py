@@ -187,10 +187,11 @@ class Commits(Generic[StateT]):
                 committed = False
             raise _Undo
         if committed:
+            version = write.version if snapshot is None else snapshot.version
             if batch.answer is not None:
-                snapshot = batch.answer.snapshot
+                version, snapshot = batch.answer.version, batch.answer.snapshot
             entity = self._statements.entity
-            batch.settle(replayed(entity, batch.key, write.version, snapshot))
+            batch.settle(replayed(entity, batch.key, version, snapshot))
         return committed
 
     def _commit_members(self, members: list[Member[ActionBatch, Outcome]]) -> None:
@@ -222,9 +223,10 @@ class Commits(Generic[StateT]):
                 each.request.item.action_id,
                 digest(each.text),
                 each.request.item.payload_hash(),
-                batch.baseline.row.version + 1,
+                batch.answer.version,
             )
             for batch in batches
+            if batch.answer is not None
             for each in batch.accepted
         ]
         claimed = self._log.claim(connection, claims)

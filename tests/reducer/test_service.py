@@ -39,6 +39,7 @@ from sa_wfstate.reducer.key_queue import FRESH
 from sa_wfstate.store.connections import READ_COMMITTED, Connections
 
 from ..orders import Order, OrderActions, OrderState
+from ..triggers import before_update
 from ..verbs import verbs_of
 
 if TYPE_CHECKING:
@@ -715,3 +716,19 @@ def test_default_of_a_reading_is_written(engine: Engine) -> None:
     shown = drawn.handle(action()).snapshot.state
     again = CanonicalStore(engine, Drawn).get_state("o-1").state
     assert again == shown
+
+
+def test_version_that_a_trigger_made(engine: Engine, database: URL) -> None:
+    """Claim and kept state have the version of the row, not the one counted on."""
+    plain = create_engine(database)
+    before_update(plain, "NEW.version := NEW.version + 10; RETURN NEW")
+    plain.dispose()
+    one = service(engine, dedup=OrderActions)
+    one.handle(action())
+    second, third = action("b"), action("c")
+    assert one.handle(second).version == 12
+    outcome = one.handle(third)
+    assert (outcome.version, outcome.attempts) == (23, 1)
+    again = service(engine, dedup=OrderActions).handle(third)
+    assert (again.version, again.snapshot.state.notes) == (23, ["a", "b", "c"])
+    assert one.handle(second).version == 12
