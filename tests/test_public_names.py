@@ -197,7 +197,7 @@ NAMES = {
 }
 """The names of each public module."""
 
-MODULES_OF_OURS = 101
+MODULES_OF_OURS = 102
 """How many modules of the package ``import sa_wfstate`` loads."""
 
 NOT_LOADED = {
