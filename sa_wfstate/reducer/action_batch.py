@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from ..errors import StateConflict
     from ..payload.actions import Intent
+    from ..row.statements import Statements
+    from ..values.keys import Key
     from ..values.write import Write
 
 
@@ -66,6 +68,7 @@ class ActionBatch:
         self.attempts = 0
         self.baseline = Baseline()
         self.reduced: list[ReducedAction] = []
+        self.guards: dict[tuple[Statements[Any], Key], RowVersion] = {}  # Of reads.
         self.conflict: StateConflict | None = None  # Of the last lost attempt.
         self.begin()
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..store.connections import Connections
     from .action_batch import ActionBatch, Baseline
     from .commits import Outcome, Writer
+    from .dependencies import Dependencies
     from .readings import Reading
     from .reductions import Reductions
 
@@ -55,6 +56,7 @@ class Attempts(Generic[StateT]):
         reductions: Reductions[StateT],
         waiting: Waiting,
         *,
+        dependencies: Dependencies,
         log: DedupLog | None,
         writers: tuple[Writer, ...],
         lock_limit: float,
@@ -70,6 +72,7 @@ class Attempts(Generic[StateT]):
             statements,
             connections,
             reductions,
+            dependencies=dependencies,
             log=log,
             writers=writers,
             lock_limit=lock_limit,
@@ -108,7 +111,8 @@ class Attempts(Generic[StateT]):
                 baseline = self._readings.baseline(batch, reading)
                 self._reductions.reduce(batch, baseline)
             if batch.accepted:
-                outcome = self._commit.submit(batch)
+                # What it guards would have to be locked in one order for all members.
+                outcome = self._commit.submit(batch, alone=bool(batch.guards))
         if isinstance(outcome, StateConflict):
             return outcome
         batch.settle(outcome)

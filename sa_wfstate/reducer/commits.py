@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from ..dedup import DedupLog
     from ..row.statements import Statements
     from ..store.connections import Connections
+    from ..values.keys import Key
+    from ..values.write import Write
     from .action_batch import ActionBatch
+    from .dependencies import Dependencies
     from .groups import Member
     from .reductions import Reductions
 
@@ -64,6 +67,7 @@ class Commits(Generic[StateT]):
         connections: Connections,
         reductions: Reductions[StateT],
         *,
+        dependencies: Dependencies,
         log: DedupLog | None,
         writers: tuple[Writer, ...],
         lock_limit: float,
@@ -71,6 +75,7 @@ class Commits(Generic[StateT]):
         self._statements = statements
         self._connections = connections
         self._reductions = reductions
+        self._dependencies = dependencies
         self._log = log
         self._writers = writers
         self._lock_limit = lock_limit
@@ -104,7 +109,7 @@ class Commits(Generic[StateT]):
         lent: AbstractContextManager[Connection]
         if several:
             lent = self._connections.transaction(None, keys)
-        elif len(batches) > 1:
+        elif len(batches) > 1 or batches[0].guards:
             lent = self._connections.transaction(READ_COMMITTED, keys)
         else:
             lent = self._connections.commit(keys)
@@ -114,7 +119,8 @@ class Commits(Generic[StateT]):
             if lock_wait is not None:
                 limit_lock_waits(connection, lock_wait)
             for batch in batches:
-                batch.committing = not several and len(batches) == 1
+                alone = not several and len(batches) == 1
+                batch.committing = alone and not batch.guards
             outcomes = self.write(connection, batches)
             for batch in batches:
                 batch.committing = True
@@ -124,12 +130,17 @@ class Commits(Generic[StateT]):
         self, connection: Connection, batches: Sequence[ActionBatch]
     ) -> list[Outcome]:
         """Write the new states; return outcomes, None where there is none to write."""
-        writes = []
+        writes: list[Write] = []
+        outcomes: dict[Key, StateCommitted[Any] | StateConflict] = {}
         for batch in batches:
             if batch.accepted:
                 batch.write = self._reductions.write(batch)
-                writes.append(batch.write)
-        outcomes = {
+                moved = self._dependencies.check(connection, batch)
+                if moved is None:
+                    writes.append(batch.write)
+                else:
+                    outcomes[batch.key] = moved
+        outcomes |= {
             outcome.workflow_key: outcome
             for outcome in commit_batch(
                 connection,

@@ -97,10 +97,10 @@ class Groups(Generic[ItemT, ResultT]):
         self._crowded = False  # Whether the last group had several members.
         self._gathering: Member[ItemT, ResultT] | None = None  # It is about to start.
 
-    def submit(self, item: ItemT) -> ResultT:
-        """Process *item*, in a group or alone, and return its result."""
+    def submit(self, item: ItemT, *, alone: bool = False) -> ResultT:
+        """Process *item*, in a group or *alone*, and return its result."""
         member: Member[ItemT, ResultT] = Member(item)
-        if self._most > 1 and self._waiting.shares():
+        if not alone and self._most > 1 and self._waiting.shares():
             self._join(member)
         if not member.settled:
             self._process([member])

@@ -10,15 +10,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
 
-from pydantic_core import to_jsonable_python
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from .._concurrency import raised_by_signal_handler
 from ..errors import PayloadError, WorkflowNotFound
-from ..payload.actions import Reduction
+from ..payload.actions import Reduction, further_keys
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
 from ..values.write import Write
 from .action_batch import Baseline, ReducedAction
+from .dependencies import dependencies_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from ..row.statements import Statements
     from ..values.snapshot import WorkflowSnapshot
     from .action_batch import ActionBatch
+    from .dependencies import Dependencies
 
 
 StateT = TypeVar("StateT")
@@ -40,9 +43,14 @@ _TUPLE = (
 )
 
 
+class _NotRead(Exception):
+    """The database has not answered what a reducer depends on; the cause says why."""
+
+
 class Reductions(Generic[StateT]):
     """Run *reducer* over actions; *initial* makes the state of a missing row.
 
+    *dependencies* reads what the reducer names beside the state.
     Without *takes_intents* a reducer that returns intents is refused.
     """
 
@@ -53,8 +61,11 @@ class Reductions(Generic[StateT]):
         reducer: Reducer[StateT],
         initial: Callable[[], StateT] | None,
         *,
+        dependencies: Dependencies,
         takes_intents: bool,
     ) -> None:
+        self._named = dependencies_of(reducer)
+        self._dependencies = dependencies
         self._statements = statements
         self._waiting = waiting
         self._reducer = reducer
@@ -79,17 +90,19 @@ class Reductions(Generic[StateT]):
         """Run the reducer over the actions, each on the state of the one before."""
         batch.baseline = baseline
         batch.reduced = []
+        batch.guards = {}
         text = baseline.text
         for request in batch.requests:
             intents: Sequence[Intent] = ()
             error = None
             try:
-                state = self._statements.state_type.load(text)
-                result = self._waiting.call(self._reducer, state, request.item)
+                result = self._call(batch, text, request.item)
                 if isinstance(result, Reduction):
                     result, intents = result.state, tuple(result.intents)
                     self._check_intents(batch.key, request.item, intents)
                 text = self._dump(batch.key, result)
+            except _NotRead as unread:
+                raise unread.__cause__ or unread from None
             except Exception as raised:
                 if raised_by_signal_handler(raised):
                     raise
@@ -110,6 +123,17 @@ class Reductions(Generic[StateT]):
             unchanged=self._statements.state_type.codec.reads_alike
             and accepted[-1].text == batch.baseline.text,
         )
+
+    def _call(self, batch: ActionBatch, text: str, action: Action[Any]) -> Any:
+        load = self._statements.state_type.load
+        if self._named is None:
+            return self._waiting.call(self._reducer, load(text), action)
+        named = list(self._named(load(text), action))
+        try:
+            others = self._dependencies.read(batch, named)
+        except (DBAPIError, OSError, PoolTimeoutError) as error:
+            raise _NotRead from error  # No error of the reducer: the attempt is lost.
+        return self._waiting.call(self._reducer, load(text), action, others)
 
     def _check_intents(
         self, key: str, action: Action[Any], intents: Sequence[Intent]
@@ -139,7 +163,7 @@ def _provenance(actions: list[Action[Any]]) -> Provenance:
     effect_id, timestamp = str(uuid4()), datetime.now(UTC).isoformat()
     each = [
         {
-            **(to_jsonable_python(action.model_extra) or {}),
+            **further_keys(action),
             "effect_id": effect_id,
             "timestamp": timestamp,
             "action_id": str(action.action_id),

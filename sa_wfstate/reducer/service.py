@@ -46,11 +46,13 @@ from ..dedup import TTL, ActionDedupMixin, DedupLog
 from ..errors import QueueFull, ReducerGaveUp
 from ..hooks.base import Hooks, notify
 from ..orm.entity import statements_of
+from ..payload.actions import PayloadT
 from ..retry import RetryPolicy, require_policies
 from ..store.connections import Connections
 from .arguments import check_action, check_service
 from .attempt import Attempts
 from .contention import KeyQueues
+from .dependencies import Dependencies, dependencies_of
 from .loop import ReducerLoop
 from .many import ManyActions
 from .nesting import refuse_nested
@@ -73,7 +75,7 @@ if TYPE_CHECKING:
 StateT = TypeVar("StateT")
 
 
-class ReducerService(Generic[StateT]):
+class ReducerService(Generic[StateT, PayloadT]):
     """Handle actions of the workflows of one class with a pure *reducer*.
 
     *bind* is an Engine, or a sessionmaker where sessions choose their engine.
@@ -113,7 +115,7 @@ class ReducerService(Generic[StateT]):
         self,
         bind: Engine | sessionmaker[Any],
         entity: Entity[StateT],
-        reducer: Reducer[StateT],
+        reducer: Reducer[StateT, PayloadT],
         *,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
         resolve: RetryPolicy = RetryPolicy.for_lock_wait(),  # noqa: B008 - it is frozen
@@ -139,24 +141,30 @@ class ReducerService(Generic[StateT]):
         writers = tuple(writers)
         self._hooks = hooks or Hooks()
         self._wait = self._waiting()
-        if isinstance(self._wait, Blocking) and iscoroutinefunction(reducer):
+        self._depends = dependencies_of(reducer) is not None
+        function = getattr(reducer, "function", reducer)
+        if isinstance(self._wait, Blocking) and iscoroutinefunction(function):
             raise TypeError(
                 "the reducer is a coroutine function; use the ReducerService of "
                 "sa_wfstate.asyncio"
             )
         self._statements = statements_of(entity)
         self._entity = self._statements.entity
+        connections = Connections(bind, self._statements.mapper)
+        dependencies = Dependencies(self._statements, connections)
         attempts = Attempts(
             self._statements,
-            Connections(bind, self._statements.mapper),
+            connections,
             Reductions(
                 self._statements,
                 self._wait,
                 reducer,
                 initial,
+                dependencies=dependencies,
                 takes_intents=on_intents is not None or bool(writers),
             ),
             self._wait,
+            dependencies=dependencies,
             log=None
             if dedup is None
             else DedupLog(dedup, dedup_ttl, self._statements.key_type),
@@ -174,7 +182,8 @@ class ReducerService(Generic[StateT]):
             self._hooks,
             retry,
             resolve=resolve,
-            lock_on_contention=lock_on_contention,
+            # Locked before it is read, its row is out of the order of what it reads.
+            lock_on_contention=lock_on_contention and not self._depends,
         )
         self._keys: KeyQueues[Action[Any], ActionResult, Baseline] = KeyQueues(
             self._wait,
@@ -185,7 +194,7 @@ class ReducerService(Generic[StateT]):
         )
         self._many = ManyActions(self._entity, self._keys, self._loop, self._with_key)
 
-    def handle(self, action: Action[Any]) -> StateCommitted[StateT]:
+    def handle(self, action: Action[PayloadT]) -> StateCommitted[StateT]:
         """Commit the state that the reducer returns for *action*.
 
         With a dedup log an action that was processed before gets its first outcome
@@ -218,20 +227,21 @@ class ReducerService(Generic[StateT]):
         return self._conclude(action, result, started)
 
     def handle_many(
-        self, actions: Iterable[Action[Any]]
+        self, actions: Iterable[Action[PayloadT]]
     ) -> list[StateCommitted[StateT] | Exception]:
         """Handle *actions* in few transactions; return one result each, in their order.
 
         Actions of one key are folded, in the order given, and many keys are committed
         by one statement, which holds the queues of these keys. After a conflict the
         actions of its key go through :meth:`handle`, one by one. An error of one action
-        is returned in its place; the others are committed.
+        is returned in its place; the others are committed. Those of a reducer that
+        depends_on() other workflows all go through handle().
         """
         started = monotonic()
         given = list(actions)
         for action in given:
             check_action(action)
-        settled = self._many.commit(given)
+        settled = [] if self._depends else self._many.commit(given)
         results = {n: self._result(each, started) for n, each in settled}
         for number, action in enumerate(given):
             if number not in results:

@@ -14,6 +14,7 @@ from ..orm.conflicts import conflict_of, conflict_of_all
 from ..orm.criteria import hide, read_visible, visible
 from ..payload.canonical import canonical_json
 from ..payload.codec import first_problem
+from ..payload.provenance import plain
 from ..retry import SERIALIZATION_FAILURE, sqlstate
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
@@ -106,7 +107,7 @@ def check_target(
     version = RowVersion.of(expected_version).version
     check_version(entity, workflow_key, version, least=0)
     if isinstance(provenance, Provenance):
-        return provenance
+        return plain(provenance, f"{entity} {workflow_key!r} provenance")
     return _provenance_of(entity, workflow_key, provenance)
 
 

@@ -104,6 +104,10 @@ class Connections:
                     if around is not None:
                         self._filtering[connection] = around
 
+    def of(self, mapper: Mapper[Any]) -> Connections:
+        """Return the connections to the database of another class."""
+        return Connections(self._bind, mapper)
+
     def filtering(self, connection: Connection) -> Session | None:
         """Return the session whose criteria filter reads of *connection*, if any."""
         return self._filtering.get(connection)
@@ -115,12 +119,22 @@ class Connections:
         with self._bind() as session:
             return filtering(session) is not None
 
-    def by_shard(self, keys: Sequence[str]) -> list[list[int]]:
+    def by_shard(self, keys: Sequence[Key]) -> list[list[int]]:
         """Group *keys* by the shard of their rows; return their positions."""
         if isinstance(self._bind, Engine):
             return [list(range(len(keys)))]
         with self._bind() as session:
             return by_shard(session, self._mapper, keys)
+
+    def reaches(
+        self, connection: Connection, mapper: Mapper[Any], keys: Sequence[Key]
+    ) -> bool:
+        """Return whether *connection* is to the database of these rows of *mapper*."""
+        if isinstance(self._bind, Engine):
+            return True
+        with self._bind() as session:
+            bind = session.get_bind(**bind_arguments(session, mapper, keys))
+        return bind.engine.pool is connection.engine.pool
 
     def shared(self) -> bool:
         """Return whether a transaction may have writes of several callers.

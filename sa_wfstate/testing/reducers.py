@@ -19,15 +19,29 @@ _SHOWN = 5
 
 
 def given(
-    state: StateT, *, reducer: Reducer[StateT], workflow_key: str = "workflow-1"
+    state: StateT,
+    *,
+    reducer: Reducer[StateT],
+    workflow_key: str = "workflow-1",
+    others: Sequence[WorkflowSnapshot[Any]] | None = None,
 ) -> Given[StateT]:
     """Start a test of *reducer* with *state*.
+
+    A reducer that depends_on() other workflows gets *others* as its third argument.
 
     >>> def pay(state: dict, action: Action) -> dict:
     ...     return state | {"paid": action.payload}
     >>> given({"paid": 0}, reducer=pay).when(30).then({"paid": 30})
     """
+    if others is not None:
+        reducer = _with(reducer, others)
     return Given(state, reducer, workflow_key)
+
+
+def _with(
+    reducer: Callable[..., Any], others: Sequence[WorkflowSnapshot[Any]]
+) -> Callable[[Any, Action[Any]], Any]:
+    return lambda state, action: reducer(state, action, others)
 
 
 class Given(Generic[StateT]):
