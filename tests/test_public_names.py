@@ -188,6 +188,7 @@ NAMES = {
     },
     "sa_wfstate.versions": {
         "RowVersion",
+        "depends_on",
         "expect_version",
         "require_version",
         "try_delete",
@@ -197,7 +198,7 @@ NAMES = {
 }
 """The names of each public module."""
 
-MODULES_OF_OURS = 102
+MODULES_OF_OURS = 106
 """How many modules of the package ``import sa_wfstate`` loads."""
 
 NOT_LOADED = {

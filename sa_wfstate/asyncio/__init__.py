@@ -15,6 +15,7 @@ from sqlalchemy.util import greenlet_spawn
 from .._concurrency import Awaiting, refuse_sync
 from ..dedup import TTL, ActionDedupMixin
 from ..errors import StateConflict
+from ..payload.actions import PayloadT
 from ..payload.rebase import Rebase
 from ..reducer import service as _reducer
 from ..retry import RetryPolicy
@@ -249,7 +250,7 @@ async def run_transaction(
     )
 
 
-class ReducerService(Generic[StateT]):
+class ReducerService(Generic[StateT, PayloadT]):
     """Async version of :class:`sa_wfstate.ReducerService`.
 
     *reducer* and *on_intents* may be coroutine functions. *writers* may not: they are
@@ -263,7 +264,7 @@ class ReducerService(Generic[StateT]):
         bind: AsyncEngine | async_sessionmaker[Any],
         entity: Entity[StateT],
         reducer: Callable[
-            [StateT, Action[Any]],
+            [StateT, Action[PayloadT]],
             StateT | Reduction[StateT] | Awaitable[StateT | Reduction[StateT]],
         ],
         *,
@@ -283,7 +284,7 @@ class ReducerService(Generic[StateT]):
         queue_limit: int | None = None,
         hooks: Hooks | None = None,
     ) -> None:
-        self._service: _reducer.ReducerService[StateT] = _AwaitingService(
+        self._service: _reducer.ReducerService[StateT, PayloadT] = _AwaitingService(
             sync_bind(bind),
             entity,
             reducer,  # type: ignore[arg-type]
@@ -303,18 +304,18 @@ class ReducerService(Generic[StateT]):
             hooks=hooks,
         )
 
-    async def handle(self, action: Action[Any]) -> StateCommitted[StateT]:
+    async def handle(self, action: Action[PayloadT]) -> StateCommitted[StateT]:
         """Async version of :meth:`sa_wfstate.ReducerService.handle`."""
         return await greenlet_spawn(self._service.handle, action)
 
     async def handle_many(
-        self, actions: Iterable[Action[Any]]
+        self, actions: Iterable[Action[PayloadT]]
     ) -> list[StateCommitted[StateT] | Exception]:
         """Async version of :meth:`sa_wfstate.ReducerService.handle_many`."""
         return await greenlet_spawn(self._service.handle_many, actions)
 
 
-class _AwaitingService(_reducer.ReducerService[StateT]):
+class _AwaitingService(_reducer.ReducerService[StateT, PayloadT]):
     _waiting = Awaiting
 
 

@@ -6,11 +6,17 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic
 from uuid import UUID, uuid5
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
-from pydantic_core import PydanticCustomError, PydanticSerializationError, to_json
+from pydantic_core import (
+    PydanticCustomError,
+    PydanticSerializationError,
+    to_json,
+    to_jsonable_python,
+)
+from typing_extensions import TypeVar  # That of typing has no default before 3.13.
 
 from ..errors import PayloadError
 from ..values.keys import Key, WorkflowKey
@@ -19,11 +25,13 @@ from .codec import Codec, first_problem, shown
 from .traits import names_in
 
 StateT = TypeVar("StateT")
+PayloadT = TypeVar("PayloadT", default=Any)
 PayloadT_co = TypeVar("PayloadT_co", covariant=True)
 
 ACTION_IDS: Final = UUID("8f2a5d0e-6c0b-5e57-9a3e-3f0b7b0f6d51")
 """The namespace of the ids of actions that are no UUID; it never changes."""
 
+_OWN = {"workflow_key", "action_id", "payload"}
 _WRITTEN_BY_THE_SERVICE = frozenset({"effect_id", "timestamp", "folded"})
 
 
@@ -61,7 +69,8 @@ class Action(BaseModel, Generic[PayloadT_co]):
     version 5, always the same; ``1`` and ``"1"`` differ.
     *payload* is the input of the reducer. Further keys (epoch, lease_id, …) are copied
     into the provenance of the commit; "effect_id", "timestamp" and "folded" are
-    refused, because the service writes them there.
+    refused, because the service writes them there. A subclass may declare further keys
+    with their types.
 
     Raises PayloadError, which names the field and shows no payload.
 
@@ -100,7 +109,8 @@ class Action(BaseModel, Generic[PayloadT_co]):
                 path, problem = first_problem(error)
                 declared = names_in(dict(type(self).__pydantic_core_schema__))
                 raise PayloadError("action", shown(path, declared), problem) from None
-            for name in _WRITTEN_BY_THE_SERVICE & (self.model_extra or {}).keys():
+            more = self.model_extra or {}
+            for name in _WRITTEN_BY_THE_SERVICE & {*type(self).model_fields, *more}:
                 problem = "is written by the service, not by an action"
                 raise PayloadError("action", name, problem)
 
@@ -128,6 +138,13 @@ def _why_no_json(payload: Any) -> tuple[str, str]:
     return "payload", f"cannot be JSON: {type(payload).__name__}"
 
 
+def further_keys(action: Action[Any]) -> dict[str, Any]:
+    """Return the further keys as JSON, those that a subclass declares among them."""
+    if len(type(action).model_fields) == len(_OWN):
+        return to_jsonable_python(action.model_extra) or {}
+    return action.model_dump(mode="json", exclude=_OWN)
+
+
 class Intent(BaseModel):
     """A side effect to be carried out after the commit of its state."""
 
@@ -146,7 +163,7 @@ class Reduction(Generic[StateT]):
     intents: Sequence[Intent] = ()
 
 
-Reducer = Callable[[StateT, Action[Any]], StateT | Reduction[StateT]]
+Reducer = Callable[[StateT, Action[PayloadT]], StateT | Reduction[StateT]]
 """A pure function; after a conflict it is called again, with the newer state."""
 
 

@@ -19,6 +19,8 @@ from sqlalchemy.types import String, TypeDecorator, TypeEngine
 
 from ..errors import PayloadError
 from ..payload.codec import Codec
+from ..payload.provenance import ProvenanceCodec
+from ..values.provenance import Provenance
 from .encoded import encoded_of
 from .json_text import AsText, FromText, TextOf, json_of, state_text, text_getter
 from .unread import Before, Unread
@@ -95,7 +97,8 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
         self.round_trip = round_trip
         self.mutable = mutable
         self.eager = eager
-        self.codec: Codec[T] = Codec(
+        of_type: Any = ProvenanceCodec if type_ is Provenance else Codec
+        self.codec: Codec[T] = of_type(
             type_,
             accept=accept,
             round_trip=round_trip,

@@ -24,7 +24,9 @@ class Provenance(BaseModel):
     *effect_id* identifies the write: each attempt has its own, so that the outcome of
     an uncertain COMMIT can be looked up. *timestamp* is the time of the writer's clock;
     without an offset it is taken as UTC. *action_id* identifies the action that caused
-    the write, if there was one. Further keys are kept unchanged.
+    the write, if there was one. Further keys are kept unchanged. A subclass may declare
+    them with their types: it is stored as it is, and read as a Provenance, from which
+    :meth:`of` makes one of the subclass.
 
     >>> Provenance(
     ...     effect_id="effect-1", timestamp="2026-01-01T00:00:00Z", lease=7
@@ -57,6 +59,19 @@ class Provenance(BaseModel):
                 "action_id": action_id,
             }
         )
+
+    @classmethod
+    def of(cls, provenance: Provenance) -> Self:
+        """Return *provenance*, which was read from a row, as one of this class.
+
+        Raises pydantic's ValidationError if it lacks a key that the class declares.
+
+        >>> class Leased(Provenance):
+        ...     lease: int
+        >>> Leased.of(Provenance.now(lease=7)).lease
+        7
+        """
+        return cls.model_validate(provenance.model_dump(round_trip=True))
 
 
 _PLAIN = frozenset({str, int, bool, type(None)})

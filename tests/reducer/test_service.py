@@ -181,6 +181,28 @@ def test_provenance_is_filled_in(engine: Engine) -> None:
     assert handle(action()).snapshot.provenance.effect_id != provenance.effect_id
 
 
+class Leased(Action[Any]):
+    lease_id: UUID
+    epoch: int = 1
+
+
+class Stamped(Action[Any]):
+    timestamp: str = ""
+
+
+def test_declared_keys_of_an_action_are_in_the_provenance(engine: Engine) -> None:
+    """As JSON, beside those that it does not declare."""
+    one = Leased(**dict(action()) | {"lease_id": UUID(int=7), "shard": 2})
+    provenance = service(engine).handle(one).snapshot.provenance
+    assert provenance.model_extra == {
+        "lease_id": str(UUID(int=7)),
+        "epoch": 1,
+        "shard": 2,
+    }
+    with pytest.raises(PayloadError, match="'timestamp': is written by the service"):
+        Stamped(**dict(action()))
+
+
 @pytest.mark.parametrize("key", ["effect_id", "timestamp", "folded"])
 def test_action_cannot_write_what_the_service_writes(key: str) -> None:
     """A further key that would be lost is refused."""
