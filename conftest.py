@@ -159,6 +159,11 @@ def DATABASE_URL(  # noqa: N802 - what a snippet would call it
     empty_database()
 
 
+def name_module(namespace: dict[str, Any]) -> None:
+    """Give a page the name of a program: frameworks look up where a function is."""
+    namespace["__name__"] = "__main__"
+
+
 def dispose_of_engines(namespace: dict[str, Any]) -> None:
     """Close what the snippets of a page left open: collected later, it would warn."""
     for value in namespace.values():
@@ -170,5 +175,6 @@ pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/*.md", "docs/**/*.md"],
     fixtures=["DATABASE_URL"],
+    setup=name_module,
     teardown=dispose_of_engines,
 ).pytest()

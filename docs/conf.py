@@ -33,7 +33,13 @@ author = "sa_wfstate contributors"
 copyright = f"2026, {author}"  # noqa: A001 - Sphinx's name for it
 release = version = version_of("sa-wfstate")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxcontrib.mermaid"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinxcontrib.mermaid",
+]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build", "bench", "changelog.d", "examples"]
 
@@ -59,6 +65,11 @@ nitpick_ignore_regex = [
 ]
 
 html_theme = "furo"
+# Furo's own choice for the dark mode underlines the names of classes.
+pygments_dark_style = "github-dark"
+# What is copied from a console session or a shell has no prompt, and no output.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 html_title = "sa_wfstate"
 
 
