@@ -107,6 +107,24 @@ def shards(session: nox.Session) -> None:
     session.run("pytest", "-m", "shards", "tests/shards", *session.posargs)
 
 
+@nox.session
+def bouncer(session: nox.Session) -> None:
+    """Run the drives of the public API behind PgBouncer, if the machine has one.
+
+    The program is the one in the path, or that of ``SA_WFSTATE_PGBOUNCER``.
+    """
+    # The system's packages put it where only root looks.
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+    program = os.environ.get("SA_WFSTATE_PGBOUNCER") or shutil.which(
+        "pgbouncer", path=path
+    )
+    if not program:
+        session.skip("no pgbouncer in the path, and none named by SA_WFSTATE_PGBOUNCER")
+    install(session, "test")
+    command = ["pytest", "-m", "bouncer", "tests/bouncer", *session.posargs]
+    session.run(*command, env={"SA_WFSTATE_PGBOUNCER": program})
+
+
 @nox.session(python=PYTHONS)
 @nox.parametrize("sqlalchemy", ["2.0", "2.1"])
 def matrix(session: nox.Session, sqlalchemy: str) -> None:
