@@ -140,11 +140,15 @@ async def try_commit(
 
 
 async def try_commit_many(
-    session: AsyncSession, entity: Entity[StateT], commits: Iterable[Commit[StateT]]
+    session: AsyncSession,
+    entity: Entity[StateT],
+    commits: Iterable[Commit[StateT]],
+    *,
+    rebase: bool | Rebase = False,
 ) -> list[StateCommitted[StateT] | StateConflict]:
     """Async version of :func:`sa_wfstate.try_commit_many`."""
     refuse_sync(session)
-    return await session.run_sync(_bulk.try_commit_many, entity, commits)
+    return await session.run_sync(_bulk.try_commit_many, entity, commits, rebase=rebase)
 
 
 class CanonicalStore(Generic[StateT]):

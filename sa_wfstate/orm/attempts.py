@@ -82,6 +82,25 @@ def values_of(
     return values
 
 
+def explain_unflushed(
+    conflict: StateConflict, statements: Statements[Any], state: InstanceState[Any]
+) -> StateConflict:
+    """Let *conflict* of a stale instance find its changes when it is asked for them.
+
+    No flush has encoded them: a value is compared as it is then.
+    """
+    if conflict.current is None:
+        return conflict
+    attempt = {
+        name: value._replace(now=state.dict[name])
+        if name in tracked(state) and name in state.dict
+        else value
+        for name, value in values_of(state, {}).items()
+    }
+    compare = partial(_compare, statements, attempt, conflict.current, deletes=False)
+    return conflict.compared_by(compare)
+
+
 def value_of(
     state: InstanceState[Any], name: str, encoded: Encoded | None = None
 ) -> Value:

@@ -34,6 +34,7 @@ from sqlalchemy.orm.util import identity_key
 from ..errors import ConflictReason, StateConflict
 from ..retry import SERIALIZATION_FAILURE, sqlstate
 from ..values.row_version import NOTHING, RowVersion
+from .attempts import explain_unflushed
 from .conflicts import conflict_of, conflict_of_all, read_again
 from .entity import statements_of
 from .mixin import WorkflowStateMixin
@@ -44,7 +45,7 @@ from .tracking import check_unchanged
 from .version_guard import OF_A_BASE, seen_of, take_over
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from ..values.keys import Key
 
@@ -149,7 +150,8 @@ class _Merging:
         conflicts: list[StateConflict] = []
         if held is None:
             base = seen_of(state) or RowVersion(state.dict.get("version", 1), None)
-            conflicts = _conflicts(self._session, state.class_, key_of(state), [base])
+            bases = [(base, state)]
+            conflicts = _conflicts(self._session, state.class_, key_of(state), bases)
         elif _carries(state) and state.dict.get("version") in {None, held.version}:
             conflicts = self._lost(state)  # The merge compares the versions only.
         if conflicts:
@@ -174,7 +176,8 @@ class _Merging:
         key = key_of(state)
         there = self._session.get(state.class_, tuple(identity))
         if there is not None and inspect(there) is not state:
-            conflicts = _conflicts(self._session, state.class_, key, [NOTHING])
+            bases = [(NOTHING, None)]
+            conflicts = _conflicts(self._session, state.class_, key, bases)
             if conflicts:
                 raise conflicts[0]
 
@@ -183,8 +186,9 @@ class _Merging:
         held = self._held(state)
         if held is None or inspect(held) is state:
             return []
-        bases = [seen_of(state), seen_of(inspect(held))]
-        if bases[0] == bases[1]:
+        states = [state, inspect(held)]
+        bases = [(seen_of(each), each) for each in states]
+        if bases[0][0] == bases[1][0]:
             return []
         return _conflicts(self._session, state.class_, key_of(state), bases)[:1]
 
@@ -245,7 +249,7 @@ def _translate_get(
         return
     state = inspect(held)
     if isinstance(error, StaleDataError):
-        for conflict in _conflicts(session, entity, key_of(state), [seen]):
+        for conflict in _conflicts(session, entity, key_of(state), [(seen, state)]):
             raise conflict from error
     elif sqlstate(error) == SERIALIZATION_FAILURE:
         key, reason = known_key_of(state), ConflictReason.SERIALIZATION
@@ -256,13 +260,23 @@ def _conflicts(
     session: Session,
     entity: type[Any],
     workflow_key: Key,
-    bases: list[RowVersion | None],
+    bases: Sequence[tuple[RowVersion | None, InstanceState[Any] | None]],
 ) -> list[StateConflict]:
-    """Read the row again; return the conflict of each of *bases* that it is not."""
+    """Read the row again; return the conflict of each of *bases* that it is not.
+
+    Each comes with the instance that is based on it, if there is one.
+    """
     statements = statements_of(entity)
     connection = connection_for(session, statements.mapper, [workflow_key])
-    seen = [base for base in bases if base is not None]
-    expected = {workflow_key: max((base.version for base in seen), default=0)}
-    found = read_again(connection, statements, expected).get(workflow_key)
-    judged = [conflict_of(statements, workflow_key, base, found) for base in seen]
-    return [conflict for conflict in judged if conflict is not None]
+    seen = [(base, state) for base, state in bases if base is not None]
+    expected = {workflow_key: max((base.version for base, _ in seen), default=0)}
+    again = read_again(connection, statements, expected, whole=True)
+    conflicts = []
+    for base, state in seen:
+        found = again.get(workflow_key)
+        conflict = conflict_of(statements, workflow_key, base, found)
+        if conflict is not None and state is not None:
+            conflict = explain_unflushed(conflict, statements, state)
+        if conflict is not None:
+            conflicts.append(conflict)
+    return conflicts

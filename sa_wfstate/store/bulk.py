@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy.dialects.postgresql.base import PGDialect
@@ -20,6 +21,7 @@ from ..errors import PayloadError, StateConflict
 from ..orm.criteria import filtering, hide, visible
 from ..orm.entity import statements_of
 from ..orm.routing import by_shard
+from ..payload.rebase import Rebase
 from ..row.batch import arrays_of
 from ..row.chunks import chunks
 from ..row.columns import evaluates
@@ -29,7 +31,7 @@ from ..values.write import Batch, Written
 from .api import Entity, connection_of
 from .compare_and_set import check_target, prepare, refused, target_of, unwritten
 from .instances import adopt, held_instances
-from .rebasing import explain
+from .rebasing import commit_all_on, rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +63,11 @@ class Commit(Generic[StateT]):
 
 
 def try_commit_many(
-    session: Session, entity: Entity[StateT], commits: Iterable[Commit[StateT]]
+    session: Session,
+    entity: Entity[StateT],
+    commits: Iterable[Commit[StateT]],
+    *,
+    rebase: bool | Rebase = False,
 ) -> list[StateCommitted[StateT] | StateConflict]:
     """Commit each of *commits* whose workflow is at its expected version.
 
@@ -69,6 +75,9 @@ def try_commit_many(
     For each 1,000 rows one statement is sent, one more if there
     are workflows to create, and one to read the rows of those that lost. Otherwise it
     behaves as :func:`~sa_wfstate.try_commit`, also in what it raises.
+
+    With *rebase*, those whose rows have moved on are merged with them and sent again,
+    together. Each commit needs its *base* then, unless it creates a workflow.
 
     A key that is given twice raises PayloadError before any SQL is sent.
     """
@@ -79,18 +88,21 @@ def try_commit_many(
         _refuse_duplicate(statements, batch)
     if not batch:
         return []
+    bases = [commit.base for commit in commits]
+    rules: Rebase | None = None
+    if rebase is not False:
+        for version, base in zip(batch.versions, bases, strict=True):
+            if base is not None or version > 1:
+                rules = rules_of(statements, rebase, base)
     held = held_instances(session, statements.mapper, batch.workflow_keys)
     outcomes: dict[int, StateCommitted[StateT] | StateConflict] = {}
     for indices in by_shard(session, statements.mapper, batch.workflow_keys):
-        own = batch.take(indices)
+        own, of_own = batch.take(indices), [bases[index] for index in indices]
         connection = connection_of(session, statements, own.workflow_keys)
-        made = commit_batch(connection, statements, own, session=filtering(session))
+        send = partial(commit_batch, connection, statements, session=filtering(session))
+        own, made = commit_all_on(statements, own, of_own, rules, send)
         adopt(session, connection, statements, own, made, held)
         outcomes.update(zip(indices, made, strict=True))
-    for index, commit in enumerate(commits):
-        if commit.base is not None:
-            text = batch.state_texts[index]
-            explain(statements, commit.base, text, outcomes[index])
     return [outcomes[index] for index in range(len(batch))]
 
 

@@ -11,10 +11,11 @@ from ..payload.changes import pointers_of
 from ..payload.rebase import Rebase, merge_texts
 from ..values.changes import Changes
 from ..values.snapshot import WorkflowSnapshot, source_of
+from ..values.write import Batch
 from .compare_and_set import prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ..row.statements import Statements
     from ..values.snapshot import StateCommitted
@@ -100,21 +101,67 @@ def commit_on(
     outcome = send(write)
     if base is None or not isinstance(outcome, StateConflict):
         return write, outcome
-    rebased: Write | None = write
     for _ in range(0 if rules is None else ATTEMPTS):
-        error, rebased = None, None
-        try:
-            rebased = _rebased(statements, write, base, rules, outcome)
-        except ValueError as refusal:
-            error = refusal
+        rebased = _rebased(statements, write, base, rules, outcome)
         if rebased is None:
-            outcome.__cause__ = error
             break
         outcome = send(rebased)
         if not isinstance(outcome, StateConflict):
             return rebased, outcome
         outcome = replace(outcome, expected_version=base.version)
     return write, explain(statements, base, write.state_text, outcome)
+
+
+def commit_all_on(
+    statements: Statements[StateT],
+    batch: Batch,
+    bases: Sequence[WorkflowSnapshot[StateT] | None],
+    rules: Rebase | None,
+    send: Callable[[Batch], list[StateCommitted[StateT] | StateConflict]],
+) -> tuple[Batch, list[StateCommitted[StateT] | StateConflict]]:
+    """Send *batch*, and while some of its rows have moved on, these on their rows.
+
+    Returns, as commit_on() does, what was sent last and the outcomes.
+    """
+    outcomes = send(batch)
+    writes: dict[int, Write] = {}
+    lost = _lost(outcomes, bases)
+    for _ in range(0 if rules is None else ATTEMPTS):
+        if not lost:
+            break
+        writes = writes or dict(enumerate(batch))
+        again: dict[int, Write] = {}
+        for index, (base, conflict) in lost.items():
+            rebased = _rebased(statements, writes[index], base, rules, conflict)
+            if rebased is not None:
+                again[index] = rebased
+        made = send(Batch.of(list(again.values()))) if again else []
+        for index, outcome in zip(again, made, strict=True):
+            outcomes[index] = outcome
+            if isinstance(outcome, StateConflict):
+                expected = lost[index][0].version
+                outcomes[index] = replace(outcome, expected_version=expected)
+            else:
+                writes[index] = again[index]
+        lost = {
+            index: each
+            for index, each in _lost(outcomes, bases).items()
+            if index in again
+        }
+    for index, (base, conflict) in _lost(outcomes, bases).items():
+        explain(statements, base, batch.state_texts[index], conflict)
+    return Batch.of(list(writes.values())) if writes else batch, outcomes
+
+
+def _lost(
+    outcomes: Sequence[StateCommitted[StateT] | StateConflict],
+    bases: Sequence[WorkflowSnapshot[StateT] | None],
+) -> dict[int, tuple[WorkflowSnapshot[StateT], StateConflict]]:
+    return {
+        index: (base, outcome)
+        for index, (base, outcome) in enumerate(zip(bases, outcomes, strict=True))
+        if base is not None and isinstance(outcome, StateConflict)
+    }
 
 
 def _rebased(
@@ -126,7 +173,7 @@ def _rebased(
 ) -> Write | None:
     """Return *write* on the row that it has met; None if it cannot be rebased.
 
-    Raises ValueError if both have changed the same, or the result is refused.
+    If the result is refused, the *conflict* gets the cause.
     """
     current = conflict.current
     if (
@@ -141,13 +188,17 @@ def _rebased(
         write.state_text,
         _text_of(statements, current),
     )
-    state, _ = merge_texts(rules, statements.state_type.codec, *texts)
     provenance = write.provenance.model_copy(update={"rebased_from": base.version})
-    return prepare(
-        statements,
-        write.workflow_key,
-        current.version,
-        state,
-        provenance,
-        base=current,
-    )
+    try:
+        state, _ = merge_texts(rules, statements.state_type.codec, *texts)
+        return prepare(
+            statements,
+            write.workflow_key,
+            current.version,
+            state,
+            provenance,
+            base=current,
+        )
+    except ValueError as refusal:
+        conflict.__cause__ = refusal
+        return None

@@ -308,3 +308,86 @@ def test_nothing_is_encoded_unless_asked(engine: Engine, monkeypatch: Any) -> No
             one.commit()
     assert verbs == ["UPDATE", "SELECT"]
     assert compared == []
+
+
+def own_changes(order: Order) -> None:
+    """Change the state in place, and a column."""
+    order.state.lines.append("apples")
+    order.customer = "Kim"
+
+
+def their_changes(order: Order) -> None:
+    """Change something else."""
+    order.state.tags = {"b"}
+    order.seats = 4
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_merge_of_a_detached_object(engine: Engine, pickled: bool) -> None:
+    """What was changed while it was detached, and by the winner, is compared."""
+    with Session(engine) as session:
+        session.add(Order(workflow_key="k", state=OrderState()))
+        session.commit()
+    with Session(engine) as session:
+        stale = session.get_one(Order, "k")
+    own_changes(stale)
+    with Session(engine) as session:
+        their_changes(session.get_one(Order, "k"))
+        session.commit()
+    if pickled:
+        stale = pickle.loads(pickle.dumps(stale))
+    with Session(engine) as session:
+        with pytest.raises(StateConflict) as caught:
+            session.merge(stale)
+        session.rollback()
+    changes = caught.value.changes
+    assert changes is not None
+    assert changes.mine == ("/lines/0", "customer")
+    assert changes.theirs == ("/tags", "seats")
+
+
+@pytest.mark.parametrize("way", ["merge", "lock"])
+def test_object_that_the_session_holds(engine: Engine, way: str) -> None:
+    """A stale one is met by a merge, or by a locked load; it may have no changes."""
+    with Session(engine) as session:
+        session.add(Order(workflow_key="k", state=OrderState()))
+        session.commit()
+    for change in (own_changes, lambda _: None):
+        with Session(engine, autoflush=False) as one, Session(engine) as two:
+            held = one.get_one(Order, "k")
+            change(held)
+            fresh = two.get_one(Order, "k")
+            their_changes(fresh)
+            fresh.state.tags = {"b", str(fresh.version)}
+            two.commit()
+            two.refresh(fresh)
+            two.expunge(fresh)
+            meet = {
+                "merge": lambda: one.merge(fresh),  # noqa: B023 - called below
+                "lock": lambda: one.get(Order, "k", with_for_update=True),
+            }[way]
+            with pytest.raises(StateConflict) as caught:
+                meet()
+            one.rollback()
+        changes = caught.value.changes
+        assert changes is not None
+        assert changes.mine == (
+            ("/lines/0", "customer") if change is own_changes else ()
+        )
+        assert "/tags" in changes.theirs
+
+
+def test_creation_by_a_merge_has_no_base(engine: Engine) -> None:
+    """Nor has a row that is gone: its changes are None."""
+    with Session(engine) as session:
+        session.add(Order(workflow_key="k", state=OrderState()))
+        session.commit()
+        stale = session.get_one(Order, "k")
+        session.expunge(stale)
+        with pytest.raises(StateConflict) as exists:
+            session.merge(Order(workflow_key="k", state=OrderState(status="b")))
+        session.delete(session.get_one(Order, "k"))
+        session.commit()
+        with pytest.raises(StateConflict) as gone:
+            session.merge(stale)
+    assert (exists.value.changes, gone.value.changes) == (None, None)

@@ -335,3 +335,66 @@ def test_rebase_without_a_base_is_refused(engine: Engine) -> None:
             provenance=Provenance.now(),
             rebase=True,
         )
+
+
+def test_batch_is_rebased_as_a_whole(engine: Engine) -> None:
+    """Those that lost are sent again together; what cannot be merged is a conflict."""
+    keys = [f"k-{number}" for number in range(5)]
+    with Session(engine) as session:
+        session.add_all(Order(workflow_key=key, state=OrderState()) for key in keys)
+        session.commit()
+        bases = [get_state(session, Order, key) for key in keys]
+    with Session(engine) as other:
+        for key in keys[1:4]:
+            other.get_one(Order, key).state.visits = 5
+        other.get_one(Order, "k-3").state.status = "sent"
+        other.delete(other.get_one(Order, "k-4"))
+        other.commit()
+    rivals = [lambda: rival(engine, "k-2")]
+
+    def slowly(before: int, own: int, other: int) -> int:
+        if rivals:
+            rivals.pop()()
+        return own - before + other
+
+    commits = [
+        Commit(
+            base=base,
+            state=OrderState(status="paid", visits=1),
+            provenance=Provenance.now(),
+        )
+        for base in bases
+    ]
+    new = Commit(
+        "new", expected_version=0, state=OrderState(), provenance=Provenance.now()
+    )
+    with Session(engine) as session:
+        held = session.get_one(Order, "k-1")
+        made = try_commit_many(
+            session, Order, [*commits, new], rebase=Rebase({"visits": slowly})
+        )
+        assert held.state == OrderState(status="paid", visits=6)
+        session.commit()
+        assert [
+            get_state(session, Order, key).state.visits for key in (*keys[:4], "new")
+        ] == [1, 6, 106, 5, 0]
+    won = [each.version for each in made if isinstance(each, StateCommitted)]
+    assert won == [2, 3, 4, 1]
+    lost = [each for each in made if isinstance(each, StateConflict)]
+    assert [each.reason for each in lost] == ["moved", "missing"]
+    assert (lost[0].expected_version, lost[0].actual_version) == (1, 2)
+    assert lost[0].changes is not None
+    assert lost[0].changes.overlapping == ("/status", "/visits")
+    assert made[1].snapshot.provenance.model_extra == {"rebased_from": 1}  # type: ignore[union-attr]
+    commit = Commit(
+        "new", expected_version=1, state=OrderState(), provenance=Provenance.now()
+    )
+    with Session(engine) as session, pytest.raises(TypeError, match="needs base="):
+        try_commit_many(session, Order, [commit], rebase=True)
+
+
+def rival(engine: Engine, key: str) -> None:
+    """Add a hundred visits."""
+    with Session(engine) as session:
+        session.get_one(Order, key).state.visits += 100
+        session.commit()
