@@ -161,4 +161,5 @@ def test_overlapping_changes_are_refused(engine: Engine) -> None:
     lost = race(engine, change)
     version, state = read(engine)
     assert version == 1 + 2 * STEPS - lost
+    assert lost  # They did race.
     assert state.paid == sum(state.own.values()) == 2 * STEPS - lost
