@@ -34,7 +34,9 @@ from .version_guard import effect_id_in, require_row_counts, seen_of
 from .write_log import Operation, OperationType, write_log_of
 
 if TYPE_CHECKING:
+    from ..values.provenance import Provenance
     from .session_log import SessionLog
+    from .session_state import Flush
 
 
 def _session(state: InstanceState[Any]) -> Session:
@@ -63,6 +65,8 @@ def before_insert(
     _: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
     session = _session(state)
+    if state.dict.get("provenance") is None:
+        _set_stamp(state, state_of(session).flush)
     identity = state.mapper.identity_key_from_instance(state.obj())
     replaced = session.identity_map.get(identity)
     if replaced is not None and replaced in session.deleted:
@@ -102,14 +106,19 @@ def _stamp(mapper: Mapper[Any], state: InstanceState[Any]) -> None:
         _, columns = context.post_update_states[mapper.base_mapper]
         columns.add(mapper.columns["provenance"])
     if "provenance" not in state.committed_state:
-        instance: Any = state.obj()
         was = state.dict.get("provenance", LoaderCallableStatus.NO_VALUE)
-        stamp = instance.default_provenance()
-        # Not as an assignment, which would be judged like one of the application.
-        set_committed_value(instance, "provenance", stamp)
+        stamp = _set_stamp(state, flush)
         state.committed_state["provenance"] = Unstamped(state, was, stamp)
-        if flush is not None:
-            will_bind(flush.written, state, "provenance", stamp)
+
+
+def _set_stamp(state: InstanceState[Any], flush: Flush | None) -> Provenance:
+    """Set the default provenance, not as an assignment of the application."""
+    instance: Any = state.obj()
+    stamp: Provenance = instance.default_provenance()
+    set_committed_value(instance, "provenance", stamp)
+    if flush is not None:
+        will_bind(flush.written, state, "provenance", stamp)
+    return stamp
 
 
 def before_delete(

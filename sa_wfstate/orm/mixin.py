@@ -305,8 +305,3 @@ def before_save(
     _mapper: Mapper[Any], _connection: Connection, state: InstanceState[Any]
 ) -> None:
     keep_key(state)
-    if state.has_identity:
-        return  # Only an UPDATE that is sent gets a provenance; see flush.py.
-    instance: Any = state.obj()
-    if state.dict.get("provenance") is None:
-        instance.provenance = instance.default_provenance()

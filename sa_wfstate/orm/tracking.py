@@ -140,7 +140,7 @@ def build_eager(state: InstanceState[Any], *_: object) -> None:
 def changed_in_place(instance: object) -> bool:
     """Return whether *instance* was changed in place and not yet flushed."""
     state: InstanceState[Any] = instance_state(instance)
-    return any(is_changed(state, key) for key in tracked(state))
+    return any(is_changed(state, key) for key in [*baselines_of(state)])
 
 
 def check_unchanged(states: Iterable[InstanceState[Any]]) -> None:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class Encoded:
     """A value that a flush is about to bind, and its *text*, once it is encoded.
 
-    The value is dumped when it is bound, unless the text is *fresh*: dumped when
-    SQLAlchemy collected the changes. A text is checked only once. *locate* names the
+    The value is dumped when it is bound, unless the text is *fresh*, dumped when
+    SQLAlchemy collected the changes, or the value cannot change. A text is checked only
+    once. *locate* names the
     row in an error. *bound*: the text was passed to the driver.
     """
 
@@ -66,7 +67,7 @@ class Encoded:
 
     def bind(self) -> str:
         """Return the text to be bound."""
-        text = self.text if self.fresh else None
+        text = self.text if self.fresh or self._codec.frozen else None
         if text is None:
             text = self.dump()
             self.check(text)
