@@ -8,7 +8,9 @@ committed last. A caller with work for many keys holds their queues meanwhile.
 
 A signal handler may raise at any line of this module. Therefore a queue is busy if and
 only if it has requests, each step that removes a request may be repeated, and a caller
-that is interrupted repeats them all.
+that is interrupted repeats them all. And a loop with a condition is never in the frame
+of a ``with self._lock``, but in a function: an error raised when such a loop jumps back
+passes the end of the block by, in Python 3.13 (python/cpython#130279).
 
 Idle queues are an LRU cache.
 """
@@ -138,26 +140,40 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
         self, keys: Iterable[str], request: Request[ItemT, ResultT]
     ) -> None:
         with self._lock:
-            for key in keys:
-                if key not in self._busy:
-                    self._open(key, request)
-                    request.started = True
+            self._open_free(keys, request)
 
     def _acquired(
         self, keys: Iterable[str], request: Request[ItemT, ResultT]
     ) -> list[KeyQueue[ItemT, ResultT, CachedT]]:
         with self._lock:
-            queues = [self._busy[key] for key in keys if key in self._busy]
-            return [queue for queue in queues if request in queue.requests]
+            return self._held_by(request, keys)
 
     def _release_acquired(
         self, keys: Iterable[str], request: Request[ItemT, ResultT]
     ) -> None:
         # All busy ones: an interrupted release may not have woken the next request.
         with self._lock:
-            queues = [self._busy[key] for key in keys if key in self._busy]
+            queues = self._busy_of(keys)
         for queue in queues:
             self._release(queue, [request])
+
+    def _open_free(self, keys: Iterable[str], request: Request[ItemT, ResultT]) -> None:
+        for key in keys:
+            if key not in self._busy:
+                self._open(key, request)
+                request.started = True
+
+    def _busy_of(self, keys: Iterable[str]) -> list[KeyQueue[ItemT, ResultT, CachedT]]:
+        return [self._busy[key] for key in keys if key in self._busy]
+
+    def _held_by(
+        self, request: Request[ItemT, ResultT], keys: Iterable[str]
+    ) -> list[KeyQueue[ItemT, ResultT, CachedT]]:
+        return [each for each in self._busy_of(keys) if request in each.requests]
+
+    def _forget_oldest(self) -> None:
+        while len(self._idle) > self._cache_size:
+            self._idle.popitem(last=False)
 
     def _open(
         self, key: str, request: Request[ItemT, ResultT]
@@ -224,12 +240,7 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
         request.fail(error)
         with self._lock:
             if request in queue.requests:
-                over = [
-                    each for each in request.batch if each.settled or each.abandoned
-                ]
-                for each in request.batch:
-                    each.started = each in over
-                request.batch = over
+                request.batch = _over(request.batch)
         self._release(queue, request.batch or [request])
 
     def _release(
@@ -243,20 +254,36 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
         """
         following = None
         with self._lock:
-            for request in requests:
-                if request in queue.requests:
-                    queue.requests.remove(request)
-                request.finished = True
-            abandoned = [request for request in requests if request.abandoned]
+            abandoned = _finish(queue, requests)
             if queue.requests:
                 following = queue.requests[0]
             elif self._busy.get(queue.key) is queue:
                 del self._busy[queue.key]
                 self._idle[queue.key] = queue
-                while len(self._idle) > self._cache_size:
-                    self._idle.popitem(last=False)
+                self._forget_oldest()
         if following is not None:
             self._wake(queue, following)
         for request in requests:
             request.turn.finish()
         return abandoned
+
+
+def _over(
+    batch: Iterable[Request[ItemT, ResultT]],
+) -> list[Request[ItemT, ResultT]]:
+    """Return what need not be processed again of *batch*, and have the rest wait."""
+    for each in batch:
+        each.started = each.settled or each.abandoned
+    return [each for each in batch if each.started]
+
+
+def _finish(
+    queue: KeyQueue[ItemT, ResultT, CachedT],
+    requests: Iterable[Request[ItemT, ResultT]],
+) -> list[Request[ItemT, ResultT]]:
+    """Remove *requests* from *queue*; return those whose caller has left."""
+    for request in requests:
+        if request in queue.requests:
+            queue.requests.remove(request)
+        request.finished = True
+    return [request for request in requests if request.abandoned]
