@@ -241,6 +241,7 @@ def server_from(programs: Path) -> Iterator[str]:
 def docs(session: nox.Session) -> None:
     """Build the documentation, and run every snippet in it."""
     install(session, "docs")
+    session.run("python", "docs/pictures/draw.py", "--check")
     session.run("sphinx-build", "-q", "-W", "-n", "docs", "docs/_build/html")
     session.run("pytest", "README.md", "docs", *session.posargs)
 

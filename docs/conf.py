@@ -41,9 +41,15 @@ extensions = [
     "sphinxcontrib.mermaid",
 ]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build", "bench", "changelog.d", "examples"]
+exclude_patterns = ["_build", "bench", "changelog.d", "examples", "pictures/*.py"]
 
-myst_enable_extensions = ["colon_fence", "deflist", "fieldlist", "smartquotes"]
+myst_enable_extensions = [
+    "attrs_inline",
+    "colon_fence",
+    "deflist",
+    "fieldlist",
+    "smartquotes",
+]
 myst_fence_as_directive = ["mermaid"]  # A plain fence is rendered by GitHub, too.
 myst_heading_anchors = 3
 
