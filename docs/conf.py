@@ -7,6 +7,10 @@ from importlib import import_module
 from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING, Any
 
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.util.docstrings import prepare_docstring
+
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
@@ -77,6 +81,8 @@ pygments_dark_style = "github-dark"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 html_title = "sa_wfstate"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 
 @cache
@@ -105,6 +111,28 @@ def link_public(app: Sphinx, env: Any, node: Any, text: Any) -> Any:
     return None
 
 
+def drop_borrowed_docstring(
+    _app: Sphinx, what: str, _name: str, value: Any, _options: Any, lines: list[str]
+) -> None:
+    """Leave out what ``str`` says about itself: a text has no docstring of its own."""
+    if what == "data" and isinstance(value, str) and lines == getdoc(value):
+        lines.clear()
+
+
+def getdoc(value: object) -> list[str]:
+    """Return the docstring of the type of *value*, as autodoc prepares it."""
+    return prepare_docstring(type(value).__doc__ or "")
+
+
+def drop_reprs(_app: Sphinx, doctree: nodes.document) -> None:
+    """Leave out values that are shown as ``<... object>``: columns are."""
+    for node in list(doctree.findall(addnodes.desc_annotation)):
+        if node.astext().startswith(" = <"):
+            node.parent.remove(node)
+
+
 def setup(app: Sphinx) -> None:
     """Extend Sphinx, which calls this."""
     app.connect("missing-reference", link_public)
+    app.connect("autodoc-process-docstring", drop_borrowed_docstring)
+    app.connect("doctree-read", drop_reprs)
