@@ -40,6 +40,7 @@ from typing import (
     Any,
     ClassVar,
     Final,
+    Generic,
     Literal,
     Never,
     Self,
@@ -48,6 +49,7 @@ from typing import (
 
 from sqlalchemy.exc import DontWrapMixin
 from sqlalchemy.orm.exc import StaleDataError
+from typing_extensions import TypeVar  # That of typing has no default before 3.13.
 
 MYPY: Final = False
 """True for mypy, which finds ``if outcome`` only where there is no ``__bool__``."""
@@ -87,6 +89,9 @@ __all__ = [
 ]
 
 
+StateT_co = TypeVar("StateT_co", covariant=True, default=Any)
+
+
 @dataclass_transform(eq_default=False)
 class WorkflowStateError(Exception):
     """Base of every error that the library raises."""
@@ -95,6 +100,7 @@ class WorkflowStateError(Exception):
     """The message, with the names of the fields in braces."""
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         dataclass(eq=False, repr=False)(cls)
 
     def __post_init__(self) -> None:
@@ -416,7 +422,7 @@ _COMPARE: Final = "_compare"
 _CHANGES: Final = "_changes"
 
 
-class StateConflict(RowError, StaleDataError):
+class StateConflict(RowError, StaleDataError, Generic[StateT_co]):
     """Another writer committed first; this commit wrote nothing.
 
     A flush raises it, and :func:`~sa_wfstate.try_commit` returns it. As a subclass of
@@ -438,7 +444,7 @@ class StateConflict(RowError, StaleDataError):
     expected_version: int
     actual_version: int | None
     reason: ConflictReason
-    current: WorkflowSnapshot[Any] | None = None
+    current: WorkflowSnapshot[StateT_co] | None = None
     others: tuple[StateConflict, ...] = ()
     role: Literal["write", "read"] = "write"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -237,6 +239,23 @@ def test_conflict_says_to_roll_back(sqlite: Engine) -> None:
         two.rollback()
         lost.state.status = "sent"
         two.commit()
+
+
+def test_flush_that_lost_prints_its_public_name_last(sqlite: Engine) -> None:
+    """After the cause, which is one line, and the frames from the caller to here."""
+    with Session(sqlite) as one, Session(sqlite) as two:
+        orders = [session.get_one(Order, "o-1") for session in (one, two)]
+        for order in orders:
+            order.state.status = "paid"
+        one.commit()
+        with pytest.raises(StateConflict) as lost:
+            two.commit()
+    cause, frames = "".join(traceback.format_exception(lost.value)).split("\n\n", 1)
+    assert cause.startswith("sqlalchemy.orm.exc.StaleDataError: UPDATE statement on")
+    assert "\n" not in cause
+    assert frames.count(f"sa_wfstate{os.sep}orm{os.sep}") == 1
+    *_, last = frames.splitlines()
+    assert last.startswith("sa_wfstate.StateConflict: Order 'o-1': expected version 1")
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ async def try_commit(
     expected_effect_id: str | None = None,
     base: WorkflowSnapshot[StateT] | None = None,
     rebase: bool | Rebase = False,
-) -> StateCommitted[StateT] | StateConflict: ...
+) -> StateCommitted[StateT] | StateConflict[StateT]: ...
 @overload
 async def try_commit(
     session: AsyncSession,
@@ -109,7 +109,7 @@ async def try_commit(
     expected_effect_id: str | None = None,
     base: WorkflowSnapshot[StateT],
     rebase: bool | Rebase = False,
-) -> StateCommitted[StateT] | StateConflict: ...
+) -> StateCommitted[StateT] | StateConflict[StateT]: ...
 async def try_commit(
     session: AsyncSession,
     entity: Entity[StateT],
@@ -121,11 +121,11 @@ async def try_commit(
     expected_effect_id: str | None = None,
     base: WorkflowSnapshot[StateT] | None = None,
     rebase: bool | Rebase = False,
-) -> StateCommitted[StateT] | StateConflict:
+) -> StateCommitted[StateT] | StateConflict[StateT]:
     """Async version of :func:`sa_wfstate.try_commit`."""
     refuse_sync(session)
     commit: Any = _store.try_commit  # The overloads were decided by the caller.
-    outcome: StateCommitted[StateT] | StateConflict = await session.run_sync(
+    outcome: StateCommitted[StateT] | StateConflict[StateT] = await session.run_sync(
         commit,
         entity,
         workflow_key,
@@ -145,7 +145,7 @@ async def try_commit_many(
     commits: Iterable[Commit[StateT]],
     *,
     rebase: bool | Rebase = False,
-) -> list[StateCommitted[StateT] | StateConflict]:
+) -> list[StateCommitted[StateT] | StateConflict[StateT]]:
     """Async version of :func:`sa_wfstate.try_commit_many`."""
     refuse_sync(session)
     return await session.run_sync(_bulk.try_commit_many, entity, commits, rebase=rebase)
@@ -189,10 +189,10 @@ class CanonicalStore(Generic[StateT]):
         expected_effect_id: str | None = None,
         base: WorkflowSnapshot[StateT] | None = None,
         rebase: bool | Rebase = False,
-    ) -> StateCommitted[StateT] | StateConflict:
+    ) -> StateCommitted[StateT] | StateConflict[StateT]:
         """Async version of :meth:`sa_wfstate.CanonicalStore.try_commit`."""
         commit: Any = self._store.try_commit  # As above.
-        outcome: StateCommitted[StateT] | StateConflict = await greenlet_spawn(
+        outcome: StateCommitted[StateT] | StateConflict[StateT] = await greenlet_spawn(
             commit,
             workflow_key=workflow_key,
             expected_version=expected_version,
@@ -213,7 +213,7 @@ class CanonicalStore(Generic[StateT]):
         provenance: Provenance | Mapping[str, Any],
         when: ColumnElement[bool] | None = None,
         expected_version: int | RowVersion | None = None,
-    ) -> StateCommitted[StateT] | StateConflict:
+    ) -> StateCommitted[StateT] | StateConflict[StateT]:
         """Async version of :meth:`sa_wfstate.CanonicalStore.try_patch`."""
         return await greenlet_spawn(
             self._store.try_patch,

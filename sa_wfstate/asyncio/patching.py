@@ -33,7 +33,7 @@ async def try_patch(
     provenance: Provenance | Mapping[str, Any],
     when: ColumnElement[bool] | None = None,
     expected_version: int | RowVersion | None = None,
-) -> StateCommitted[StateT] | StateConflict:
+) -> StateCommitted[StateT] | StateConflict[StateT]:
     """Async version of :func:`sa_wfstate.patching.try_patch`."""
     refuse_sync(session)
     return await session.run_sync(
@@ -53,7 +53,7 @@ async def try_patch_many(
     patches: Iterable[Patch],
     *,
     when: ColumnElement[bool] | None = None,
-) -> list[StateCommitted[StateT] | StateConflict]:
+) -> list[StateCommitted[StateT] | StateConflict[StateT]]:
     """Async version of :func:`sa_wfstate.patching.try_patch_many`."""
     refuse_sync(session)
     return await session.run_sync(
@@ -67,7 +67,7 @@ async def try_delete(
     workflow_key: Key,
     *,
     expected_version: int | RowVersion,
-) -> StateCommitted[StateT] | StateConflict:
+) -> StateCommitted[StateT] | StateConflict[StateT]:
     """Async version of :func:`sa_wfstate.versions.try_delete`."""
     refuse_sync(session)
     return await session.run_sync(
@@ -79,7 +79,7 @@ async def try_delete_many(
     session: AsyncSession,
     entity: Entity[StateT],
     expected_versions: Mapping[Any, int | RowVersion],
-) -> list[StateCommitted[StateT] | StateConflict]:
+) -> list[StateCommitted[StateT] | StateConflict[StateT]]:
     """Async version of :func:`sa_wfstate.versions.try_delete_many`."""
     refuse_sync(session)
     return await session.run_sync(_deletes.try_delete_many, entity, expected_versions)

@@ -129,7 +129,7 @@ def restore_version(
     *,
     expected_version: int | RowVersion,
     provenance: Provenance | Mapping[str, Any],
-) -> StateCommitted[StateT] | StateConflict:
+) -> StateCommitted[StateT] | StateConflict[StateT]:
     """Commit the state of *version* again, as a new version.
 
     It is a :func:`~sa_wfstate.try_commit` like any other: checked against

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
+from .._concurrency import raised_by_signal_handler
 from ..errors import ConflictReason, StateConflict, WriteSuppressed
 from ..retry import SERIALIZATION_FAILURE, UNIQUE_VIOLATION, sqlstate
 from ..values.keys import Key, key_text
@@ -86,13 +87,18 @@ def after_soft_rollback(session: Session, transaction: SessionTransaction) -> No
     error = sys.exc_info()[1]
     in_flush = transaction.origin is SessionTransactionOrigin.SUBTRANSACTION
     if doubtful and in_flush and isinstance(error, SQLAlchemyError):
-        _translate(error, doubtful, hides=filtering(session) is not None)
+        meant = _meaning(error, doubtful, hides=filtering(session) is not None)
+        if meant is not None:
+            if not raised_by_signal_handler(error):
+                # All its frames are SQLAlchemy's: what is printed is long enough.
+                error = error.with_traceback(None)
+            raise meant from error
 
 
-def _translate(
+def _meaning(
     error: SQLAlchemyError, doubtful: list[Operation], *, hides: bool
-) -> None:
-    """Raise what *error* means for the rows of *doubtful*; return if it means nothing.
+) -> StateConflict | WriteSuppressed | None:
+    """Return what *error* means for the rows of *doubtful*, None if it means nothing.
 
     A serialization failure that no row explains is the loss of the rows in the failing
     statement: the database has seen a conflict that the rows alone do not show. *hides*
@@ -110,21 +116,20 @@ def _translate(
     elif refused != SERIALIZATION_FAILURE and not isinstance(
         error, (StaleDataError, ObjectDeletedError)
     ):
-        return
+        return None
     try:
         lost, unmoved = _judge(doubtful, hides=hides)
     except SQLAlchemyError:
-        return  # The original error says more than a failed look at the rows.
+        return None  # The original error says more than a failed look at the rows.
     if refused == SERIALIZATION_FAILURE and not lost:
         lost = [_refused(operation) for operation in _of_statement(error, unmoved)]
     conflict = conflict_of_all(lost)
-    if conflict is not None:
-        raise conflict from error
-    if unmoved and isinstance(error, StaleDataError):
+    if conflict is None and unmoved and isinstance(error, StaleDataError):
         operation = unmoved[0]
-        raise WriteSuppressed(
+        return WriteSuppressed(
             operation.statements.entity, operation.workflow_key, operation.base.version
-        ) from error
+        )
+    return conflict
 
 
 def _of_statement(

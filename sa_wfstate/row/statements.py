@@ -238,7 +238,7 @@ class Statements(Generic[StateT]):
 
     def all_committed(
         self, batch: Batch, written: Mapping[Key, Written]
-    ) -> list[StateCommitted[StateT] | StateConflict]:
+    ) -> list[StateCommitted[StateT] | StateConflict[StateT]]:
         """Return the outcomes of a successful *batch*, *written* by key."""
 
         def snapshot(row: Any, written: Written) -> WorkflowSnapshot[StateT]:

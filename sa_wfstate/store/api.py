@@ -112,7 +112,7 @@ def try_commit(
     expected_effect_id: str | None = None,
     base: WorkflowSnapshot[StateT] | None = None,
     rebase: bool | Rebase = False,
-) -> StateCommitted[StateT] | StateConflict: ...
+) -> StateCommitted[StateT] | StateConflict[StateT]: ...
 @overload
 def try_commit(
     session: Session,
@@ -125,7 +125,7 @@ def try_commit(
     expected_effect_id: str | None = None,
     base: WorkflowSnapshot[StateT],
     rebase: bool | Rebase = False,
-) -> StateCommitted[StateT] | StateConflict: ...
+) -> StateCommitted[StateT] | StateConflict[StateT]: ...
 def try_commit(
     session: Session,
     entity: Entity[StateT],
@@ -137,7 +137,7 @@ def try_commit(
     expected_effect_id: str | None = None,
     base: WorkflowSnapshot[StateT] | None = None,
     rebase: bool | Rebase = False,
-) -> StateCommitted[StateT] | StateConflict:
+) -> StateCommitted[StateT] | StateConflict[StateT]:
     """Write *state* if the workflow is still at *expected_version*.
 
     With *expected_version* 0 the workflow is created. If workflows are deleted and

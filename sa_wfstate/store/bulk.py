@@ -68,7 +68,7 @@ def try_commit_many(
     commits: Iterable[Commit[StateT]],
     *,
     rebase: bool | Rebase = False,
-) -> list[StateCommitted[StateT] | StateConflict]:
+) -> list[StateCommitted[StateT] | StateConflict[StateT]]:
     """Commit each of *commits* whose workflow is at its expected version.
 
     Returns one outcome per commit, in the order given; each wins or loses by itself.
@@ -95,7 +95,7 @@ def try_commit_many(
             if base is not None or version > 1:
                 rules = rules_of(statements, rebase, base)
     held = held_instances(session, statements.mapper, batch.workflow_keys)
-    outcomes: dict[int, StateCommitted[StateT] | StateConflict] = {}
+    outcomes: dict[int, StateCommitted[StateT] | StateConflict[StateT]] = {}
     for indices in by_shard(session, statements.mapper, batch.workflow_keys):
         own, of_own = batch.take(indices), [bases[index] for index in indices]
         connection = connection_of(session, statements, own.workflow_keys)
@@ -154,7 +154,7 @@ def commit_batch(
     batch: Batch,
     *,
     session: Session | None = None,
-) -> list[StateCommitted[StateT] | StateConflict]:
+) -> list[StateCommitted[StateT] | StateConflict[StateT]]:
     """Send *batch*, of different keys, and return the outcome of each write.
 
     The criteria of *session*, if given, filter the rows that may be written.

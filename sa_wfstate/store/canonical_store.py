@@ -109,7 +109,7 @@ class CanonicalStore(Generic[StateT]):
         expected_effect_id: str | None = None,
         base: WorkflowSnapshot[StateT] | None = None,
         rebase: bool | Rebase = False,
-    ) -> StateCommitted[StateT] | StateConflict:
+    ) -> StateCommitted[StateT] | StateConflict[StateT]:
         """Write *state* and commit, if the workflow is at *expected_version*.
 
         *state_prime* is another name of *state*; give exactly one of the two.
@@ -141,7 +141,7 @@ class CanonicalStore(Generic[StateT]):
         _, outcome = commit_on(statements, write, base, rules, self._send)
         return outcome
 
-    def _send(self, write: Write) -> StateCommitted[StateT] | StateConflict:
+    def _send(self, write: Write) -> StateCommitted[StateT] | StateConflict[StateT]:
         """Send *write* in a transaction of its own, and again if its answer is lost."""
         statements, key, sent = self._statements, write.workflow_key, False
         try:
@@ -174,7 +174,7 @@ class CanonicalStore(Generic[StateT]):
         provenance: Provenance | Mapping[str, Any],
         when: ColumnElement[bool] | None = None,
         expected_version: int | RowVersion | None = None,
-    ) -> StateCommitted[StateT] | StateConflict:
+    ) -> StateCommitted[StateT] | StateConflict[StateT]:
         """Apply *edits* to the state in the database, and commit.
 
         Behaves as :func:`sa_wfstate.patching.try_patch`: one statement writes the row,
@@ -193,7 +193,7 @@ class CanonicalStore(Generic[StateT]):
 
     def _commit_again(
         self, write: Write, cause: BaseException
-    ) -> StateCommitted[StateT] | StateConflict:
+    ) -> StateCommitted[StateT] | StateConflict[StateT]:
         """Send *write* again, until its outcome is known.
 
         If the first one is still in progress, the second waits for its row lock, and
@@ -220,7 +220,9 @@ class CanonicalStore(Generic[StateT]):
             ) from cause
         return outcome
 
-    def _send_again(self, write: Write) -> StateCommitted[StateT] | StateConflict:
+    def _send_again(
+        self, write: Write
+    ) -> StateCommitted[StateT] | StateConflict[StateT]:
         keys = [write.workflow_key]
         with self._connections.transaction(READ_COMMITTED, keys) as connection:
             limit_lock_waits(connection)

@@ -213,7 +213,7 @@ def compare_and_set(
     *,
     again: bool = False,
     session: Session | None = None,
-) -> StateCommitted[StateT] | StateConflict:
+) -> StateCommitted[StateT] | StateConflict[StateT]:
     """Send *write*; *again* if it was sent before and the answer was lost.
 
     The criteria of *session*, if given, filter the rows that may be written.
@@ -243,7 +243,7 @@ def unwritten(
     current: WorkflowSnapshot[StateT] | RowVersion | None,
     *,
     again: bool = False,
-) -> StateCommitted[StateT] | StateConflict:
+) -> StateCommitted[StateT] | StateConflict[StateT]:
     """Return the outcome of a write without effect; *current* was read after it."""
     if isinstance(current, WorkflowSnapshot) and _is_own(
         statements, write, current, again=again

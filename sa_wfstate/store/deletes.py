@@ -47,7 +47,7 @@ def try_delete(
     workflow_key: Key,
     *,
     expected_version: int | RowVersion,
-) -> StateCommitted[StateT] | StateConflict:
+) -> StateCommitted[StateT] | StateConflict[StateT]:
     """Delete the workflow if it is still at *expected_version*.
 
     The snapshot of the outcome is the deleted row, its version the last one. A row that
@@ -68,7 +68,7 @@ def try_delete_many(
     session: Session,
     entity: Entity[StateT],
     expected_versions: Mapping[Any, int | RowVersion],
-) -> list[StateCommitted[StateT] | StateConflict]:
+) -> list[StateCommitted[StateT] | StateConflict[StateT]]:
     """Delete each workflow that is at its expected version.
 
     *expected_versions* are by key. Returns one outcome per key, in their order; each
@@ -101,7 +101,7 @@ def _try(
     statements: Statements[StateT],
     expected: Mapping[Any, RowVersion],
     held: Mapping[Any, Any],
-) -> dict[Any, StateCommitted[StateT] | StateConflict]:
+) -> dict[Any, StateCommitted[StateT] | StateConflict[StateT]]:
     """Delete rows of one shard; return outcomes by key."""
     connection = connection_of(session, statements, list(expected))
     try:

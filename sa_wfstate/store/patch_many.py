@@ -68,7 +68,7 @@ def try_patch_many(
     patches: Iterable[Patch],
     *,
     when: ColumnElement[bool] | None = None,
-) -> list[StateCommitted[StateT] | StateConflict]:
+) -> list[StateCommitted[StateT] | StateConflict[StateT]]:
     """Apply each of *patches* whose row meets *when* and has its expected version.
 
     Returns one outcome per patch, in the order given; each wins or loses by itself. For

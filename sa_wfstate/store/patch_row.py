@@ -52,7 +52,7 @@ def patch_row(
     *,
     session: Session | None,
     own: bool,
-) -> tuple[Write | None, StateCommitted[StateT] | StateConflict]:
+) -> tuple[Write | None, StateCommitted[StateT] | StateConflict[StateT]]:
     """Send *patch*; return what it has written, if anything, and its outcome.
 
     The criteria of *session*, if given, filter the rows that may be written. *own*: an
@@ -191,7 +191,7 @@ def judge_row(
     statements: Statements[StateT],
     patch: Prepared,
     when: ColumnElement[bool] | None,
-) -> StateCommitted[StateT] | StateConflict | int:
+) -> StateCommitted[StateT] | StateConflict[StateT] | int:
     """Read the row that was not written, and return the outcome of *patch*.
 
     That is the version of the row if it meets all conditions. Raises what is wrong with

@@ -62,7 +62,7 @@ class PatchTransaction(Generic[StateT]):
         provenance: Provenance | Mapping[str, Any],
         when: ColumnElement[bool] | None,
         expected_version: int | RowVersion | None,
-    ) -> StateCommitted[StateT] | StateConflict:
+    ) -> StateCommitted[StateT] | StateConflict[StateT]:
         """Implement ``CanonicalStore.try_patch``."""
         patch = prepare_patch(
             self._statements, workflow_key, edits, provenance, expected_version
@@ -70,7 +70,7 @@ class PatchTransaction(Generic[StateT]):
         check_condition(self._statements, when)
         keys = [workflow_key]
         while True:
-            outcome: StateCommitted[StateT] | StateConflict | None = None
+            outcome: StateCommitted[StateT] | StateConflict[StateT] | None = None
             try:
                 # The statement itself checks; a stricter level would only refuse.
                 with self._connections.transaction(READ_COMMITTED, keys) as connection:
@@ -133,8 +133,8 @@ class PatchTransaction(Generic[StateT]):
 
 
 def _replayed(
-    outcome: StateCommitted[StateT] | StateConflict,
-) -> StateCommitted[StateT] | StateConflict:
+    outcome: StateCommitted[StateT] | StateConflict[StateT],
+) -> StateCommitted[StateT] | StateConflict[StateT]:
     if isinstance(outcome, StateConflict):
         return outcome  # There was nothing to commit.
     return StateCommitted(

@@ -36,7 +36,7 @@ def try_patch(
     provenance: Provenance | Mapping[str, Any],
     when: ColumnElement[bool] | None = None,
     expected_version: int | RowVersion | None = None,
-) -> StateCommitted[StateT] | StateConflict:
+) -> StateCommitted[StateT] | StateConflict[StateT]:
     """Apply *edits* to the state in the database, if the row meets *when*.
 
     The edits are applied in order. The result is validated by the type of the state

@@ -32,8 +32,8 @@ def explain(
     statements: Statements[StateT],
     base: WorkflowSnapshot[StateT] | None,
     state_text: str,
-    outcome: StateCommitted[StateT] | StateConflict,
-) -> StateCommitted[StateT] | StateConflict:
+    outcome: StateCommitted[StateT] | StateConflict[StateT],
+) -> StateCommitted[StateT] | StateConflict[StateT]:
     """Let a conflict find what it, *state_text*, and the winner have changed."""
     if (
         base is not None
@@ -91,8 +91,8 @@ def commit_on(
     write: Write,
     base: WorkflowSnapshot[StateT] | None,
     rules: Rebase | None,
-    send: Callable[[Write], StateCommitted[StateT] | StateConflict],
-) -> tuple[Write, StateCommitted[StateT] | StateConflict]:
+    send: Callable[[Write], StateCommitted[StateT] | StateConflict[StateT]],
+) -> tuple[Write, StateCommitted[StateT] | StateConflict[StateT]]:
     """Send *write*, and while its row has moved on, the same changes on that row.
 
     Returns what was sent last, with its outcome. A conflict is that of *write*, with
@@ -117,8 +117,8 @@ def commit_all_on(
     batch: Batch,
     bases: Sequence[WorkflowSnapshot[StateT] | None],
     rules: Rebase | None,
-    send: Callable[[Batch], list[StateCommitted[StateT] | StateConflict]],
-) -> tuple[Batch, list[StateCommitted[StateT] | StateConflict]]:
+    send: Callable[[Batch], list[StateCommitted[StateT] | StateConflict[StateT]]],
+) -> tuple[Batch, list[StateCommitted[StateT] | StateConflict[StateT]]]:
     """Send *batch*, and while some of its rows have moved on, these on their rows.
 
     Returns, as commit_on() does, what was sent last and the outcomes.
@@ -154,7 +154,7 @@ def commit_all_on(
 
 
 def _lost(
-    outcomes: Sequence[StateCommitted[StateT] | StateConflict],
+    outcomes: Sequence[StateCommitted[StateT] | StateConflict[StateT]],
     bases: Sequence[WorkflowSnapshot[StateT] | None],
 ) -> dict[int, tuple[WorkflowSnapshot[StateT], StateConflict]]:
     return {

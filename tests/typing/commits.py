@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import assert_type
+from typing import Any, assert_type
 
 from mapped_classes import Order, OrderState
 from sqlalchemy import Engine
@@ -12,12 +12,14 @@ from sqlalchemy.orm import Session
 import sa_wfstate.asyncio
 from sa_wfstate import (
     CanonicalStore,
+    Commit,
     Provenance,
     StateCommitted,
     StateConflict,
     WorkflowSnapshot,
     get_state,
     try_commit,
+    try_commit_many,
 )
 
 PROVENANCE = Provenance.now("effect-1")
@@ -40,6 +42,7 @@ def an_outcome_is_one_of_two(session: Session) -> None:
     )
     if isinstance(outcome, StateConflict):
         assert_type(outcome.actual_version, int | None)
+        assert_type(outcome.current, WorkflowSnapshot[OrderState] | None)
     else:
         assert_type(outcome, StateCommitted[OrderState])
         assert_type(outcome.snapshot.state, OrderState)
@@ -55,7 +58,7 @@ def a_base_has_key_and_version(
     outcome = try_commit(
         session, Order, base=base, state=base.state, provenance=PROVENANCE
     )
-    assert_type(outcome, StateCommitted[OrderState] | StateConflict)
+    assert_type(outcome, StateCommitted[OrderState] | StateConflict[OrderState])
     if isinstance(outcome, StateConflict) and outcome.changes is not None:
         assert_type(outcome.changes.overlapping, tuple[str, ...])
 
@@ -73,6 +76,24 @@ def only_workflow_classes_have_a_state(session: Session) -> None:
     get_state(session, OrderState, "order-42")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
+def a_conflict_that_is_raised_may_be_of_any_class(session: Session) -> None:
+    try:
+        session.commit()
+    except StateConflict as conflict:
+        assert_type(conflict.current, WorkflowSnapshot[Any] | None)
+        assert_type(conflict.conflicts[0].current, WorkflowSnapshot[Any] | None)
+
+
+def an_annotation_need_not_name_the_state(
+    session: Session, base: WorkflowSnapshot[OrderState]
+) -> StateCommitted[OrderState] | StateConflict:
+    outcomes = try_commit_many(
+        session, Order, [Commit(base=base, state=base.state, provenance=PROVENANCE)]
+    )
+    assert_type(outcomes, list[StateCommitted[OrderState] | StateConflict[OrderState]])
+    return outcomes[0]
+
+
 async def async_twins_are_typed(session: AsyncSession, engine: AsyncEngine) -> None:
     snapshot = await sa_wfstate.asyncio.get_state(session, Order, "order-42")
     assert_type(snapshot, WorkflowSnapshot[OrderState])
@@ -83,4 +104,4 @@ async def async_twins_are_typed(session: AsyncSession, engine: AsyncEngine) -> N
         state=snapshot.state,
         provenance=PROVENANCE,
     )
-    assert_type(outcome, StateCommitted[OrderState] | StateConflict)
+    assert_type(outcome, StateCommitted[OrderState] | StateConflict[OrderState])

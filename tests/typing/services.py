@@ -76,11 +76,7 @@ def a_service_of_the_state_alone_takes_any_payload(
 
 
 def a_reducer_of_another_payload_is_refused(engine: Engine) -> None:
-    service: ReducerService[OrderState, Ship] = ReducerService(
-        engine,
-        Order,
-        reducer,  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    )
+    service: ReducerService[OrderState, Ship] = ReducerService(engine, Order, reducer)  # type: ignore[arg-type]  # pyright: ignore[reportAssignmentType]
     service.handle(Action(workflow_key="o-1", action_id=1, payload=Ship(parcel="p")))
 
 
