@@ -435,7 +435,11 @@ class StateConflict(RowError, StaleDataError, Generic[StateT_co]):
     the version cannot be known. *current* is the snapshot read with it, or None.
 
     *role* is "read" for a row that was only read, under
-    :func:`~sa_wfstate.versions.require_version`.
+    :func:`~sa_wfstate.versions.require_version` or
+    :func:`~sa_wfstate.versions.depends_on`.
+
+    For a type checker, ``StateConflict[OrderState]`` is the outcome of a commit to an
+    entity with that state; one that is caught may be of any.
 
     :attr:`conflicts` holds one StateConflict per row in conflict; for a single row that
     is the conflict itself.

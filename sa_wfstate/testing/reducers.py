@@ -10,6 +10,7 @@ from uuid import uuid4
 from ..payload.actions import Action, Intent, Reducer, Reduction
 from ..payload.canonical import canonical_json
 from ..payload.codec import Codec
+from ..payload.dependencies import DependentReducer
 from ..values.snapshot import WorkflowSnapshot
 
 StateT = TypeVar("StateT")
@@ -126,8 +127,14 @@ def replay(
     without the version before it, is taken as it is.
 
     Raises AssertionError that names the first version which the reducer of today would
-    not write. Returns how many versions were replayed.
+    not write. Returns how many versions were replayed. A reducer that depends_on()
+    other workflows is refused with a TypeError: what it read is not recorded.
     """
+    if isinstance(reducer, DependentReducer):
+        raise TypeError(
+            "replay() cannot run a reducer that depends_on() other workflows: what it "
+            "read is not in the history; test it by given(…, others=[…])"
+        )
     snapshots = sorted(history, key=lambda snapshot: snapshot.version)
     by_id = {str(action.action_id): action for action in actions}
     replayed, before = 0, None

@@ -85,6 +85,7 @@ def beside_of(snapshot: WorkflowSnapshot[Any]) -> tuple[Any, ...]:
 class StateCommitted(Generic[StateT]):
     """The commit succeeded; *version* is the version that it wrote.
 
+    Tell it from a StateConflict by ``isinstance()`` or ``match``: neither is false.
     *replayed* says that an earlier attempt of the same write had already committed.
     *attempts* counts the attempts, this one included.
     """

@@ -29,7 +29,7 @@ from sa_wfstate import (
 from sa_wfstate.dedup import ActionDedupMixin
 from sa_wfstate.errors import MappingError
 from sa_wfstate.hooks import Hooks
-from sa_wfstate.testing import given
+from sa_wfstate.testing import given, replay
 from sa_wfstate.versions import depends_on
 
 if TYPE_CHECKING:
@@ -293,3 +293,5 @@ def test_reducer_is_tested_without_a_database() -> None:
     assert not reducer(OnCall(), off_call("alice", "bob"), [bob]).on_call
     start = given(OnCall(), reducer=reducer, others=[bob])
     start.when(["bob"]).then(OnCall(on_call=False))
+    with pytest.raises(TypeError, match="what it read is not in the history"):
+        replay(reducer, [bob], [])
