@@ -47,6 +47,11 @@ def add_entity(
 ) -> None:
     """Declare the arguments that each command has."""
     command.add_argument("entity", metavar="CLASS", help=f"{what}, as app.models:Order")
+    add_connection(command)
+
+
+def add_connection(command: argparse.ArgumentParser) -> None:
+    """Declare the database, and the kind of output."""
     command.add_argument(
         "--url", help="of the database, else SA_WFSTATE_URL, else that of alembic.ini"
     )

@@ -24,8 +24,15 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from ..errors import WorkflowStateError
 from ..hooks.application_errors import outline
 from ..retry import sqlstate
-from . import reading, upcast, workers, writing
-from .targets import CommandError, database_url, how_to_install, load, with_engine
+from . import doctor, reading, upcast, workers, writing
+from .targets import (
+    CommandError,
+    database_url,
+    how_to_install,
+    load,
+    with_engine,
+    with_engine_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,6 +84,9 @@ COMMANDS = {
     "trim": _Command(
         "delete old versions from the history", writing.add_trim, writing.trim
     ),
+    "doctor": _Command(
+        "look for what is wrong with a database", doctor.add_arguments, doctor.run
+    ),
 }
 """The commands by name."""
 
@@ -85,10 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command in *arguments*, by default those of the process."""
     options = _parser().parse_args(arguments)
     try:
-        target = load(options.entity)
-        url = database_url(options.url)
-        run = COMMANDS[options.command].run
-        return with_engine(url, partial(_run, run, target, options))
+        call = partial(_run, COMMANDS[options.command].run, _target(options), options)
+        given = isinstance(options.entity, list) and doctor.engine_of(options.entity)
+        if given:
+            return with_engine_of(given, call)
+        return with_engine(database_url(options.url), call)
     except KeyboardInterrupt:
         print("sa_wfstate: stopped", file=sys.stderr)  # noqa: T201
         return 130
@@ -102,6 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"sa_wfstate: {reason}", file=sys.stderr)  # noqa: T201
         return 1
+
+
+def _target(options: argparse.Namespace) -> Any:
+    names = options.entity
+    return [*map(load, names)] if isinstance(names, list) else load(names)
 
 
 def _run(

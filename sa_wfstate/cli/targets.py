@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import URL, Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 T = TypeVar("T")
@@ -112,20 +113,29 @@ def with_engine(url: URL, call: Callable[[Engine], T]) -> T:
         raise CommandError(how_to_install(error)) from error
     if is_async:
         return _with_async_engine(url, call)
-    try:
-        return call(engine)
-    finally:
-        engine.dispose()
+    return with_engine_of(engine, call)
 
 
 def _with_async_engine(url: URL, call: Callable[[Engine], T]) -> T:
     from sqlalchemy.ext.asyncio import create_async_engine
-    from sqlalchemy.util import greenlet_spawn
 
     try:
         engine = create_async_engine(url, poolclass=NullPool)
     except ModuleNotFoundError as error:
         raise CommandError(how_to_install(error)) from error
+    return with_engine_of(engine, call)
+
+
+def with_engine_of(engine: Engine | AsyncEngine, call: Callable[[Engine], T]) -> T:
+    """Call *call* with *engine*, and dispose of it."""
+    from sqlalchemy import Engine
+    from sqlalchemy.util import greenlet_spawn
+
+    if isinstance(engine, Engine):
+        try:
+            return call(engine)
+        finally:
+            engine.dispose()
 
     async def run() -> T:
         try:

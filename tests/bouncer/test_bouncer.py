@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from sa_wfstate import Provenance, StateCommitted, try_commit
+from sa_wfstate.cli.main import main
+from sa_wfstate.cli.pooler import find_pooler
 
 from ..conftest import AsyncDriver, Driver
 from ..drives import DRIVES
@@ -192,3 +198,48 @@ def test_session_setting_reaches_another_client(front: URL) -> None:
     other.dispose()
     assert "7s" in shown
     assert "0" in shown
+
+
+@pytest.mark.parametrize("name", ["psycopg", "asyncpg"])
+@pytest.mark.parametrize("with_setting", [True, False])
+def test_doctor_tells_what_is_dangerous(
+    front: URL,
+    prepared: bool,
+    name: str,
+    with_setting: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is an error to prepare statements that the pooler does not know."""
+    settings = UNPREPARED[name] if with_setting else {}
+    url = front.set(drivername=f"postgresql+{name}")
+    make_engine = create_engine if name == "psycopg" else create_async_engine
+    application = ModuleType("application")
+    application.engine = make_engine(url, connect_args=settings)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "application", application)
+    code = main(["doctor", "application:engine", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    levels = {each["level"] for each in found if each["subject"] == "pooler"}
+    assert levels == ({"note"} if prepared or with_setting else {"error"})
+    if levels == {"error"}:
+        assert code == 1
+
+
+@pytest.mark.usefixtures("prepared")
+def test_doctor_leaves_no_statement_behind(front: URL) -> None:
+    """What psycopg has prepared for it cannot meet a statement of another client.
+
+    asyncpg prepares statements when it connects, here as everywhere.
+    """
+    engine = create_engine(front)
+    find_pooler(engine)
+    engine.dispose()
+    quiet = create_engine(front, connect_args=UNPREPARED["psycopg"])
+    names: set[str] = set()
+    for _ in range(6):
+        with quiet.begin() as connection:
+            names.update(
+                connection.scalars(text("SELECT name FROM pg_prepared_statements"))
+            )
+    quiet.dispose()
+    assert [each for each in names if not each.startswith("PGBOUNCER_")] == []
