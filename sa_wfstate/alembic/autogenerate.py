@@ -82,12 +82,16 @@ def _compare_defaults(
         for op in modify_table_ops.ops
         if isinstance(op, ops.AlterColumnOp)
     }
-    for counter in COUNTERS:
-        should_be = column_of(mapped, counter)
+    for attribute in (*COUNTERS, "updated_at"):
+        should_be = column_of(mapped, attribute)
         name = should_be.name
         is_ = existing.c.get(name)
         if is_ is None or _default(is_) == _default(should_be):
             continue
+        if attribute == "updated_at" and (
+            is_.server_default or not _default(should_be)
+        ):
+            continue  # Any time of the server will do.
         if name not in altered:
             altered[name] = ops.AlterColumnOp(
                 modify_table_ops.table_name,

@@ -14,24 +14,33 @@ from alembic.autogenerate import renderers
 from alembic.operations import ops
 from sqlalchemy import MetaData, Table
 
-from ..row.columns import Columns, column_of
+from ..row.columns import Columns, column_of, quoted
 from ..row.types import PydanticJSON
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from alembic.autogenerate.api import AutogenContext
     from sqlalchemy import Column
 
 
 class BackfillOp(ops.MigrateOperation):
-    """A template of the UPDATE that fills *columns*, by attribute, of a table."""
+    """A template of the UPDATE that fills *columns*, by attribute, of a table.
+
+    *key* are the columns of its primary key, of which the template makes the key.
+    """
 
     def __init__(
-        self, table_name: str, columns: dict[str, str], *, schema: str | None = None
+        self,
+        table_name: str,
+        columns: dict[str, str],
+        *,
+        key: Sequence[str] = (),
+        schema: str | None = None,
     ) -> None:
         self.table_name = table_name
         self.columns = columns
+        self.key = key
         self.schema = schema
 
     def reverse(self) -> BackfillOp:
@@ -91,7 +100,8 @@ def _split(operation: ops.ModifyTableOps, table: Table) -> Iterator[Any]:
         for column_name in filled.values()
     ]
     yield ops.ModifyTableOps(name, additions, schema=schema)
-    yield BackfillOp(name, filled, schema=schema)
+    key = [column.name for column in table.primary_key if column.name not in ours]
+    yield BackfillOp(name, filled, key=key, schema=schema)
     yield ops.ModifyTableOps(name, [*required, *rest], schema=schema)
 
 
@@ -104,7 +114,6 @@ def _nullable(column: Column[Any]) -> Column[Any]:
 
 
 _TEMPLATES = {
-    "workflow_key": "'orders-' || id",
     "state": "jsonb_build_object('status', status)",
     "provenance": "jsonb_build_object('effect_id', 'adopted', 'timestamp', now())",
 }
@@ -117,8 +126,10 @@ def _render(autogen_context: AutogenContext, operation: BackfillOp) -> list[str]
     prefix = autogen_context.opts.get("alembic_module_prefix") or ""
     names = ", ".join(operation.columns.values())
     table = ".".join(filter(None, (operation.schema, operation.table_name)))
+    key = " || '-' || ".join(map(quoted, operation.key or ["id"]))
+    templates = _TEMPLATES | {"workflow_key": f"'{operation.table_name}-' || {key}"}
     values = [
-        f"{column} = {_TEMPLATES.get(attribute, '…')}"
+        f"{column} = {templates.get(attribute, '…')}"
         for attribute, column in operation.columns.items()
     ]
     lines = [

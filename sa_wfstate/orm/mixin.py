@@ -283,13 +283,15 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
         columns.state.type = state_type.with_schema(schema_of(mapper.class_))
     check_columns(mapper.class_.__name__, columns)
     complete_columns(columns)
-    if mapper.version_id_col is None:
+    named: Any = mapper.version_id_col
+    # One without a table is that of a mixin, which the class has replaced.
+    if named is None or named.table is None:
         mapper.version_id_col = columns.version
-    elif mapper.version_id_col is not columns.version:
+    elif named is not columns.version:
         raise MappingError(
             mapper.class_.__name__,
             "__mapper_args__ names another version_id_col; leave it out, and take over "
-            f"that column: version: … = mapped_column({mapper.version_id_col.name!r}, "
+            f"that column: version: … = mapped_column({named.name!r}, "
             "BigInteger, …)",
         )
     compare_effects(mapper.class_.__name__, columns.version)

@@ -112,6 +112,27 @@ def test_empty_table_is_adopted_as_it_is(make_project: Callable[..., Any]) -> No
     project.check()
 
 
+def test_time_without_a_default_gets_one(make_project: Callable[..., Any]) -> None:
+    """A base of the application set ``updated_at`` in Python, and no longer does."""
+    project = make_project("adopt_surrogate_key")
+    create, _, notes, _ = NUMBERED.split(";\n")
+    project.execute(create, "ALTER TABLE orders ADD updated_at TIMESTAMPTZ NOT NULL")
+    project.execute(notes)
+    project.revise()
+    project.upgrade()
+    project.check()
+    project.execute(
+        "INSERT INTO orders (workflow_key, state, provenance) VALUES ('a', '{}', '{}')"
+    )
+    project.execute("ALTER TABLE orders ALTER updated_at SET DEFAULT clock_timestamp()")
+    project.check()  # Another time of the server is as good.
+    project.execute("DELETE FROM orders")
+    project.downgrade()
+    refused = "INSERT INTO orders DEFAULT VALUES"
+    with pytest.raises(IntegrityError, match="updated_at"):
+        project.execute(refused)
+
+
 @pytest.mark.parametrize(
     ("name", "lost"),
     [

@@ -347,6 +347,24 @@ def test_attribute_that_is_no_column_is_refused(base: Any) -> None:
             version: Mapped[Shop] = relationship()  # type: ignore[assignment]
 
 
+def test_version_of_a_mixin_is_replaced(engine: Engine, base: Any) -> None:
+    """Its ``__mapper_args__`` name a column that the class no longer has."""
+
+    class Versioned:
+        id = Column(Integer, primary_key=True)
+        version_id = Column(Integer, nullable=False)
+        __mapper_args__ = {"version_id_col": version_id}  # noqa: RUF012
+
+    class Order(WorkflowStateMixin[OrderState], base, Versioned):
+        __tablename__ = "orders"
+        version: Mapped[int] = mapped_column("version_id", Integer)
+        version_id = synonym("version")
+        n_key = synonym("workflow_key")
+
+    assert inspect(Order).version_id_col is Order.__table__.c.version_id
+    write(Order, engine)
+
+
 def test_existing_version_column_is_taken_over(engine: Engine, base: Any) -> None:
     """Under another name; one that is only named in __mapper_args__ says the way."""
     lock = mapped_column("lock_version", Integer, nullable=False)
