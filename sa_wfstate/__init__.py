@@ -20,6 +20,7 @@ from .store.api import get_state, try_commit
 from .store.bulk import Commit, try_commit_many
 from .store.canonical_store import CanonicalStore
 from .store.transactions import run_transaction
+from .values.keys import TenantKey
 from .values.provenance import Provenance
 from .values.public_names import publish as _publish
 from .values.snapshot import StateCommitted, WorkflowSnapshot
@@ -43,6 +44,7 @@ __all__ = [
     "RetryPolicy",
     "StateCommitted",
     "StateConflict",
+    "TenantKey",
     "WorkflowNotFound",
     "WorkflowSnapshot",
     "WorkflowStateError",

@@ -145,7 +145,7 @@ class DedupLog:
         )
         pairs = bound_table({"key": c.workflow_key.type, "id": c.action_id.type})
         self._lookup_many = lookup.join(
-            pairs, of_keys(c.workflow_key, pairs.c.key) & (c.action_id == pairs.c.id)
+            pairs, of_keys((c.workflow_key, pairs.c.key)) & (c.action_id == pairs.c.id)
         )
 
     def lookup(

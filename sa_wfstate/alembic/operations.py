@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from alembic import op
@@ -30,10 +31,13 @@ from sqlalchemy import MetaData, Table
 
 from ..payload.schema_versions import Step
 from ..row.columns import column_of
-from ..row.ddl import version_trigger
+from ..row.ddl import find_tenant, version_trigger
 from ..values.public_names import publish
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.types import TypeEngine
+
     from ..payload.schema_versions import PayloadSchema
 
 __all__ = [
@@ -160,8 +164,8 @@ def _upcast(operations: Operations, operation: UpcastWorkflowStateOp) -> None:
     schema = PayloadSchema(
         operation.table_name, max(steps) + 1, steps, oldest=min(steps)
     )
-    job = UpcastJob(operation.table_name, schema, schema=operation.schema)
-    statement = job.sql
+    make = partial(UpcastJob, operation.table_name, schema, schema=operation.schema)
+    statement = make().sql
     if statement is not None and context.dialect.name == "postgresql":
         operations.execute(statement)
     elif context.as_sql:
@@ -171,9 +175,28 @@ def _upcast(operations: Operations, operation: UpcastWorkflowStateOp) -> None:
         )
     else:
         connection = operations.get_bind()
+        job = make(keys=_keys_of(operation, connection))
         report = job.run(lambda: nullcontext(connection), operation.batch_size)
         for failure in report.failures:
             raise failure
+
+
+def _keys_of(
+    operation: UpcastWorkflowStateOp, connection: Connection
+) -> dict[str, TypeEngine[Any]]:
+    """Return the types of the columns of the keys, as the database has them now."""
+    name = operation.table_name
+    table = Table(
+        name,
+        MetaData(),
+        schema=operation.schema,
+        autoload_with=connection,
+        resolve_fks=False,
+    )
+    key = table.c.workflow_key
+    tenant = find_tenant(name, table, key)
+    columns = [key] if tenant is None else [tenant, key]
+    return {column.name: column.type for column in columns}
 
 
 def _check_versions(operation: UpcastWorkflowStateOp, mapped: Any) -> None:

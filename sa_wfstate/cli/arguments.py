@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..orm.entity import statements_of
+from ..values.keys import TenantKey
 
 if TYPE_CHECKING:
     import argparse
@@ -60,13 +61,20 @@ def add_connection(command: argparse.ArgumentParser) -> None:
 
 def add_key(command: argparse.ArgumentParser) -> None:
     """Declare the workflow key."""
-    command.add_argument("key", metavar="KEY", help="the workflow key")
+    command.add_argument(
+        "key", metavar="KEY", help="the workflow key; within a tenant, TENANT/KEY"
+    )
 
 
 def key_of(entity: Any, options: argparse.Namespace) -> Any:
     """Return the workflow key, which is given as text."""
     statements = statements_of(entity)
     return statements.key_type.parse(statements.entity, options.key)
+
+
+def shown(workflow_key: Any) -> Any:
+    """Return the workflow key as key_of() takes it: a TenantKey as its text."""
+    return str(workflow_key) if isinstance(workflow_key, TenantKey) else workflow_key
 
 
 def add_full(command: argparse.ArgumentParser) -> None:

@@ -197,11 +197,14 @@ def list_workflows(engine: Engine, entity: Any, options: argparse.Namespace) -> 
     statements = statements_of(entity)
     c = columns_of(statements.table)
     names = ["workflow_key", "version", "updated_at", "schema_version", "provenance"]
-    query = select(*(getattr(c, name) for name in names)).where(statements.own_rows)
+    query = select(statements.keys.value, *(getattr(c, name) for name in names[1:]))
+    query = query.select_from(statements.table).where(statements.own_rows)
     if options.projection is not None:
-        projected = _projection(options.projection).table
+        projection = _projection(options.projection)
+        projected = projection.table
+        key = statements.keys.stored(projection.stored_key)
         query = query.add_columns(projected.c.tag).join(
-            projected, projected.c.workflow_key == c.workflow_key
+            projected, projected.c.workflow_key == key
         )
         names.append("tag")
         if options.tag is not None:
@@ -217,14 +220,16 @@ def list_workflows(engine: Engine, entity: Any, options: argparse.Namespace) -> 
             c.updated_at < (now - since if isinstance(since, timedelta) else since)
         )
     if options.after is not None:
-        query = query.where(c.workflow_key > options.after)
-    query = query.order_by(c.workflow_key).limit(options.limit)
+        after = statements.key_type.parse(statements.entity, options.after)
+        query = query.where(statements.keys.after(after))
+    query = query.order_by(*statements.keys.columns).limit(options.limit)
     with Session(engine) as session:
         connection = connection_of(session, statements, reads=True)
         rows = [dict(zip(names, row, strict=True)) for row in connection.execute(query)]
     for row in rows:
         provenance = row.pop("provenance")
         row["effect_id"] = provenance.effect_id
+        row["workflow_key"] = arguments.shown(row["workflow_key"])
     if options.json:
         print_json(rows)
         return 0

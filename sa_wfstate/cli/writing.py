@@ -66,7 +66,7 @@ def restore(engine: Engine, entity: Any, options: argparse.Namespace) -> int:
             raise outcome
         session.commit()
     if options.json:
-        print_json({"workflow_key": key, "version": outcome.version})
+        print_json({"workflow_key": arguments.shown(key), "version": outcome.version})
     else:
         say(f"{name} is at version {outcome.version}: that of {options.version} again")
     return 0

@@ -104,13 +104,13 @@ class _HistoryListener:
                 if name in {"state", "provenance"}
                 else columns[name] - bindparam("behind", type_=BigInteger())
                 if name == "version"
-                else self._stored.sql(columns[name])
+                else statements.keys.stored(self._stored)
                 if name == "workflow_key"
                 else columns[name]
                 for name in names
             ),
             _Clock(),
-        ).where(columns["workflow_key"].in_(bindparam("keys", expanding=True)))
+        ).where(statements.keys.expanding("keys"))
         self._history = history
         self._copy = insert(history).from_select([*names, "committed_at"], rows)
         defaults = (column.default for column in history.c)

@@ -28,9 +28,10 @@ from sqlalchemy.orm.instrumentation import manager_of_class
 
 from ..errors import MappingError, PayloadError
 from ..payload.losses import losses
-from ..row.columns import column_of
+from ..row.columns import column_of, key_columns
 from ..row.types import PydanticJSON, UnreadJSON
 from ..row.unread import Before, Unread
+from ..values.keys import key_of_parts
 from .baseline import is_changed, original, read, take_baseline, track, tracked
 from .refusals import refusing
 from .tracking import hold, touch
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 
 _PLAIN = (("deferred", False), ("instrument", True))
-_BESIDE = ("schema_version", "workflow_key")
 # SQLAlchemy 2.1 has put an underscore in front of it.
 _ColumnLoader: Any = getattr(
     strategies, "_ColumnLoader", getattr(strategies, "ColumnLoader", None)
@@ -165,7 +165,8 @@ class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
         unread = column.type.unread()
         self.columns = [type_coerce(column, unread).label(column.key)]
         self._schema, self._load, self._row = unread.payload_schema, unread.load, ()
-        beside = [column_of(column.table, name) for name in _BESIDE]
+        table = column.table
+        beside = [column_of(table, "schema_version"), *key_columns(table)]
         if self._schema is not None and all(each is not None for each in beside):
             text = type_coerce(column, UnreadJSON(unread.type_))
             self._row = (text.label(column.key), *beside)
@@ -240,7 +241,7 @@ def _marked(
     load: Callable[[str], Any],
     text_of: Callable[[Any], Unread | None],
     version_of: Callable[[Any], int],
-    key_of: Callable[[Any], str],
+    *parts_of: Callable[[Any], Any],
 ) -> Callable[[Any], Unread | None]:
     """Return what gets the text of a row, marked if it is at another version."""
     current = schema.version
@@ -249,7 +250,8 @@ def _marked(
         unread, version = text_of(row), version_of(row)
         if unread is None or version == current:
             return unread
-        return Unread(schema.mark(unread.text, version, key_of(row)), load)
+        key = key_of_parts(*(part_of(row) for part_of in parts_of))
+        return Unread(schema.mark(unread.text, version, key), load)
 
     return get
 

@@ -76,7 +76,7 @@ def _snapshot(operation: Operation, version: int) -> WorkflowSnapshot[Any]:
         value = instance.state
     text = value.text if isinstance(value, Unread) else column_type.dump(value)
     return WorkflowSnapshot(
-        workflow_key=instance.workflow_key,
+        workflow_key=operation.workflow_key,
         version=version,
         state=column_type.load(text),
         updated_at=instance.updated_at,

@@ -24,7 +24,7 @@ from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 from .._concurrency import raised_by_signal_handler
 from ..errors import ConflictReason, StateConflict, WriteSuppressed
 from ..retry import SERIALIZATION_FAILURE, UNIQUE_VIOLATION, sqlstate
-from ..values.keys import Key, key_text
+from ..values.keys import Key, key_text, parts_of
 from ..values.row_version import NOTHING, RowVersion
 from ..values.snapshot import WorkflowSnapshot
 from .attempts import explain
@@ -143,13 +143,17 @@ def _of_statement(
         for value in row.values() if isinstance(row, dict) else row or ():
             if isinstance(value, (str, int, UUID)):
                 values.add(str(value))
-    return [each for each in operations if _texts(each.workflow_key) & values]
+    return [
+        operation
+        for operation in operations
+        if all(_texts(part) & values for part in parts_of(operation.workflow_key))
+    ]
 
 
-def _texts(workflow_key: Key) -> set[str]:
-    """Return the texts of a key as it is bound."""
-    texts = {key_text(workflow_key)}  # SQLite binds the digits of a UUID.
-    return texts | {workflow_key.hex} if isinstance(workflow_key, UUID) else texts
+def _texts(part: Any) -> set[str]:
+    """Return the texts of a part of a key as it is bound."""
+    texts = {key_text(part)}  # SQLite binds the digits of a UUID.
+    return texts | {part.hex} if isinstance(part, UUID) else texts
 
 
 def _refused(operation: Operation) -> StateConflict:

@@ -15,10 +15,13 @@ from sqlalchemy import select
 
 from ..row.chunks import chunks
 from ..row.json_text import AsText
+from ..row.key_columns import KeyColumns
 from ..row.sql import CANONICAL_COLUMNS
 from ..row.types import PydanticJSON
+from ..values.keys import key_of_parts
 from ..values.row_version import RowVersion
 from .routing import shard_of
+from .row_keys import key_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -62,7 +65,7 @@ def read_visible(
     """
     if session is not None:
         rows = select_rows(
-            session, statements, CANONICAL_COLUMNS, workflow_keys, lock=lock
+            session, statements, CANONICAL_COLUMNS[1:], workflow_keys, lock=lock
         )
         return {row[0]: statements.snapshot_of(row) for row in rows}
     if len(workflow_keys) == 1:
@@ -82,8 +85,7 @@ def visible(
 
     *lock* keeps their rows as they are until the transaction ends.
     """
-    names = ("workflow_key",)
-    rows = select_rows(session, statements, names, workflow_keys, lock=lock)
+    rows = select_rows(session, statements, (), workflow_keys, lock=lock)
     return {key for (key,) in rows}
 
 
@@ -112,21 +114,25 @@ def select_rows(
     *,
     lock: bool,
 ) -> Iterator[Any]:
-    """Select the attributes *names* of rows in the order of their keys.
+    """Select the keys of rows and their attributes *names*, in the order of the keys.
 
     JSON is selected as text. *lock* keeps other writers away from the rows.
     """
     entity = statements.mapper.class_
+    # Each as an attribute: the criteria are for the entity of those.
+    key = [getattr(entity, name) for name in key_attributes(statements.mapper)]
     columns = {name: getattr(entity, name) for name in names}
     for name, column in columns.items():
         if isinstance(statements.mapper.columns[name].type, PydanticJSON):
             columns[name] = AsText(column).label(name)
-    query = select(*columns.values()).order_by(entity.workflow_key)
+    query = select(*key, *columns.values()).order_by(*key)
+    keys_of = KeyColumns(statements.entity, *key)
     if lock:
         query = query.with_for_update(key_share=True, of=statements.table)
     for keys in chunks(sorted(workflow_keys)):
         shard = shard_of(session, statements.mapper, keys[0])
         where = {} if shard is None else {"shard_id": shard}
-        one = query.where(entity.workflow_key.in_(keys))
+        one = query.where(keys_of.among(keys))
         with session.no_autoflush:
-            yield from session.execute(one, bind_arguments=where)
+            for row in session.execute(one, bind_arguments=where):
+                yield key_of_parts(*row[: len(key)]), *row[len(key) :]

@@ -242,7 +242,7 @@ def after_write(
     if operation is None:
         return
     if operation.workflow_key is None:  # It has got one now.
-        operation.workflow_key = state.dict["workflow_key"]
+        operation.workflow_key = key_of(state)
         operation.statements.check_key(operation.workflow_key)
     if operation.confirmed:
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BindParameter, ClauseElement
 
 from ..errors import VersionNotAssignable
-from .row_keys import key_type
+from .row_keys import key_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 def check_rows(mapper: Mapper[Any], rows: Any, *, any_version: bool = False) -> None:
     """Raise unless *rows* of a class have keys that can be stored, and version 1."""
-    entity = mapper.class_.__name__
+    entity, types = mapper.class_.__name__, key_attributes(mapper)
     for row in rows if isinstance(rows, (list, tuple)) else [rows or {}]:
-        if "workflow_key" in row:
-            key_type(mapper).check(entity, row["workflow_key"])
+        for name in types.keys() & row.keys():
+            types[name].check(entity, row[name], name)
         if not any_version and row.get("version", 1) != 1:
             raise VersionNotAssignable(entity)
 
@@ -32,7 +32,8 @@ def values_of(mapper: Mapper[Any], statement: Any) -> Iterator[dict[str, Any]]:
 
     What is SQL is not among them.
     """
-    names = {mapper.columns[name].key: name for name in ("workflow_key", "version")}
+    known = (*key_attributes(mapper), "version")
+    names = {mapper.columns[name].key: name for name in known}
     several = chain.from_iterable(statement._multi_values)  # noqa: SLF001 - no public name
     for row in (statement._values or {}, *several):  # noqa: SLF001
         if not isinstance(row, Mapping):  # It is in the order of the table.

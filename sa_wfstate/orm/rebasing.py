@@ -215,7 +215,7 @@ def _rebase(
     statements, rules = statements_of(entity), rows[0].state.manager.info[_RULES]
     own = sorted({name for row in rows for name in row.values} - {"state"})
     by_key = {key_of(row.state): row for row in rows}
-    names = (*CANONICAL_COLUMNS, *own)
+    names = (*CANONICAL_COLUMNS[1:], *own)
     linked = _sets_foreign_keys(context)
     keys, found = sorted(by_key), list[Any]()
     for shard in by_shard(session, statements.mapper, keys):

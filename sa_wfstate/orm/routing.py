@@ -16,8 +16,10 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from ..errors import MappingError
-from ..row.columns import column_of
-from .row_keys import starts_with_key
+from ..row.columns import key_columns
+from ..row.key_columns import KeyColumns
+from ..values.keys import TenantKey
+from .row_keys import identity_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,9 +65,16 @@ def bind_arguments(
     table: Any = mapper.local_table if versions is None else versions.table
     statement: Any = select(table) if reads else update(table)
     if workflow_keys:
-        key = column_of(table, "workflow_key")
-        statement = statement.where(key.in_(workflow_keys))
+        keys = KeyColumns(mapper.class_.__name__, *key_columns(table))
+        if not keys.type.parts:  # Beside the rows, keys within tenants are texts.
+            workflow_keys = [_alone(key) for key in workflow_keys]
+        statement = statement.where(keys.among(workflow_keys))
     return arguments | {"clause": statement}
+
+
+def _alone(workflow_key: Key) -> Key:
+    tenanted = isinstance(workflow_key, TenantKey)
+    return str(workflow_key) if tenanted else workflow_key
 
 
 def shard_of(session: Session, mapper: Mapper[Any], workflow_key: Key) -> Any:
@@ -73,7 +82,8 @@ def shard_of(session: Session, mapper: Mapper[Any], workflow_key: Key) -> Any:
     choose = getattr(session, "identity_chooser", None)
     if choose is None:
         return None
-    if not starts_with_key(mapper):
+    identity = identity_of(mapper, workflow_key)
+    if identity is None:
         raise MappingError(
             mapper.class_.__name__,
             "a ShardedSession finds shards by primary keys, and its primary key is not "
@@ -82,7 +92,7 @@ def shard_of(session: Session, mapper: Mapper[Any], workflow_key: Key) -> Any:
     shards = list(
         choose(
             mapper,
-            (workflow_key,),
+            identity,
             lazy_loaded_from=None,
             execution_options={},
             bind_arguments={},

@@ -3,7 +3,8 @@
 A class without a primary key of its own has ``workflow_key`` as it. Any other keeps
 its primary key, by which a session identifies its instances; rows are still read and
 written by ``workflow_key``. So an instance notes the key of its row, which an expired
-attribute would not tell. The key of a stored row never changes.
+attribute would not tell. The key of a stored row never changes. Where it is unique only
+within a tenant, the attribute of the tenant is a part of it.
 """
 
 from __future__ import annotations
@@ -12,23 +13,30 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Column, Table, inspect, select
 from sqlalchemy.orm import LoaderCallableStatus
+from sqlalchemy.orm.attributes import set_committed_value
 
 from ..errors import KeyNotAssignable, PayloadError
-from ..row.columns import columns_of, makes_value
-from ..row.ddl import complete_primary_key
-from ..row.keys import KeyType, key_type_of
+from ..row.columns import key_columns, makes_value, note_tenant
+from ..row.ddl import complete_primary_key, find_tenant
+from ..row.key_columns import KeyColumns
+from ..values.keys import key_of_parts, parts_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from sqlalchemy.orm import InstanceState, Mapper, Session
+
+    from ..row.keys import KeyType
+    from ..values.keys import Key
 
 
 _NOTED: Final = "sa_wfstate.key"
 _IDENTITY: Final = "sa_wfstate.key_is_identity"
-_TYPE: Final = "sa_wfstate.key_type"
+_ATTRIBUTES: Final = "sa_wfstate.key_attributes"
 
 
 def instrument_class(mapper: Mapper[Any], cls: type[Any]) -> None:
-    """Make workflow_key the primary key of a table without one.
+    """Make workflow_key the primary key of a table without one; find its tenant.
 
     It is called before the mapper looks for the primary key.
     """
@@ -41,6 +49,9 @@ def instrument_class(mapper: Mapper[Any], cls: type[Any]) -> None:
             key = table.c.get("workflow_key")
         if key is not None and key.table is table:
             complete_primary_key(table, key)
+            tenant = find_tenant(cls.__name__, table, key)
+            if tenant is not None:
+                note_tenant(tenant)
 
 
 def note_key_column(mapper: Mapper[Any]) -> None:
@@ -48,15 +59,26 @@ def note_key_column(mapper: Mapper[Any]) -> None:
 
     Raises MappingError if its column cannot hold keys.
     """
-    key, noted = columns_of(table_of(mapper)).workflow_key, mapper.class_manager.info
-    noted[_TYPE] = key_type_of(mapper.class_.__name__, key)
-    noted[_IDENTITY] = list(mapper.primary_key) == [key]
+    columns, noted = key_columns(table_of(mapper)), mapper.class_manager.info
+    key_type = KeyColumns(mapper.class_.__name__, *columns).type
+    names = (mapper.get_property_by_column(column).key for column in columns)
+    types = key_type.parts or (key_type,)
+    noted[_ATTRIBUTES] = dict(zip(names, types, strict=True))
+    noted[_IDENTITY] = list(mapper.primary_key) == list(columns[-1:]) == list(columns)
 
 
-def key_type(mapper: Mapper[Any]) -> KeyType:
-    """Return the type of the keys of a class."""
-    found: KeyType = mapper.class_manager.info[_TYPE]
+def key_attributes(mapper: Mapper[Any]) -> dict[str, KeyType]:
+    """Return the attributes of the key of a class, with their types."""
+    found: dict[str, KeyType] = mapper.class_manager.info[_ATTRIBUTES]
     return found
+
+
+def _key_in(values: Mapping[str, Any], names: Iterable[str]) -> Any:
+    """Return the key in *values*; None if it, or a part of it, is not there."""
+    parts = [values.get(name) for name in names]
+    if any(each is None or isinstance(each, LoaderCallableStatus) for each in parts):
+        return None
+    return key_of_parts(*parts)
 
 
 def is_workflow(state: InstanceState[Any]) -> bool:
@@ -70,13 +92,24 @@ def key_is_identity(mapper: Mapper[Any]) -> bool:
     return alone
 
 
-def starts_with_key(mapper: Mapper[Any]) -> bool:
-    """Return whether the primary key of a class starts with its workflow key.
+def identity_of(mapper: Mapper[Any], workflow_key: Key) -> tuple[Any, ...] | None:
+    """Return the primary key of a row, or its start, if that is its workflow key.
 
-    That of a dedup log or an outbox does.
+    That of a dedup log or an outbox starts with it.
     """
-    alone = mapper.class_manager.info.get(_IDENTITY)
-    return mapper.primary_key[0].key == "workflow_key" if alone is None else alone
+    columns: Any = mapper.primary_key
+    if _IDENTITY not in mapper.class_manager.info:
+        return (workflow_key,) if columns[0].key == "workflow_key" else None
+    parts = key_columns(table_of(mapper))
+    values = dict(zip(parts, parts_of(workflow_key), strict=True))
+    if values.keys() != set(columns):
+        return None
+    return tuple(values[column] for column in columns)
+
+
+def key_columns_of(mapper: Mapper[Any]) -> KeyColumns:
+    """Return the columns of the keys of a class."""
+    return KeyColumns(mapper.class_.__name__, *key_columns(table_of(mapper)))
 
 
 def table_of(mapper: Mapper[Any]) -> Table:
@@ -91,21 +124,23 @@ def note_key(state: InstanceState[Any], *, written: bool = False) -> None:
     There is nothing to note if the key is the identity.
     """
     if not state.manager.info[_IDENTITY]:
-        key = state.dict.get("workflow_key")
-        if key is not None and (written or "workflow_key" not in state.committed_state):
+        names, was = key_attributes(state.mapper), state.committed_state
+        key = _key_in(state.dict, names)
+        if key is not None and (written or not names.keys() & was.keys()):
             state.info[_NOTED] = key
 
 
 def known_key_of(state: InstanceState[Any]) -> Any:
     """Return the key of the row of *state*, None if the row must be read for it."""
     if state.identity is None:
-        return state.dict.get("workflow_key")
+        return _key_in(state.dict, state.manager.info[_ATTRIBUTES])
     if state.manager.info[_IDENTITY]:
         return state.identity[0]
     noted = state.info.get(_NOTED)
     if noted is None:
-        was = state.committed_state.get("workflow_key", state.dict.get("workflow_key"))
-        noted = None if isinstance(was, LoaderCallableStatus) else was
+        names, was = key_attributes(state.mapper), state.committed_state
+        read = {name: was.get(name, state.dict.get(name)) for name in names}
+        noted = _key_in(read, names)
     return noted
 
 
@@ -122,7 +157,7 @@ def key_of(state: InstanceState[Any]) -> Any:
         if state.identity_token is not None:
             where["shard_id"] = state.identity_token
         key = session.connection(bind_arguments=where).scalar(
-            select(columns_of(table_of(mapper)).workflow_key).where(
+            select(key_columns_of(mapper).value).where(
                 *(column == value for column, value in pairs)
             )
         )
@@ -135,29 +170,49 @@ def set_workflow_key(
     state: InstanceState[Any], value: Any, _old: object, _initiator: object
 ) -> None:
     """Check the key that is set; that of a stored row is not changed."""
-    key_type(state.mapper).check(state.class_.__name__, value)
+    *_, type_ = key_attributes(state.mapper).values()
+    type_.check(state.class_.__name__, value)
     known = None if state.identity is None else known_key_of(state)
-    if known is not None and value != known:
+    if known is not None and value != parts_of(known)[-1]:
         raise KeyNotAssignable(state.class_.__name__, known)
 
 
 def keep_key(state: InstanceState[Any]) -> None:
     """Raise KeyNotAssignable if a flush would change the key of a stored row."""
-    if state.identity is not None and "workflow_key" in state.committed_state:
-        # It was deleted, set past its attribute, or copied from a row it refers to.
-        known = key_of(state)
-        if state.dict.get("workflow_key") != known:
-            raise KeyNotAssignable(state.class_.__name__, known)
+    if state.identity is None:
+        return
+    for index, name in enumerate(key_attributes(state.mapper)):
+        if name in state.committed_state:
+            # It was deleted, set past its attribute, or copied from a row it refers to.
+            known = key_of(state)
+            if state.dict.get(name) != parts_of(known)[index]:
+                raise KeyNotAssignable(state.class_.__name__, known)
+
+
+def give_key(state: InstanceState[Any], workflow_key: Any) -> None:
+    """Set those attributes of the key that *state* does not hold, as if read."""
+    instance: Any = state.obj()
+    names = key_attributes(state.mapper)
+    for name, part in zip(names, parts_of(workflow_key), strict=True):
+        if name not in state.dict:
+            set_committed_value(instance, name, part)
 
 
 def gets_key(state: InstanceState[Any]) -> bool:
     """Return whether the INSERT makes the key; PayloadError if there is none."""
-    if state.identity is not None or state.dict.get("workflow_key") is not None:
+    if state.identity is not None:
         return False
-    if not makes_value(columns_of(table_of(state.mapper)).workflow_key):
-        problem = "is missing; set it, or give its column a default"
-        raise PayloadError(state.class_.__name__, "workflow_key", problem)
-    return True
+    names, columns = key_attributes(state.mapper), key_columns(table_of(state.mapper))
+    missing = [
+        (name, column)
+        for name, column in zip(names, columns, strict=True)
+        if state.dict.get(name) is None
+    ]
+    for name, column in missing:
+        if not makes_value(column):
+            problem = "is missing; set it, or give its column a default"
+            raise PayloadError(state.class_.__name__, name, problem)
+    return bool(missing)
 
 
 def check_replacement(state: InstanceState[Any], replaced: InstanceState[Any]) -> None:
@@ -166,7 +221,7 @@ def check_replacement(state: InstanceState[Any], replaced: InstanceState[Any]) -
     Both have one identity. Raises KeyNotAssignable if they differ in the key.
     """
     known = key_of(replaced)
-    if state.dict.get("workflow_key") != known:
+    if key_of(state) != known:
         raise KeyNotAssignable(state.class_.__name__, known)
 
 
@@ -177,7 +232,7 @@ def check_insertion(session: Session, state: InstanceState[Any]) -> None:
     """
     if not session.deleted or key_is_identity(state.mapper):
         return
-    key, table = state.dict.get("workflow_key"), table_of(state.mapper)
+    key, table = key_of(state), table_of(state.mapper)
     for instance in session.deleted:
         other: InstanceState[Any] = inspect(instance)
         if (

@@ -20,7 +20,7 @@ from ..row.columns import columns_of
 from .collecting import Follower, is_same
 from .mixin import WorkflowStateMixin
 from .refusals import refusing
-from .row_keys import key_of
+from .row_keys import key_columns_of, key_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -112,7 +112,9 @@ def before_update(
         # Not by the attribute: that would load the version of the row as well.
         columns: Any = columns_of(mapper.columns["schema_version"].table)
         found = connection.scalar(
-            select(columns.schema_version).where(columns.workflow_key == key_of(state))
+            select(columns.schema_version).where(
+                key_columns_of(mapper).among([key_of(state)])
+            )
         )
     stored = _Stored(found if isinstance(found, int) else 0)
     stored.state, stored.known = state, isinstance(found, int)

@@ -39,6 +39,7 @@ from sqlalchemy.orm import FromStatement
 from ..errors import UnversionedWrite
 from .inserts import check_rows, values_of
 from .mixin import WorkflowStateMixin
+from .row_keys import key_attributes
 from .session_patch import workflow_mapper
 
 if TYPE_CHECKING:
@@ -83,8 +84,7 @@ def do_orm_execute(execute: ORMExecuteState) -> None:
             what, instead = "from_statement() with an UPDATE", "execute it by itself"
             raise UnversionedWrite(entity, what, instead)
         written = _names(statement._values)  # noqa: SLF001 - no public name
-        if written & {"workflow_key", mapper.columns["workflow_key"].key}:
-            raise UnversionedWrite(entity, "a change of workflow_key", _NO_RENAME)
+        _keep_keys(mapper, written)
         version = mapper.class_.version
         execute.statement = statement.values({version: version + 1})
     elif isinstance(statement, Delete):
@@ -99,11 +99,17 @@ def _check_upsert(
         entity, what = mapper.class_.__name__, "INSERT … ON CONFLICT DO UPDATE"
         _allow(execute, entity, what)
         written = _names(dict(upsert.update_values_to_set))
-        if written & {"workflow_key", mapper.columns["workflow_key"].key}:
-            raise UnversionedWrite(entity, "a change of workflow_key", _NO_RENAME)
+        _keep_keys(mapper, written)
         if not written & {"version", mapper.columns["version"].key}:
             instead = f"let it set version to {entity}.version + 1 too"
             raise UnversionedWrite(entity, what, instead)
+
+
+def _keep_keys(mapper: Mapper[Any], written: set[str]) -> None:
+    for name in key_attributes(mapper):
+        if written & {name, mapper.columns[name].key}:
+            entity, what = mapper.class_.__name__, f"a change of {name}"
+            raise UnversionedWrite(entity, what, _NO_RENAME)
 
 
 def _names(columns: Iterable[Any] | None) -> set[str]:

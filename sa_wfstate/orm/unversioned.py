@@ -20,7 +20,7 @@ from .baseline import baselines_of
 from .collecting import Follower, Kept, is_same
 from .entity import statements_of
 from .refusals import refusing
-from .row_keys import key_of
+from .row_keys import key_columns_of, key_of
 from .unit_of_work import settle
 from .version_guard import EXPECTED, seen_of
 
@@ -46,7 +46,8 @@ def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
                 "foreign key",
                 name,
             )
-        special = (*mapper.primary_key, mapper.polymorphic_on)
+        keys = key_columns_of(mapper).columns
+        special = (*mapper.primary_key, *keys, mapper.polymorphic_on)
         if any(
             c is each for c in mapper.column_attrs[name].columns for each in special
         ):

@@ -11,7 +11,7 @@ from ..errors import MappingError, VersionNotSeen
 from ..row.unread import Unread
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
-from .row_keys import key_of, note_key
+from .row_keys import give_key, key_of, note_key
 from .version_comparator import Expected
 
 if TYPE_CHECKING:
@@ -118,8 +118,7 @@ def expect_seen(state: InstanceState[Any]) -> RowVersion:
             )
         elif state.dict.get("version") != seen.version:
             set_committed_value(instance, "version", seen.version)
-        if "workflow_key" not in state.dict:
-            set_committed_value(instance, "workflow_key", workflow_key)
+        give_key(state, workflow_key)
     return seen
 
 

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from pydantic_core import from_json, to_json
 
 from ..errors import MappingError, PayloadError, SchemaVersionAhead
+from ..values.keys import Key, TenantKey
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
@@ -143,10 +144,12 @@ class PayloadSchema:
         """Return whether newer code has written a row of *schema_version*."""
         return schema_version > self.version
 
-    def mark(self, text: str, schema_version: int | None, workflow_key: str) -> str:
+    def mark(self, text: str, schema_version: int | None, workflow_key: Key) -> str:
         """Mark *text* of a row at *schema_version*, unless it is marked or current."""
         if schema_version in {None, self.version} or text.startswith(MARK):
             return text
+        if isinstance(workflow_key, TenantKey):  # It would be a list.
+            workflow_key = str(workflow_key)
         return (
             f"{MARK}[{schema_version},{json.dumps(workflow_key, default=str)},{text}]"
         )

@@ -226,7 +226,7 @@ def _raise(_: Key, error: BaseException) -> None:
 def joined(projection: Projection[Any]) -> Any:
     """Return the rows of *projection* beside those of its workflows, where any."""
     canonical, mine = projection.statements.table, projection.table
-    key = projection.stored_key.sql(columns_of(canonical).workflow_key)
+    key = projection.statements.keys.stored(projection.stored_key)
     return canonical.outerjoin(mine, mine.c.workflow_key == key)
 
 
@@ -237,23 +237,23 @@ class _Pages:
         self._projection = projection
         self._size = size
         canonical, mine = columns_of(projection.statements.table), projection.table
-        self._key = key = canonical.workflow_key
+        self._keys = keys = projection.statements.keys
         # One statement, so one snapshot: a projection that is ahead of its workflow
         # belongs to the row before it was re-created.
         self._page = (
-            select(key, canonical.version, mine.c.version)
+            select(keys.value, canonical.version, mine.c.version)
             .select_from(joined(projection))
             .where(projection.statements.own_rows)
-            .order_by(key)
+            .order_by(*keys.columns)
             .limit(size)
         )
         self._remove_ahead = delete(mine).where(
             mine.c.workflow_key == bindparam("key"),
             mine.c.version == bindparam("projected"),
         )
-        stored = projection.stored_key.sql(key)
+        stored = keys.stored(projection.stored_key)
         present = (
-            select(key)
+            select(keys.value)
             .where(projection.statements.own_rows, stored == mine.c.workflow_key)
             .exists()
         )
@@ -263,8 +263,7 @@ class _Pages:
         self, connection: Connection, after: Any, *, everything: bool
     ) -> tuple[Swept, Any]:
         """Repair the page after the key *after*; return its last key, if it is full."""
-        statement = self._page if after is None else self._page.where(self._key > after)
-        page = connection.execute(statement).all()
+        page = connection.execute(self._page.where(self._keys.after(after))).all()
         last = page[-1][0] if len(page) == self._size else None
         wrong = [row for row in page if everything or row[1] != row[2]]
         for key, version, projected in wrong:

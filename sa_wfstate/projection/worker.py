@@ -34,13 +34,11 @@ from sqlalchemy import (
     func,
     select,
     true,
-    tuple_,
 )
 
 from .._concurrency import Blocking, Stop, Waiting, require_at_least
 from ..hooks.application_errors import outline
 from ..hooks.base import Hooks, notify
-from ..row.keys import StoredKey
 from ..store.connections import Connections
 from ..store.polling import poll_until
 from ..values.reports import ProjectionBatch
@@ -125,15 +123,12 @@ class ProjectionWorker(Generic[StateT]):
 
     def _build(self) -> Any:
         mine, columns = self._projection.table, self._projection.statements.columns
-        key, version, updated_at = (
-            columns.workflow_key,
-            columns.version,
-            columns.updated_at,
-        )
+        keys = self._projection.statements.keys
+        version, updated_at = columns.version, columns.updated_at
         age = func.clock_timestamp() - updated_at
         return (
             select(
-                key,
+                keys.value,
                 version,
                 mine.c.version,
                 updated_at,
@@ -144,7 +139,7 @@ class ProjectionWorker(Generic[StateT]):
                 self._projection.statements.own_rows,
                 mine.c.version.is_(None) | (mine.c.version < version),
             )
-            .order_by(updated_at, key)
+            .order_by(updated_at, *keys.columns)
             .limit(self._batch_size)
         )
 
@@ -214,8 +209,7 @@ class ProjectionWorker(Generic[StateT]):
         """
         share: ColumnElement[bool] = true()
         if self._partitions > 1:
-            statements = self._projection.statements
-            key = StoredKey.text(statements.columns.workflow_key, statements.key_type)
+            key = self._projection.statements.keys.text
             share = func.abs(func.hashtext(key) % self._partitions) == partition
         failed = self._failed.get(partition, {})
         seen: dict[Key, int] = {}
@@ -234,9 +228,9 @@ class ProjectionWorker(Generic[StateT]):
                 return untried, None
             if untried:
                 return untried, rows[-1].updated_at
-            place = tuple_(columns.updated_at, columns.workflow_key) > (
-                rows[-1].updated_at,
-                rows[-1].workflow_key,
+            last = rows[-1]
+            place = self._projection.statements.keys.after(
+                last.workflow_key, {columns.updated_at: last.updated_at}
             )
 
     def _apply(

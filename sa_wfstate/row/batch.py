@@ -99,7 +99,7 @@ class Arrays:
         )
         parameters: dict[str, Any] = {
             "wfs_rows": len(batch),
-            "wfs_key": list(batch.workflow_keys),
+            **self._statements.keys.arrays(batch.workflow_keys),
             "wfs_state": [stored(text) for text in batch.state_texts],
             "wfs_schema": batch.schema_versions[0],
             "wfs_provenance": texts[0] if shape.one_provenance else texts,
@@ -119,8 +119,8 @@ class Arrays:
         return dict(zip(keys or (), each, strict=True))
 
     def _build(self, shape: Shape) -> Any:
-        key_type = self._statements.columns.workflow_key.type
-        arrays: dict[str, Any] = {"key": key_type, "state": Text()}
+        keys = self._statements.keys
+        arrays: dict[str, Any] = {**keys.types(), "state": Text()}
         if not shape.creating:
             arrays["expected"] = BigInteger()
             if shape.based:
@@ -152,7 +152,7 @@ class Arrays:
             )
         )
         written = write.returning(
-            c.workflow_key, c.updated_at, c.version, (c.version == sent).label("sent")
+            keys.value, c.updated_at, c.version, (c.version == sent).label("sent")
         ).cte("wfs_written")
         rows, begin, end = func.count(), func.min(written.c[1]), func.max(written.c[1])
         alike = and_(
@@ -167,7 +167,7 @@ class Arrays:
         table = self._statements.table
         c = columns_of(table)
         swap = update(table).where(
-            of_keys(c.workflow_key, new.c.key),
+            of_keys(*self._statements.keys.pairs(new)),
             c.version == new.c.expected,
             self._statements.sql.not_ahead,
             self._statements.own_rows,
@@ -188,12 +188,13 @@ class Arrays:
     def _creation(self, new: Any, values: dict[Column[Any], Any]) -> Any:
         """Insert the rows whose key does not exist."""
         table, constants = self._statements.table, self._statements.constants()
-        key = columns_of(table).workflow_key
+        keys = dict(self._statements.keys.pairs(new))
         values[columns_of(table).version] = literal_column("1")
+        values = keys | values
         values |= {column: literal(value) for column, value in constants.items()}
         return (
             insert(table)
-            .from_select([key, *values], select(new.c.key, *values.values()))
+            .from_select([*values], select(*values.values()))
             .on_conflict_do_nothing(index_elements=conflict_target(table))
         )
 
@@ -226,9 +227,16 @@ def _compile(element: BoundArray, compiler: SQLCompiler, **kw: Any) -> str:
     return text.replace(")s", ")b", 1) if psycopg else text
 
 
-def of_keys(key: Any, new: Any) -> ColumnElement[bool]:
-    """Return the criterion that *key* is that of a row of a bound table."""
-    return and_(key == new, key == func.any(BoundArray("wfs_key", new.type)))
+def of_keys(*pairs: tuple[Any, Any]) -> ColumnElement[bool]:
+    """Return the criterion that a key is that of a row of a bound table.
+
+    *pairs* are the columns of both.
+    """
+    arrays = [(key, BoundArray(f"wfs_{new.name}", new.type)) for key, new in pairs]
+    return and_(
+        *(key == new for key, new in pairs),
+        *(key == func.any(array) for key, array in arrays),
+    )
 
 
 def bound_table(types: Mapping[str, Any]) -> TableValuedAlias:

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
 
-_INFO: Final = "sa_wfstate.attribute"
+ATTRIBUTE: Final = "sa_wfstate.attribute"
+"""Where a column notes the attribute that is mapped to it."""
+
+_TENANT: Final = "sa_wfstate.tenant"
 
 
 class Columns(NamedTuple):
@@ -41,22 +44,36 @@ def note_columns(mapper: Mapper[Any], table: Table) -> Columns:
     A copy of the table keeps the note.
     """
     for name in Columns._fields:
-        mapper.columns[name].info[_INFO] = name
+        mapper.columns[name].info[ATTRIBUTE] = name
     return columns_of(table)
 
 
 def columns_of(table: Any) -> Columns:
     """Return the columns of a workflow's *table*."""
-    found = {column.info.get(_INFO): column for column in table.c}
+    found = {column.info.get(ATTRIBUTE): column for column in table.c}
     return Columns(*(found[n] if n in found else table.c[n] for n in Columns._fields))
 
 
 def column_of(table: Any, name: str) -> Any:
     """Return the column of the attribute *name* in *table*; None if it has none."""
     for column in table.c:
-        if getattr(column, "info", {}).get(_INFO) == name:
+        if getattr(column, "info", {}).get(ATTRIBUTE) == name:
             return column
     return table.c.get(name)
+
+
+def note_tenant(column: Column[Any]) -> None:
+    """Note in *column* that the workflow keys of its table are unique within it.
+
+    A copy of the table keeps the note.
+    """
+    column.info[_TENANT] = True
+
+
+def key_columns(table: Any) -> tuple[Column[Any], ...]:
+    """Return the columns of the keys of *table*: of the tenant, if any, and its key."""
+    tenant = (column for column in table.c if _TENANT in column.info)
+    return (*tenant, column_of(table, "workflow_key"))
 
 
 def makes_value(column: Column[Any]) -> bool:
@@ -70,8 +87,8 @@ def makes_value(column: Column[Any]) -> bool:
 
 def without_value(table: Table) -> str | None:
     """Return a column of the primary key that an INSERT would leave empty, if any."""
-    key = columns_of(table).workflow_key
-    missing = (c for c in table.primary_key if c is not key and not makes_value(c))
+    keys = key_columns(table)
+    missing = (c for c in table.primary_key if c not in keys and not makes_value(c))
     return next((column.name for column in missing), None)
 
 
@@ -80,11 +97,12 @@ def conflict_target(table: Table) -> list[Column[Any]] | None:
 
     None where nothing else can conflict: a foreign table allows no columns there.
     """
-    key = columns_of(table).workflow_key
+    keys = set(key_columns(table))
     others = (CheckConstraint, ForeignKeyConstraint)
     unique: list[Any] = [c for c in table.constraints if not isinstance(c, others)]
     unique += [index for index in table.indexes if index.unique]
-    return [key] if any(list(each.columns) != [key] for each in unique) else None
+    other = any(set(each.columns) != keys for each in unique)
+    return list(key_columns(table)) if other else None
 
 
 def evaluates(table: Table, *, inserting: bool) -> bool:

@@ -22,7 +22,8 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import conv
 
 from ..errors import MappingError
-from .columns import column_of, columns_of, quoted
+from .columns import ATTRIBUTE, column_of, columns_of, key_columns, quoted
+from .keys import key_type_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,23 +48,26 @@ def complete_primary_key(table: Table, key: Column[Any]) -> None:
 def add_unique_key(entity: str, table: Table) -> None:
     """Make the workflow key of *table* unique, unless it is or is the primary key.
 
-    Raises MappingError if it is declared as unique only together with other columns.
+    Raises MappingError if it is declared as unique only together with other columns
+    than that of the tenant.
     """
-    key = columns_of(table).workflow_key
+    *tenant, key = key_columns(table)
     if list(table.primary_key) == [key]:
         return
-    key.nullable = False
+    for column in (*tenant, key):
+        column.nullable = False
     uniques = _uniques(table)
-    if [key] in uniques:
+    if tenant or [key] in uniques:
         return
-    for columns in [list(table.primary_key), *uniques]:
+    for columns in uniques:
         if key in columns:
             names = ", ".join(column.name for column in columns)
             raise MappingError(
                 entity,
                 f"workflow_key is unique only as part of ({names}), and identifies a "
-                "workflow by itself; declare it with unique=True, and join the parts "
-                "of a key into one text where they are unique only together",
+                "workflow by itself, or together with one column of text, integers or "
+                "UUIDs, the tenant; declare it with unique=True, or give the table one "
+                "UniqueConstraint of the tenant's column and workflow_key",
             )
     # Without a convention, under the name that PostgreSQL would give it.
     conventions = table.metadata.naming_convention
@@ -72,9 +76,36 @@ def add_unique_key(entity: str, table: Table) -> None:
     table.append_constraint(UniqueConstraint(key, name=name))
 
 
+def find_tenant(entity: str, table: Table, key: Column[Any]) -> Column[Any] | None:
+    """Return the column within which *key* is unique; None if it is so by itself.
+
+    None, too, if other columns than those two are needed.
+    """
+    uniques = [set(columns) for columns in _uniques(table)]
+    if {key} in uniques:
+        return None
+    found = {
+        other
+        for columns in uniques
+        if key in columns and len(columns) == 2  # noqa: PLR2004
+        for other in columns - {key}
+        # Otherwise the key need not be unique at all within it.
+        if {other} not in uniques
+    }
+    if len(found) != 1:
+        return None
+    (tenant,) = found
+    try:
+        key_type_of(entity, tenant)
+    except MappingError:
+        return None
+    return tenant  # type: ignore[no-any-return]
+
+
 def _uniques(table: Table) -> list[list[Any]]:
-    """Return the columns of each unique constraint and unique index of *table*."""
-    found = [c for c in table.constraints if isinstance(c, UniqueConstraint)]
+    """Return the columns of what makes them unique in *table*."""
+    kinds = (PrimaryKeyConstraint, UniqueConstraint)
+    found = [c for c in table.constraints if isinstance(c, kinds)]
     whole = [
         index
         for index in table.indexes
@@ -87,14 +118,16 @@ def _uniques(table: Table) -> list[list[Any]]:
 
 def check_key_references(entity: str, table: Table) -> None:
     """Raise MappingError if a foreign key lets the database change a workflow key."""
-    for reference in columns_of(table).workflow_key.foreign_keys:
-        rule = reference.onupdate or "NO ACTION"
-        if rule.upper() not in {"NO ACTION", "RESTRICT"}:
-            raise MappingError(
-                entity,
-                f"ON UPDATE {rule} of the foreign key of workflow_key would change the "
-                "key of a stored row; leave onupdate out",
-            )
+    for column in key_columns(table):
+        for reference in column.foreign_keys:
+            rule = reference.onupdate or "NO ACTION"
+            if rule.upper() not in {"NO ACTION", "RESTRICT"}:
+                name = column.info.get(ATTRIBUTE, column.name)
+                raise MappingError(
+                    entity,
+                    f"ON UPDATE {rule} of the foreign key of {name} would change the "
+                    "key of a stored row; leave onupdate out",
+                )
 
 
 def add_constraints(table: Table) -> None:
@@ -156,7 +189,7 @@ def add_indexes(entity: str, table: Table, wanted: Iterable[str]) -> None:
     """
     c = columns_of(table)
     columns: dict[str, tuple[Any, ...]] = {
-        "version": (c.workflow_key, c.version),
+        "version": (*key_columns(table), c.version),
         "updated": (c.updated_at.desc(),),
         "state": (c.state,),
         "provenance": (c.provenance,),

@@ -28,7 +28,8 @@ from sqlalchemy.types import JSON, String, Text, TypeDecorator
 
 from ..errors import MappingError, PayloadError
 from ..payload.schema_versions import MARK
-from .columns import column_of
+from .columns import column_of, key_columns
+from .keys import KeyText
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,13 +177,12 @@ def state_text(
         return AsText(column)
     rows = getattr(inner, "table", None)
     stored = next((getattr(base, "table", None) for base in inner.base_columns), None)
-    version, key = (
-        rows.corresponding_column(there)
-        if rows is not None
-        and stored is not None
-        and (there := column_of(stored, name)) is not None
-        else None
-        for name in ("schema_version", "workflow_key")
+    there = [column_of(stored, "schema_version")] if stored is not None else []
+    if there and column_of(stored, "workflow_key") is not None:
+        there += key_columns(stored)
+    version, *keys = (
+        None if rows is None or each is None else rows.corresponding_column(each)
+        for each in there or [None]
     )
     if version is None:
         raise MappingError(
@@ -192,7 +192,10 @@ def state_text(
             "as well, and workflow_key to have it named in errors; of an expression "
             "select the plain JSON, with type_coerce(…, JSONB)",
         )
-    keys = [] if key is None else [key]
+    if any(key is None for key in keys):
+        keys = []
+    elif len(keys) > 1:
+        keys = [KeyText(*keys)]
     marked = MarkedText(schema.entity, column, version, *keys, alone=alone)
     if alone:
         return marked

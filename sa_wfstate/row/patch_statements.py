@@ -52,8 +52,7 @@ class PatchStatements:
         self._table = statements.table
         self._columns = c = statements.columns
         self._effect_id = effect_id_of(statements.table)
-        self._key = c.workflow_key == bindparam("wfs_key")
-        self._key_type = c.workflow_key.type
+        self._keys = statements.keys
         current: ColumnElement[int] = literal_column(str(statements.schema.version))
         self._same_shape = c.schema_version == current
         self._built: dict[Any, Any] = {}
@@ -106,7 +105,7 @@ class PatchStatements:
         return build(shape).where(self._same_shape)
 
     def _where(self, shape: PatchShape) -> list[ColumnElement[bool]]:
-        where = [self._key, self._statements.own_rows]
+        where = [self._keys.equal, self._statements.own_rows]
         if shape.versioned:
             where.append(self._columns.version == bindparam("wfs_expected_version"))
         if shape.of_effect:
@@ -137,7 +136,7 @@ class PatchStatements:
         c = self._columns
         return (
             update(self._table)
-            .where(self._key, c.version == bindparam("wfs_version"))
+            .where(self._keys.equal, c.version == bindparam("wfs_version"))
             .values(self._assigned(self._patched(shape.edits), _provenance()))
             .returning(c.updated_at, c.version)
         )
@@ -162,25 +161,25 @@ class PatchStatements:
 
     def _rows(self, edits: Shapes, **more: Any) -> Any:
         values = dict.fromkeys(parameters_of(edits), Text())
-        return bound_table({"key": self._key_type, **more, **values})
+        return bound_table({**self._keys.types(), **more, **values})
 
     def _look_many(self, edits: Shapes) -> Any:
         c = self._columns
         new = self._rows(edits, expected=BigInteger(), base=Text())
         return (
             select(
-                c.workflow_key,
+                self._keys.value,
                 c.version,
                 self._effect_id,
                 AsText(self._patched(edits, new)),
             )
-            .join(new, of_keys(c.workflow_key, new.c.key))
+            .join(new, of_keys(*self._keys.pairs(new)))
             .where(
                 self._statements.own_rows,
                 or_(new.c.expected.is_(None), c.version == new.c.expected),
                 or_(new.c.base.is_(None), self._effect_id == new.c.base),
             )
-            .order_by(c.workflow_key)
+            .order_by(*self._keys.columns)
             .with_for_update(key_share=True, of=self._table)
         )
 
@@ -189,13 +188,13 @@ class PatchStatements:
         new = self._rows(edits, version=BigInteger(), provenance=Text())
         return (
             update(self._table)
-            .where(of_keys(c.workflow_key, new.c.key), c.version == new.c.version)
+            .where(of_keys(*self._keys.pairs(new)), c.version == new.c.version)
             .values(
                 self._assigned(
                     self._patched(edits, new), cast(new.c.provenance, JSONB())
                 )
             )
-            .returning(c.workflow_key, c.updated_at, c.version)
+            .returning(self._keys.value, c.updated_at, c.version)
         )
 
 

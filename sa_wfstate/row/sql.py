@@ -1,8 +1,8 @@
 """The SQL of one row: read, compare-and-set, create.
 
-Each statement compares ``workflow_key`` for equality. It is built once for each class;
-constants are part of the text, not parameters. Parameters are named ``wfs_…``, because
-SQLAlchemy takes one with the name of a column for its new value.
+Each statement compares the columns of the key for equality. It is built once for each
+class; constants are part of the text, not parameters. Parameters are named ``wfs_…``,
+because SQLAlchemy takes one with the name of a column for its new value.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Mapper
 
+    from .key_columns import KeyColumns
+
 
 Lock = Literal[False, True, "no key", "no key nowait"]
 LOCKS: Final[Mapping[Lock, dict[str, Any]]] = {
@@ -55,11 +57,14 @@ CANONICAL_COLUMNS = (
 class RowSQL:
     """The SQL for the rows of *mapper* in *table*, by code at *schema_version*."""
 
-    def __init__(self, mapper: Mapper[Any], table: Table, schema_version: int) -> None:
+    def __init__(
+        self, mapper: Mapper[Any], table: Table, keys: KeyColumns, schema_version: int
+    ) -> None:
         self._table = table
+        self._keys = keys
         self.own_rows = own_rows = _own_rows(mapper)
         self._columns = c = columns_of(table)
-        columns: dict[str, ColumnElement[Any]] = dict(c._asdict())
+        columns = {**c._asdict(), "workflow_key": keys.value}
         # As text, which a snapshot keeps; the reader knows the row.
         for name in ("state", "provenance"):
             columns[name] = AsText(columns[name]).label(name)
@@ -69,13 +74,11 @@ class RowSQL:
             .where(own_rows)
         )
         self._mapper = mapper
-        key = c.workflow_key == bindparam("wfs_key")
+        key = keys.equal
         self.read_one = self.read.where(key)
         self.lock_one = self.read_one.with_for_update(key_share=True, of=table)
         effect_id = effect_id_of(table)
-        self.versions = select(c.workflow_key, c.version, effect_id).order_by(
-            c.workflow_key
-        )
+        self.versions = select(keys.value, c.version, effect_id).order_by(*keys.columns)
         bump = (
             update(table)
             .where(key, c.version == bindparam("wfs_expected_version"), own_rows)
@@ -131,7 +134,7 @@ class RowSQL:
         c = self._columns
         insert = (sqlite if dialect == "sqlite" else postgresql).insert(self._table)
         values: dict[Any, Any] = {
-            c.workflow_key: bindparam(c.workflow_key.key),
+            **{column: bindparam(column.key) for column in self._keys.columns},
             c.version: bindparam(c.version.key),
             c.state: bindparam(c.state.key, type_=JSONText()),
             c.updated_at: func.now(),
@@ -141,7 +144,7 @@ class RowSQL:
         return (
             insert.values(values | dict(constants))
             .on_conflict_do_nothing(index_elements=conflict_target(self._table))
-            .returning(c.updated_at, c.version, c.workflow_key)
+            .returning(c.updated_at, c.version, self._keys.value)
         )
 
 

@@ -20,8 +20,8 @@ from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot, with_source
 from ..values.write import Write, Written
 from .chunks import chunks
-from .columns import columns_of, without_value
-from .keys import key_type_of
+from .columns import columns_of, key_columns, without_value
+from .key_columns import KeyColumns
 from .sql import CANONICAL_COLUMNS, LOCKS, RowSQL
 
 if TYPE_CHECKING:
@@ -51,12 +51,13 @@ class Statements(Generic[StateT]):
         self.table: Table = mapper.version_id_col.table  # type: ignore[union-attr]
         table = self.table
         self.columns = columns_of(table)
-        self.key_type = key_type_of(self.entity, self.columns.workflow_key)
+        self.keys = KeyColumns(self.entity, *key_columns(table))
+        self.key_type = self.keys.type
         types: Any = self.columns
         self.state_type: PydanticJSON[StateT] = types.state.type
         self._provenance_type: PydanticJSON[Provenance] = types.provenance.type
         self.schema = payload_schema(mapper)
-        self.sql = RowSQL(mapper, table, self.schema.version)
+        self.sql = RowSQL(mapper, table, self.keys, self.schema.version)
         self.own_rows = self.sql.own_rows
         self._creations: dict[str, Any] = {}
 
@@ -82,7 +83,7 @@ class Statements(Generic[StateT]):
         *lock* blocks other writers until the transaction ends.
         """
         statement = self.sql.lock_one if lock else self.sql.read_one
-        row = connection.execute(statement, {"wfs_key": workflow_key}).first()
+        row = connection.execute(statement, self.keys.parameters(workflow_key)).first()
         return None if row is None else self.snapshot_of(row)
 
     def read_many(
@@ -165,13 +166,12 @@ class Statements(Generic[StateT]):
     ) -> Iterator[Any]:
         """Read the rows of *workflow_keys* in order, because they may be locked."""
         for keys in chunks(sorted(workflow_keys)):
-            of_keys = self.columns.workflow_key.in_(keys)
-            yield from connection.execute(statement.where(of_keys))
+            yield from connection.execute(statement.where(self.keys.among(keys)))
 
     def swap(self, connection: Connection, write: Write) -> Written | None:
         """Replace the version ``write.base``; return None if the row is not at it."""
         parameters = {
-            "wfs_key": write.workflow_key,
+            **self.keys.parameters(write.workflow_key),
             "wfs_expected_version": write.base.version,
             "wfs_schema_version": write.schema_version,
             "wfs_provenance": self._provenance_text(
@@ -205,7 +205,7 @@ class Statements(Generic[StateT]):
         c = self.columns
         rows = [
             {
-                c.workflow_key.key: write.workflow_key,
+                **self.keys.named(write.workflow_key),
                 c.version.key: write.version,
                 c.state.key: self.state_type.stored(write.state_text),
                 c.schema_version.key: write.schema_version,

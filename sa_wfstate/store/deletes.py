@@ -184,11 +184,11 @@ def _delete(
     if not mine:
         return {}
     c = statements.columns
-    columns = {**c._asdict(), "state": AsText(c.state)}
-    columns["provenance"] = AsText(c.provenance)
+    columns: dict[str, Any] = {**c._asdict(), "workflow_key": statements.keys.value}
+    columns |= {name: AsText(columns[name]) for name in ("state", "provenance")}
     deleted = connection.execute(
         delete(statements.table)
-        .where(c.workflow_key.in_(mine), statements.own_rows)
+        .where(statements.keys.among(mine), statements.own_rows)
         .returning(*columns.values())
     )
     return {row[0]: row for row in deleted}

@@ -228,4 +228,4 @@ class _Batch:
             f"wfs_{name}": [self._patches[key].values[name] for key in keys]
             for name in parameters_of(shapes)
         }
-        return arrays | {"wfs_key": list(keys)}
+        return arrays | self._statements.keys.arrays(keys)

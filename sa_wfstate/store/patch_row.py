@@ -96,7 +96,8 @@ def _parameters(statements: Statements[Any], patch: Prepared) -> dict[str, Any]:
     if patch.expected is not None:
         parameters["wfs_expected_version"] = patch.expected.version
         parameters["wfs_base_effect_id"] = patch.expected.effect_id
-    return parameters | {"wfs_key": key, "wfs_provenance": provenance}
+    parameters |= statements.keys.parameters(key)
+    return parameters | {"wfs_provenance": provenance}
 
 
 def _update(
@@ -199,7 +200,7 @@ def judge_row(
     """
     key, expected = patch.workflow_key, patch.expected
     sql = patch_statements_of(statements).found(when)
-    row = connection.execute(sql, {"wfs_key": key}).first()
+    row = connection.execute(sql, statements.keys.parameters(key)).first()
     if row is None:
         return missing(statements, patch)
     *columns, met = row

@@ -27,7 +27,7 @@ from ..errors import PayloadError
 from ..orm.mixin import WorkflowStateMixin
 from ..orm.schema_version import skip_unreadable
 from ..payload.schema_versions import Upcaster, payload_schema
-from ..row.columns import columns_of
+from ..row.columns import columns_of, key_columns
 from ..values.public_names import publish
 from .job import UpcastJob, UpcastProgress, UpcastReport
 
@@ -67,7 +67,7 @@ def upcast_all(
     mapped: Any = mapper.columns["state"].table
     state_type: PydanticJSON[Any] = mapper.columns["state"].type
 
-    def check(key: str, version: int, upcast: str) -> None:
+    def check(key: Any, version: int, upcast: str) -> None:
         where = f"{schema.entity} {key!r} state (schema version {version})"
         state_type.load(schema.mark(upcast, schema.write_version, key), where=where)
         state_type.codec.refuse_nul(upcast, where=where)
@@ -78,7 +78,7 @@ def upcast_all(
         schema,
         schema=mapped.schema,
         names={n: c.name for n, c in columns_of(mapped)._asdict().items()},
-        key_type=columns_of(mapped).workflow_key.type,
+        keys={column.name: column.type for column in key_columns(mapped)},
         check=check,
     )
     if in_sql is None:

@@ -35,6 +35,7 @@ from ..errors import MappingError, PayloadError
 from ..retry import sqlstate
 from ..row.batch import bound_table, of_keys
 from ..row.columns import quoted
+from ..row.key_columns import KeyColumns
 
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
@@ -46,9 +47,8 @@ Begin = Callable[[], AbstractContextManager[Connection]]
 
 _DEADLOCK = "40P01"
 _TRIES = 10
-_ARRAYS = {"key": Text, "version": BigInteger, "schema": Integer, "state": Text}
+_ARRAYS = {"version": BigInteger, "schema": Integer, "state": Text}
 _TYPES: dict[str, TypeEngine[Any]] = {
-    "workflow_key": Text(),
     "version": BigInteger(),
     "schema_version": Integer(),
     "state": JSONB(),
@@ -77,9 +77,10 @@ class UpcastReport(NamedTuple):
 class UpcastJob:
     """The upcast of one table to the version that *payload_schema* writes.
 
-    *names* are those of its columns, where they differ from the attributes'. *check* is
-    called with key, schema version and text of each payload before it is written, and
-    raises PayloadError to refuse it.
+    *keys* are the types of the columns of its keys, by name. *names* are those of the
+    other columns, where they differ from the attributes'. *check* is called with key,
+    schema version and text of each payload before it is written, and raises
+    PayloadError to refuse it.
     """
 
     def __init__(
@@ -89,20 +90,18 @@ class UpcastJob:
         *,
         schema: str | None = None,
         names: Mapping[str, str] | None = None,
-        key_type: TypeEngine[Any] | None = None,
-        check: Callable[[str, int, str], object] | None = None,
+        keys: Mapping[str, TypeEngine[Any]] | None = None,
+        check: Callable[[Any, int, str], object] | None = None,
     ) -> None:
         self._schema = payload_schema
         self._check = check
         called = names or {}
         self._names = {name: called.get(name, name) for name in _TYPES}
-        self._key_type = key_type or Text()
-        types = {**_TYPES, "workflow_key": self._key_type}
-        self._rows = table(
-            table_name,
-            *(column(self._names[name], type_) for name, type_ in types.items()),
-            schema=schema,
-        )
+        keys = keys or {"workflow_key": Text()}
+        types = {self._names[name]: type_ for name, type_ in _TYPES.items()}
+        every = (column(name, type_) for name, type_ in {**keys, **types}.items())
+        self._rows = table(table_name, *every, schema=schema)
+        self._keys = KeyColumns(table_name, *(self._rows.c[name] for name in keys))
         self._columns = self._columns_of(self._rows)
         self._due = self._is_due(self._columns)
         self._done = 0
@@ -165,11 +164,11 @@ class UpcastJob:
         self, connection: Connection, after: Any, size: int, *, skip_locked: bool
     ) -> tuple[int, str | None]:
         """Upcast the batch after a key; return its size, and its last key if full."""
-        key, version, schema_version, state = self._columns
+        version, schema_version, state = self._columns
         query = (
-            select(key, version, schema_version, cast(state, Text))
-            .where(self._due, *([] if after is None else [key > after]))
-            .order_by(key)
+            select(self._keys.value, version, schema_version, cast(state, Text))
+            .where(self._due, self._keys.after(after))
+            .order_by(*self._keys.columns)
             .limit(size)
             .with_for_update(key_share=True, skip_locked=skip_locked)
         )
@@ -185,7 +184,7 @@ class UpcastJob:
         done = self._swap(connection, swaps) if swaps else 0
         return done, read[-1][0] if len(read) == size else None
 
-    def _upcast(self, key: str, schema_version: int, state: str) -> str:
+    def _upcast(self, key: Any, schema_version: int, state: str) -> str:
         target = self._schema.write_version
         upcast = self._schema.upcast(from_json(state), schema_version, key, target)
         if self._check is not None:
@@ -195,23 +194,23 @@ class UpcastJob:
     def _swap(self, connection: Connection, swaps: Sequence[tuple[Any, ...]]) -> int:
         """Write the rows that are still as they were read; return their number."""
         if not isinstance(connection.dialect, PGDialect):
-            names = ("wfs_key", "wfs_version", "wfs_schema", "wfs_state")
+            names = [f"wfs_{name}" for name in _ARRAYS]
             parameters: list[Any] = [bindparam(name) for name in names]
             parameters[-1] = type_coerce(parameters[-1], Text)
-            swap = self._swap_to(*parameters)
-            return sum(
-                connection.execute(swap, dict(zip(names, each, strict=True))).rowcount
-                for each in swaps
+            swap = self._swap_to(*parameters).where(self._keys.equal)
+            rows = (
+                self._keys.parameters(key) | dict(zip(names, values, strict=True))
+                for key, *values in swaps
             )
-        key, new = self._columns[0], bound_table({**_ARRAYS, "key": self._key_type})
-        swap = self._swap_to(
-            new.c.key, new.c.version, new.c.schema, cast(new.c.state, JSONB)
-        )
-        values = zip(*swaps, strict=True)
+            return sum(connection.execute(swap, row).rowcount for row in rows)
+        new = bound_table({**self._keys.types(), **_ARRAYS})
+        swap = self._swap_to(new.c.version, new.c.schema, cast(new.c.state, JSONB))
+        keys, *values = zip(*swaps, strict=True)
         written = connection.execute(
             # As in row/batch.py, for partitions.
-            swap.where(of_keys(key, new.c.key)).returning(self._columns[1]),
-            {f"wfs_{n}": list(v) for n, v in zip(_ARRAYS, values, strict=True)},
+            swap.where(of_keys(*self._keys.pairs(new))).returning(self._columns[0]),
+            self._keys.arrays(keys)
+            | {f"wfs_{n}": list(v) for n, v in zip(_ARRAYS, values, strict=True)},
         )
         return len(written.all())
 
@@ -221,7 +220,7 @@ class UpcastJob:
         return (
             update(self._rows)
             .where(*(column == value for column, value in zip(read, old, strict=True)))
-            .values({state: new_state, read[2]: self._schema.write_version})
+            .values({state: new_state, read[1]: self._schema.write_version})
         )
 
     def _columns_of(self, rows: Any) -> list[ColumnElement[Any]]:
@@ -231,8 +230,8 @@ class UpcastJob:
         # In the text: in a migration it may be printed.
         oldest, target = self._schema.oldest, self._schema.write_version
         return and_(
-            columns[2] >= literal_column(str(oldest)),
-            columns[2] < literal_column(str(target)),
+            columns[1] >= literal_column(str(oldest)),
+            columns[1] < literal_column(str(target)),
         )
 
     @property
@@ -244,35 +243,37 @@ class UpcastJob:
 
     def _update(self, rows: Any, *where: ColumnElement[bool]) -> Update | None:
         """Return the UPDATE of those of *rows*, which are called *wfs*."""
-        _, _, version, state = (f"wfs.{quoted(name)}" for name in self._names.values())
+        _, version, state = (f"wfs.{quoted(name)}" for name in self._names.values())
         new = self._schema.sql(state, version)
         if new is None:
             return None
         columns, target = self._columns_of(rows), str(self._schema.write_version)
         values: dict[Any, Any] = {
-            columns[2]: literal_column(target),
-            columns[3]: literal_column(new),
+            columns[1]: literal_column(target),
+            columns[2]: literal_column(new),
         }
         return update(rows).where(*where).values(values)
 
     def _batch_in_sql(
         self, connection: Connection, after: Any, size: int, *, skip_locked: bool
     ) -> tuple[int, str | None]:
-        rows, (key, *_) = self._rows.alias("wfs"), self._columns
+        rows, keys = self._rows.alias("wfs"), self._keys
         batch = (
-            select(key.label("key"))
-            .where(self._due, *([] if after is None else [key > after]))
-            .order_by(key)
+            select(*keys.columns)
+            .where(self._due, keys.after(after))
+            .order_by(*keys.columns)
             .limit(size)
             .with_for_update(key_share=True, skip_locked=skip_locked)
             .cte("wfs_batch")
         )
-        of_batch = self._columns_of(rows)[0]
-        update = self._update(rows, of_batch == batch.c.key)
+        names = [column.name for column in keys.columns]
+        of_batch = (rows.c[name] == batch.c[name] for name in names)
+        update = self._update(rows, *of_batch)
         if update is None:
             raise MappingError(self._schema.entity, "not every upcaster has SQL")
-        done = update.returning(of_batch.label("key")).cte("wfs_done")
-        last = select(batch.c.key).order_by(batch.c.key.desc()).limit(1)
-        written = select(func.count(done.c.key), last.scalar_subquery())
+        done = update.returning(rows.c[names[-1]]).cte("wfs_done")
+        last = select(KeyColumns(self._schema.entity, *batch.c).value)
+        last = last.order_by(*(each.desc() for each in batch.c)).limit(1)
+        written = select(func.count(done.c[0]), last.scalar_subquery())
         number, last_key = connection.execute(written).one()
         return number, last_key if number == size else None

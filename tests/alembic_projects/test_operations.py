@@ -90,6 +90,44 @@ def test_rows_are_upcast_by_a_migration(
     assert stored(project) == [(3, {"status": "new", "n": 0})] * 3
 
 
+TENANT = """
+    tenant_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    workflow_key: Mapped[str] = mapped_column(primary_key=True)
+"""
+
+
+def test_rows_of_tenants_are_upcast_by_a_migration(
+    make_project: Callable[..., Any],
+) -> None:
+    """Each by both columns of its key, which ``alembic check`` accepts."""
+    project = make_project("plain")
+    models = project.folder / "models.py"
+    source = models.read_text().replace(TABLE, TABLE + TENANT)
+    imported = "import DeclarativeBase, Mapped, mapped_column"
+    models.write_text(source.replace("import DeclarativeBase", imported))
+    step = "{1: lambda data: data | {'n': 0}, 2: dict}"
+    write_migration(project, f"{BY_NAME}('orders', {step}, batch_size=3)")
+    command.upgrade(project.config, "+1")
+    project.execute(
+        """
+        INSERT INTO orders (tenant_id, workflow_key, schema_version, state, provenance)
+        SELECT t, 'o-' || k, 1, jsonb_build_object('of', t), '{}'
+        FROM generate_series(1, 3) t, generate_series(1, 3) k
+        """
+    )
+    command.upgrade(project.config, "+1")
+    command.check(project.config)
+    engine = create_engine(project.url)
+    with engine.connect() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT tenant_id, schema_version, state FROM orders ORDER BY 1"
+        ).all()
+    engine.dispose()
+    assert [tuple(row) for row in rows] == [
+        (tenant, 3, {"of": tenant, "n": 0}) for tenant in (1, 2, 3) for _ in range(3)
+    ]
+
+
 def test_offline_one_update_is_written(make_project: Callable[..., Any]) -> None:
     """``--sql`` prints a statement that psql could run."""
     project = make_project("plain")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 APPLICATION = """
 from pydantic import BaseModel
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sa_wfstate import WorkflowStateMixin
 from sa_wfstate.history import HistoryMixin, keep_history
 from sa_wfstate.outbox import IntentMixin
@@ -52,10 +52,25 @@ class OrderIntent(IntentMixin, Base):
 class OrderRow(ProjectionMixin, Base):
     __tablename__ = "order_rows"
 
+class Ticket(WorkflowStateMixin[OrderState], Base):
+    __tablename__ = "tickets"
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    workflow_key: Mapped[int] = mapped_column(primary_key=True)
+
+class TicketHistory(HistoryMixin, Base):
+    __tablename__ = "ticket_history"
+
+class TicketRow(ProjectionMixin, Base):
+    __tablename__ = "ticket_rows"
+
 class Bare(WorkflowStateMixin[OrderState], Base):
     __tablename__ = "bare"
 
 keep_history(Order, OrderHistory)
+keep_history(Ticket, TicketHistory)
+tickets = Projection(
+    Ticket, TicketRow, lambda snapshot: {"tag": snapshot.state.status, "namespace": "a"}
+)
 orders = Projection(
     Order, OrderRow, lambda snapshot: {"tag": snapshot.state.status, "namespace": "a"}
 )
@@ -302,6 +317,34 @@ def test_list(terminal: Terminal) -> None:
     assert keys("--projection", "shop:orders", "--tag", "new") == ["o-2"]
     assert "o-2" in terminal.run("list", "shop:Order").stdout
     assert "no workflow" in terminal.run("list", "shop:Order", "--after", "x").stdout
+
+
+def test_key_within_a_tenant_is_given_by_its_text(terminal: Terminal) -> None:
+    """It is shown so too, and leads to the next page."""
+    shop = sys.modules["shop"]
+    with Session(terminal.engine) as session:
+        for tenant in ("a/b", "c"):
+            for key in (7, 10):
+                state = shop.OrderState(status=f"{tenant} {key}")
+                session.add(shop.Ticket(tenant=tenant, workflow_key=key, state=state))
+        session.commit()
+    rebuild(terminal.engine, shop.tickets)
+
+    def keys(*arguments: str) -> list[str]:
+        rows = terminal.read("list", "shop:Ticket", *arguments)
+        return [row["workflow_key"] for row in rows]
+
+    assert keys() == ["a~1b/7", "a~1b/10", "c/7", "c/10"]
+    assert keys("--after", "a~1b/10", "--limit", "1") == ["c/7"]
+    assert keys("--projection", "shop:tickets", "--tag", "c 7") == ["c/7"]
+    facts = terminal.read("show", "shop:Ticket", "a~1b/7")
+    assert (facts["workflow_key"], facts["state"]["status"]) == ("a~1b/7", "a/b 7")
+    shown = terminal.run("history", "shop:Ticket", "c/7").stdout
+    assert "Ticket TenantKey('c', 7)" in shown
+    done = terminal.read("restore", "shop:Ticket", "c/7", "1", "--yes")
+    assert done == {"workflow_key": "c/7", "version": 2}
+    wrong = terminal.run("show", "shop:Ticket", "7")
+    assert "must be a TenantKey of str and int, or the text of one" in wrong.stderr
 
 
 def test_lag(terminal: Terminal) -> None:

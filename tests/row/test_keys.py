@@ -24,10 +24,18 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-from sa_wfstate import PayloadError
+from sa_wfstate import PayloadError, TenantKey
 from sa_wfstate.errors import MappingError
 from sa_wfstate.payload.actions import Action
-from sa_wfstate.row.keys import KeyText, KeyType, StoredKey, key_type_of
+from sa_wfstate.row.key_columns import KeyColumns
+from sa_wfstate.row.keys import (
+    KeyText,
+    KeyType,
+    StoredKey,
+    checked_type,
+    key_type_of,
+    within_tenant,
+)
 from sa_wfstate.values.keys import key_from_text, key_text
 
 KEYS: list[Any] = [
@@ -149,6 +157,87 @@ def test_text_in_sql_is_the_canonical_one() -> None:
     assert str(KeyText(table.c.u).compile(dialect=dialect)) == "CAST(t.u AS TEXT)"
     digits = KeyText(column_of(Uuid(native_uuid=False))).compile(dialect=dialect)
     assert "SUBSTR(CAST(t.key AS TEXT), 9, 4)" in str(digits)
+
+
+TENANT_KEYS = [
+    TenantKey(tenant, key)
+    for tenant in ("a", "a/b", "~", "~0", "~1/", "/", "%s", 7, -1, UUID(int=5))
+    for key in ("a", "/", "a/b", "~1", 0, UUID(int=6))
+]
+
+
+@pytest.mark.parametrize("key", TENANT_KEYS, ids=repr)
+def test_text_of_a_tenant_key_leads_back_to_it(key: TenantKey) -> None:
+    """In Python and in SQL; no two keys of a class have one text."""
+    key_type = checked_type("Order", key)
+    assert key_type.from_text(key_text(key)) == key
+    assert key_type.parse("Order", str(key)) == key
+    others = [
+        each
+        for each in TENANT_KEYS
+        if each != key and checked_type("Order", each) == key_type
+    ]
+    assert str(key) not in map(str, others)
+    types: dict[type[Any], Any] = {str: Text, int: Integer, UUID: Uuid}
+    columns = (Column(n, types[type(v)]) for n, v in zip("tk", key, strict=True))
+    rows = Table("t", MetaData(), *columns)
+    keys = KeyColumns("Order", rows.c.t, rows.c.k)
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        rows.create(connection)
+        connection.execute(insert(rows).values(keys.named(key)))
+        selected = connection.execute(select(keys.value, keys.text)).one()
+        assert tuple(selected) == (key, str(key))
+        found = select(rows).where(keys.among([key]), keys.equal)
+        assert connection.execute(found, keys.parameters(key)).one() == tuple(key)
+        after = select(rows).where(keys.after(key))
+        assert connection.execute(after).first() is None
+    engine.dispose()
+
+
+@pytest.mark.parametrize("text", ["", "a", "a~/b", "a~2/b", "01/x", "/a", "7/"])
+def test_other_texts_of_a_tenant_key_are_refused(text: str) -> None:
+    """Each key has one text."""
+    for part in (KeyType(str), KeyType(int)):
+        key_type = within_tenant(part, KeyType(str))
+        if (part.type, text) == (str, "01/x"):
+            continue  # There, it is one.
+        with pytest.raises(PayloadError, match="workflow_key"):
+            key_type.parse("Order", text)
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("7/a", "must be a TenantKey of int and str, got str"),
+        ((7, "a"), "must be a TenantKey of int and str, got tuple"),
+        (TenantKey("7", "a"), r"workflow_key\.tenant': must be an int, got str"),
+        (TenantKey(True, "a"), r"workflow_key\.tenant': must be an int, got bool"),
+        (TenantKey(2**63, "a"), r"workflow_key\.tenant': must be a number of 64 bits"),
+        (TenantKey(7, ""), r"workflow_key\.workflow_key': must have 1 to 255"),
+        (TenantKey(7, TenantKey(7, "a")), "must be a str, got TenantKey"),  # type: ignore[arg-type]
+    ],
+)
+def test_wrong_tenant_key_is_refused(key: Any, problem: str) -> None:
+    """By the name of its part."""
+    with pytest.raises(PayloadError, match=problem):
+        within_tenant(KeyType(int), KeyType(str)).check("Order", key)
+
+
+def test_action_takes_a_tenant_key() -> None:
+    """In JSON it is its text."""
+    key = TenantKey("a/b", 7)
+    action = Action(workflow_key=key, action_id=uuid4(), payload=None)
+    assert action.workflow_key == key
+    assert isinstance(action.workflow_key, TenantKey)
+    assert action.model_dump()["workflow_key"] == key
+    copy = Action[None].model_validate_json(action.model_dump_json())
+    assert copy.workflow_key == "a~1b/7"
+    kinds = Action[None].model_json_schema()["properties"]["workflow_key"]["anyOf"]
+    assert {"type": "string"} in kinds
+    for wrong in (TenantKey(7, ""), TenantKey(1.5, "a"), ("a", "b")):  # type: ignore[arg-type]
+        with pytest.raises(PayloadError, match="'workflow_key': must be a str of 1 to"):
+            Action(workflow_key=wrong, action_id=uuid4(), payload=None)  # type: ignore[arg-type]
 
 
 def test_key_is_stored_as_text_unless_the_column_has_its_type() -> None:
