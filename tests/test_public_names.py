@@ -33,6 +33,7 @@ NAMES = {
         "RetryPolicy",
         "StateCommitted",
         "StateConflict",
+        "TenantKey",
         "WorkflowNotFound",
         "WorkflowSnapshot",
         "WorkflowStateError",
@@ -96,6 +97,7 @@ NAMES = {
         "ReducerGaveUp",
         "SchemaVersionAhead",
         "StateConflict",
+        "TenantKey",
         "StateReplaced",
         "UnflushedChanges",
         "UnversionedWrite",
@@ -198,7 +200,7 @@ NAMES = {
 }
 """The names of each public module."""
 
-MODULES_OF_OURS = 106
+MODULES_OF_OURS = 107
 """How many modules of the package ``import sa_wfstate`` loads."""
 
 NOT_LOADED = {

@@ -165,8 +165,8 @@ class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
         unread = column.type.unread()
         self.columns = [type_coerce(column, unread).label(column.key)]
         self._schema, self._load, self._row = unread.payload_schema, unread.load, ()
-        table = column.table
-        beside = [column_of(table, "schema_version"), *key_columns(table)]
+        rows = column.table
+        beside = [column_of(rows, "schema_version"), *key_columns(rows)]
         if self._schema is not None and all(each is not None for each in beside):
             text = type_coerce(column, UnreadJSON(unread.type_))
             self._row = (text.label(column.key), *beside)
