@@ -97,7 +97,6 @@ NAMES = {
         "ReducerGaveUp",
         "SchemaVersionAhead",
         "StateConflict",
-        "TenantKey",
         "StateReplaced",
         "UnflushedChanges",
         "UnversionedWrite",

@@ -23,6 +23,7 @@ from sqlalchemy import (
     inspect,
     select,
 )
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -239,6 +240,42 @@ def test_dataclass_declares_its_own_key_and_inherits_it() -> None:
     for entity in (Order, Claim):
         table: Any = entity.__table__
         assert [column.name for column in table.primary_key] == ["id"]
+
+
+def test_dataclasses_of_one_registry(engine: Engine) -> None:
+    """SQLAlchemy's decorator refuses a mixin; a base of its registry does the same."""
+    mapped = registry()
+
+    @mapped.mapped_as_dataclass
+    class Customer:
+        __tablename__ = "customers"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    with pytest.raises(InvalidRequestError, match="which is not a dataclass"):
+
+        @mapped.mapped_as_dataclass
+        class Refused(WorkflowStateMixin[OrderState]):
+            __tablename__ = "refused"
+            id: Mapped[int] = mapped_column(init=False, primary_key=True)
+
+    class Base(MappedAsDataclass, DeclarativeBase):
+        registry = mapped
+
+    class Order(WorkflowStateMixin[OrderState], Base):
+        __tablename__ = "orders"
+        id: Mapped[int] = mapped_column(init=False, primary_key=True)
+        customer_id: Mapped[int | None] = mapped_column(
+            ForeignKey("customers.id"), init=False
+        )
+        customer: Mapped[Any] = relationship(Customer, default=None)
+
+    mapped.metadata.create_all(engine)
+    customer = Customer(id=1)
+    order = Order(workflow_key="a", state=OrderState(), customer=customer)
+    with Session(engine) as session:
+        session.add(order)
+        session.commit()
+        assert (order.customer_id, order.version) == (1, 1)
 
 
 def test_plain_registry(engine: Engine) -> None:
