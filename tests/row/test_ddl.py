@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.schema import CreateSchema, CreateTable
 
+from sa_wfstate import Commit, Provenance, WorkflowStateMixin, try_commit_many
 from sa_wfstate.versions import version_trigger
 
 pytestmark = pytest.mark.contract
@@ -46,3 +50,49 @@ def test_trigger_follows_a_schema_translate_map(engine: Engine) -> None:
         for ddl in version_trigger(table):
             connection.execute(ddl)
         assert tables_with_trigger(connection) == ["orders"]
+
+
+class Own(DeclarativeBase):
+    """Two classes: the key is the primary key, or is unique beside it."""
+
+
+class Alone(WorkflowStateMixin[int], Own):
+    __tablename__ = "alone"
+
+
+class Beside(WorkflowStateMixin[int], Own):
+    __tablename__ = "beside"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+def test_unique_key_beside_a_primary_key_leaves_updates_hot(
+    engine: Engine, create_tables: Callable[[MetaData], None]
+) -> None:
+    """A commit writes no column of an index, so it makes no index entry."""
+    create_tables(Own.metadata)
+    share = text(
+        "SELECT n_tup_hot_upd / n_tup_upd::float FROM pg_stat_user_tables"
+        " WHERE relname = :name"
+    )
+    with Session(engine) as session:
+        for version in range(40):
+            for entity in (Alone, Beside):
+                commits = [
+                    Commit(
+                        key,
+                        expected_version=version,
+                        state=version,
+                        provenance=Provenance.now(),
+                    )
+                    for key in ("o-1", "o-2", "o-3")
+                ]
+                try_commit_many(session, entity, commits)
+                session.commit()
+        session.execute(text("SELECT pg_stat_force_next_flush()"))
+        session.commit()
+        alone, beside = (
+            session.scalars(share, {"name": name}).one() for name in ("alone", "beside")
+        )
+    assert alone > 0.9
+    assert abs(alone - beside) <= 0.02
