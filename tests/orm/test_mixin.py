@@ -162,21 +162,23 @@ def test_version_id_generator_false_is_refused(base: Any) -> None:
 
 
 def test_key_that_is_unique_only_with_others_is_refused(base: Any) -> None:
-    """One workflow is one key, by itself."""
-    with pytest.raises(MappingError, match=r"part of \(workflow_key, tenant\)"):
+    """One workflow is one key, by itself or within one tenant."""
+    with pytest.raises(MappingError, match=r"part of \(workflow_key, tenant, year\)"):
 
         class Order(WorkflowStateMixin[OrderState], base):
             __tablename__ = "orders"
             workflow_key: Mapped[str] = mapped_column(primary_key=True)
             tenant: Mapped[str] = mapped_column(primary_key=True)
+            year: Mapped[int] = mapped_column(primary_key=True)
 
-    with pytest.raises(MappingError, match=r"part of \(tenant, workflow_key\)"):
+    with pytest.raises(MappingError, match=r"part of \(tenant, year, workflow_key\)"):
 
         class Claim(WorkflowStateMixin[OrderState], base):
             __tablename__ = "claims"
-            __table_args__ = (UniqueConstraint("tenant", "workflow_key"),)
+            __table_args__ = (UniqueConstraint("tenant", "year", "workflow_key"),)
             id: Mapped[int] = mapped_column(primary_key=True)
             tenant: Mapped[str]
+            year: Mapped[int]
 
 
 def test_missing_state_type_is_refused(base: Any) -> None:
