@@ -10,20 +10,30 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    sessionmaker,
+)
 
 import sa_wfstate
 import sa_wfstate.asyncio
 from sa_wfstate import (
+    Action,
     ErrorKind,
+    Intent,
     Provenance,
     Reduction,
     StateCommitted,
     StateConflict,
+    TenantKey,
     WorkflowNotFound,
     WorkflowSnapshot,
+    WorkflowStateMixin,
     classify,
     field_of,
     outbox,
@@ -31,7 +41,10 @@ from sa_wfstate import (
     projection,
     versions,
 )
-from sa_wfstate.asyncio import CanonicalStore, get_state, try_commit
+from sa_wfstate.asyncio import CanonicalStore, ReducerService, get_state, try_commit
+from sa_wfstate.dedup import ActionDedupMixin
+from sa_wfstate.history import HistoryMixin, keep_history
+from sa_wfstate.outbox import IntentMixin, store_intents
 
 from ..orders import Base, Order, OrderState
 
@@ -108,6 +121,68 @@ async def test_store(async_engine: AsyncEngine, wrap: Any) -> None:
     ]
     assert [type(each) for each in outcomes] == [StateCommitted, StateConflict]
     assert (await store.get_state("o-1")).state.status == "paid"
+
+
+class Tenants(DeclarativeBase):
+    """The base of the classes of tenants."""
+
+
+class Ticket(WorkflowStateMixin[OrderState], Tenants):
+    """Its key is unique within a tenant."""
+
+    __tablename__ = "tickets"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    workflow_key: Mapped[str] = mapped_column(primary_key=True)
+
+
+class TicketActions(ActionDedupMixin, Tenants):
+    __tablename__ = "ticket_actions"
+
+
+class TicketIntents(IntentMixin, Tenants):
+    __tablename__ = "ticket_intents"
+
+
+class TicketHistory(HistoryMixin, Tenants):
+    __tablename__ = "ticket_history"
+
+
+keep_history(Ticket, TicketHistory)
+
+
+async def test_tenants_of_one_key_are_kept_apart(async_engine: AsyncEngine) -> None:
+    """By a service, its dedup log, outbox and history, and by a store."""
+    async with async_engine.begin() as connection:
+        await connection.run_sync(Tenants.metadata.create_all)
+
+    def reduce(state: OrderState, action: Action[str]) -> Reduction[OrderState]:
+        intent = Intent(intent_type="mail", target=action.payload)
+        status = f"{state.status}, {action.payload}"
+        return Reduction(OrderState(status=status), [intent])
+
+    service = ReducerService(
+        async_engine,
+        Ticket,
+        reduce,
+        initial=OrderState,
+        dedup=TicketActions,
+        writers=[store_intents(TicketIntents)],
+    )
+    keys, id_ = [TenantKey(tenant, "t-1") for tenant in ("ours", "theirs")], uuid4()
+    for replayed in (False, True):
+        for key in keys:
+            action = Action(workflow_key=key, action_id=id_, payload=key.tenant)
+            outcome = await service.handle(action)
+            assert (outcome.workflow_key, outcome.version) == (key, 1)
+            assert outcome.replayed is replayed
+    store = CanonicalStore(async_engine, Ticket)
+    for key in keys:
+        assert (await store.get_state(key)).state.status == f"new, {key.tenant}"
+    async with AsyncSession(async_engine) as session:
+        for table in (TicketActions, TicketIntents, TicketHistory):
+            stored = await session.scalars(select(table.workflow_key))
+            assert sorted(stored) == ["ours/t-1", "theirs/t-1"]
 
 
 async def test_four_steps(async_engine: AsyncEngine) -> None:

@@ -8,7 +8,13 @@ from uuid import UUID
 import pytest
 from sqlalchemy import URL, Delete, Engine, Update, create_engine, event, select
 from sqlalchemy.ext.horizontal_shard import ShardedSession
-from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    sessionmaker,
+)
 
 from sa_wfstate import (
     Action,
@@ -19,6 +25,7 @@ from sa_wfstate import (
     ReducerService,
     StateCommitted,
     StateConflict,
+    TenantKey,
     WorkflowStateMixin,
     field_of,
     get_state,
@@ -63,6 +70,15 @@ class ParcelHistory(HistoryMixin, Base):
 
 
 keep_history(Parcel, ParcelHistory)
+
+
+class Ticket(WorkflowStateMixin[OrderState], Base):
+    """A workflow whose key is unique within a shop, whose name names the shard."""
+
+    __tablename__ = "routed_tickets"
+
+    shop: Mapped[str] = mapped_column(primary_key=True)
+    workflow_key: Mapped[str] = mapped_column(primary_key=True)
 
 
 class OrderActions(ActionDedupMixin, Base):
@@ -391,6 +407,38 @@ def test_service_works_on_shards(
     assert [each.replayed for each in results] == [True, False, False, False]  # type: ignore[union-attr]
     assert keys_in(shards["a"], OrderActions) == ["a-1", "a-2"]
     assert keys_in(shards["b"], OrderActions) == ["b-1", "b-2"]
+
+
+def test_tenant_names_the_shard(
+    sharded: sessionmaker[ShardedSession], shards: dict[str, Engine]
+) -> None:
+    """The identity chooser gets the primary key; that of a log starts with the key."""
+    ours, theirs = TenantKey("a", "x-1"), TenantKey("b", "x-1")
+
+    def reduce(order: OrderState, action: Action[str]) -> OrderState:
+        return OrderState(status=f"{order.status}, {action.payload}")
+
+    with sharded() as session, session.begin():
+        commits = [
+            Commit(k, expected_version=0, **state("new")) for k in (ours, theirs)
+        ]
+        try_commit_many(session, Ticket, commits)
+    service = ReducerService(sharded, Ticket, reduce, dedup=OrderActions)
+    actions = [
+        Action(workflow_key=key, action_id=ACTION, payload="paid")
+        for key in (theirs, ours, theirs)
+    ]
+    outcomes = [service.handle(action) for action in actions]
+    assert [each.replayed for each in outcomes] == [False, False, True]
+    assert [type(each) for each in service.handle_many(actions[:2])] == [
+        StateCommitted,
+        StateCommitted,
+    ]
+    for name, engine in shards.items():
+        with Session(engine) as session:
+            (ticket,) = session.scalars(select(Ticket))
+            assert (ticket.shop, ticket.version) == (name, 2)
+        assert keys_in(engine, OrderActions) == [f"{name}/x-1"]
 
 
 def test_criteria_hide_rows_of_a_shard(
