@@ -78,6 +78,9 @@ StateT = TypeVar("StateT")
 class ReducerService(Generic[StateT, PayloadT]):
     """Handle actions of the workflows of one class with a pure *reducer*.
 
+    What a reducer reads beside its state, it names by
+    :func:`~sa_wfstate.versions.depends_on`.
+
     *bind* is an Engine, or a sessionmaker where sessions choose their engine.
 
     *retry* limits the attempts. *resolve* limits the search for the outcome of a commit

@@ -32,6 +32,8 @@ from sa_wfstate.hooks import Hooks
 from sa_wfstate.testing import given, replay
 from sa_wfstate.versions import depends_on
 
+from .test_lost_answers import Losing
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -272,6 +274,19 @@ def test_failure_to_read_is_a_lost_attempt(engine: Engine) -> None:
     event.listen(engine, "before_cursor_execute", fail)
     service = ReducerService(engine, Doctor, depends_on(named)(decide))
     assert service.handle(off_call("alice", "bob")).attempts == 2
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("done", [True, False])
+def test_lost_answer_to_a_guarded_commit(engine: Engine, done: bool) -> None:
+    """Its outcome is looked up, as that of any other."""
+    losing = Losing(engine)
+    losing.times, losing.done = 1, done
+    service = ReducerService(engine, Doctor, depends_on(named)(decide))
+    outcome = service.handle(off_call("alice", "bob"))
+    assert (outcome.version, outcome.replayed) == (2, done)
+    assert outcome.attempts == (1 if done else 2)
+    assert on_call(engine) == {"bob", "carol", "dave"}
 
 
 class Lost(Exception):
