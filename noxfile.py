@@ -68,8 +68,9 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def pyright(session: nox.Session) -> None:
     """Check the types of the public names with pyright; it fetches itself with npm."""
-    install(session, "pyright")
+    install(session, "pyright", "docs")
     session.run("pyright", *session.posargs)
+    session.run("pyright", "-p", write_snippets(session))
     # It exits with 1 as long as a single type is ambiguous: a measure, not a gate.
     verify = ["pyright", "--ignoreexternal", "--verifytypes", "sa_wfstate"]
     session.run(*verify, success_codes=[0, 1])
@@ -237,12 +238,20 @@ def server_from(programs: Path) -> Iterator[str]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+def write_snippets(session: nox.Session) -> str:
+    """Write the snippets of the documentation as modules; return their folder."""
+    folder = Path(session.create_tmp(), "snippets").resolve()
+    session.run("python", "docs/snippets.py", str(folder))
+    return str(folder)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation, and run every snippet in it."""
+    """Build the documentation; check the types of every snippet in it, and run them."""
     install(session, "docs")
     session.run("python", "docs/pictures/draw.py", "--check")
     session.run("sphinx-build", "-q", "-W", "-n", "docs", "docs/_build/html")
+    session.run("mypy", "--strict", write_snippets(session))
     session.run("pytest", "README.md", "docs", *session.posargs)
 
 

@@ -2,7 +2,7 @@
 
 python docs/snippets.py FOLDER
 
-A page becomes one module, because its snippets share a namespace. Each line of code has
+``nox -s docs`` checks them with mypy, ``nox -s pyright`` with pyright. A page becomes one module, because its snippets share a namespace. Each line of code has
 the number that it has on the page, so an error of a type checker names the page and the
 line. Snippets that are skipped by the tests are left out.
 """
@@ -12,12 +12,15 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from shutil import rmtree
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^( *)(?:```|~~~)(.*)$")
 SKIP = re.compile(r"<!-- skip: next")
 HEAD = 'DATABASE_URL = "postgresql+psycopg://"; '
 """What the tests give to a page. It stands in the first line, so that none moves."""
+
+PYRIGHT = '{"typeCheckingMode": "standard", "pythonVersion": "3.11"}'
 
 
 def module_of(text: str) -> str:
@@ -58,7 +61,9 @@ def strip_prompt(line: str) -> str:
 
 def write_modules(folder: Path) -> None:
     """Write a module for each page that has code."""
-    folder.mkdir(parents=True, exist_ok=True)
+    rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "pyrightconfig.json").write_text(PYRIGHT)
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     for page in pages:
         if "_build" in page.parts or "changelog.d" in page.parts:
