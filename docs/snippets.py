@@ -2,10 +2,10 @@
 
 python docs/snippets.py FOLDER
 
-``nox -s docs`` checks them with mypy, ``nox -s pyright`` with pyright. A page becomes one
+``nox -s docs`` checks them with mypy, ``nox -s pyright`` with pyright. A page becomes a
 module, because its snippets share a namespace. Each line of code has the number that it
-has on the page, so an error of a type checker names the page and the line. Snippets that
-are skipped by the tests are left out.
+has on the page, so an error of a type checker names the page and the line. What the
+tests skip is left out.
 """
 
 from __future__ import annotations
