@@ -10,6 +10,7 @@ The state is copied inside the database, so it is sent once::
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -110,9 +111,16 @@ class _HistoryListener:
                 for name in names
             ),
             _Clock(),
-        ).where(statements.keys.expanding("keys"))
+        )
         self._history = history
-        self._copy = insert(history).from_select([*names, "committed_at"], rows)
+        self._keys = statements.keys
+        self._copy = partial(insert(history).from_select, [*names, "committed_at"])
+        self._rows = rows
+        # Built once where the keys can be the values of one parameter.
+        self._built = None
+        if not self._keys.type.parts:
+            own = columns["workflow_key"].in_(bindparam("keys", expanding=True))
+            self._built = self._copy(rows.where(own))
         defaults = (column.default for column in history.c)
         self._singly = any(each is not None and each.is_callable for each in defaults)
 
@@ -125,7 +133,14 @@ class _HistoryListener:
         keys = [commit.workflow_key for commit in commits]
         # A default in Python would be called once for all rows.
         for some in [[key] for key in keys] if self._singly else chunks(keys):
-            connection.execute(self._copy, {"keys": some, "behind": behind})
+            copy, parameters = self._copy_of(some)
+            connection.execute(copy, {**parameters, "behind": behind})
+
+    def _copy_of(self, keys: Sequence[Key]) -> tuple[Any, dict[str, Any]]:
+        """Return the INSERT for *keys*, and the parameters that name them."""
+        if self._built is not None:
+            return self._built, {"keys": keys}
+        return self._copy(self._rows.where(self._keys.among(keys))), {}
 
     def passed(
         self, connection: Connection, commits: Sequence[StateCommitted[Any]]

@@ -10,15 +10,28 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, bindparam, true, tuple_
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    and_,
+    bindparam,
+    column,
+    func,
+    select,
+    true,
+    tuple_,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from ..values.keys import parts_of
 from .keys import KeyText, SelectedKey, key_type_of, within_tenant
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
-    from sqlalchemy import BindParameter, ColumnElement
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.sql.compiler import SQLCompiler
 
     from ..values.keys import Key
     from .keys import KeyType, StoredKey
@@ -38,9 +51,9 @@ class KeyColumns:
         self.columns: tuple[Any, ...] = columns
         *tenant, key = columns
         self.type: KeyType = key_type_of(entity, key)
-        for column in tenant:
-            what = f"the tenant of its keys, {column.name!r},"
-            self.type = within_tenant(key_type_of(entity, column, what), self.type)
+        for each in tenant:
+            what = f"the tenant of its keys, {each.name!r},"
+            self.type = within_tenant(key_type_of(entity, each, what), self.type)
 
     @cached_property
     def value(self) -> ColumnElement[Any]:
@@ -102,18 +115,15 @@ class KeyColumns:
 
     def among(self, workflow_keys: Collection[Key]) -> ColumnElement[bool]:
         """Return the criterion for the rows of *workflow_keys*."""
-        *tenant, _ = self.columns
-        tenants = sorted({parts_of(key)[0] for key in workflow_keys}) if tenant else ()
-        return and_(
-            # A list of pairs alone does not tell PostgreSQL which partitions have none.
-            *(column.in_(tenants) for column in tenant),
-            self._together(self.columns).in_(list(workflow_keys)),
-        )
-
-    def expanding(self, name: str) -> ColumnElement[bool]:
-        """Return the criterion for the rows of the keys in the parameter *name*."""
-        keys: BindParameter[Any] = bindparam(name, expanding=True)
-        return self._together(self.columns).in_(keys)
+        keys = list(workflow_keys)
+        if not self.type.parts:
+            return self.columns[0].in_(keys)  # type: ignore[no-any-return]
+        if len(keys) == 1:
+            pairs = zip(self.columns, parts_of(keys[0]), strict=True)
+            return and_(*(c == part for c, part in pairs))
+        tenants = sorted({parts_of(key)[0] for key in keys})
+        # By these PostgreSQL leaves out the partitions without any of the keys.
+        return and_(self.columns[0].in_(tenants), _Among(self.columns, keys))
 
     def after(
         self, workflow_key: Key | None, before: Mapping[Any, Any] | None = None
@@ -130,7 +140,36 @@ class KeyColumns:
             return self.columns[0] > values[0]  # type: ignore[no-any-return]
         return tuple_(*first, *self.columns) > values
 
-    @staticmethod
-    def _together(columns: tuple[Any, ...]) -> ColumnElement[Any]:
-        together: ColumnElement[Any] = tuple_(*columns)
-        return together if len(columns) > 1 else columns[0]
+
+class _Among(FunctionElement[bool]):
+    """The criterion for the rows of several keys in two columns.
+
+    As a list of pairs PostgreSQL would plan a scan for each of them; as a table of two
+    arrays it is one join.
+    """
+
+    inherit_cache = True
+    type = Boolean()
+
+    def __init__(self, columns: tuple[Any, ...], keys: Sequence[Any]) -> None:
+        arrays = [
+            bindparam("wfs_keys", list(parts), type_=ARRAY(column.type), unique=True)
+            for parts, column in zip(zip(*keys, strict=True), columns, strict=True)
+        ]
+        names = [column(f"key_{n}", c.type) for n, c in enumerate(columns)]
+        rows = func.unnest(*arrays).table_valued(*names).render_derived("wfs_keys")
+        super().__init__(
+            tuple_(*columns).in_(keys), tuple_(*columns).in_(select(*rows.c))
+        )
+
+
+@compiles(_Among)
+def _pairs(element: _Among, compiler: SQLCompiler, **kw: Any) -> str:
+    text: str = compiler.process(element.clauses.clauses[0], **kw)
+    return text
+
+
+@compiles(_Among, "postgresql")
+def _join(element: _Among, compiler: SQLCompiler, **kw: Any) -> str:
+    text: str = compiler.process(element.clauses.clauses[1], **kw)
+    return text
