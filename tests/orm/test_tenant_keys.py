@@ -87,7 +87,13 @@ from sa_wfstate.projection import (
 )
 from sa_wfstate.projection.watermarks import WatermarkMixin
 from sa_wfstate.upcasting import Upcaster, upcast_all
-from sa_wfstate.versions import RowVersion, try_delete, try_delete_many
+from sa_wfstate.versions import (
+    RowVersion,
+    depends_on,
+    require_version,
+    try_delete,
+    try_delete_many,
+)
 
 pytestmark = pytest.mark.contract
 
@@ -754,6 +760,51 @@ def test_rebase_merges_the_rows_of_its_tenant(engine: Engine) -> None:
         session.commit()
         assert get_state(session, Order, key).state == {"x": 5, "y": 9}
         assert get_state(session, Order, TenantKey(1, "a")).version == 1
+
+
+@KINDS
+def test_guards_name_the_row_of_one_tenant(engine: Engine, entity: Any) -> None:
+    """Of require_version() and of a reducer; the same key of another tenant is free."""
+    keys, ours, theirs = create(engine, entity)
+    own = keys[1]
+
+    def move(key: TenantKey) -> None:
+        with Session(engine) as other:
+            rows = other.scalars(select(entity)).all()
+            next(row for row in rows if key_of(row) == key).state.n += 100
+            other.commit()
+
+    with Session(engine) as session:
+        held = {key_of(row): row for row in session.scalars(select(entity))}
+        require_version(session, held[ours])
+        held[own].state.n = 50
+        move(theirs)
+        session.commit()
+        require_version(session, held[ours])
+        held[own].state.n = 60
+        move(ours)
+        with pytest.raises(StateConflict) as caught:
+            session.commit()
+        assert (caught.value.workflow_key, caught.value.role) == (ours, "read")
+        session.rollback()
+    rivals = [theirs, ours]
+    seen = []
+
+    @depends_on(lambda *_: [(entity, ours), (entity, theirs)])
+    def reducer(state: OrderState, _: Action[Any], others: Any) -> OrderState:
+        seen.append([(each.workflow_key, each.state.n) for each in others])
+        if rivals:
+            move(rivals.pop())
+        return state
+
+    service = ReducerService(engine, entity, reducer)
+    done = service.handle(Action(workflow_key=own, action_id=1, payload=None))
+    assert done.attempts == 3
+    assert seen == [
+        [(ours, 100), (theirs, 105)],
+        [(ours, 200), (theirs, 105)],
+        [(ours, 200), (theirs, 205)],
+    ]
 
 
 def test_default_of_the_tenant_makes_a_part_of_the_key(engine: Engine) -> None:
