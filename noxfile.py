@@ -109,6 +109,18 @@ def shards(session: nox.Session) -> None:
 
 
 @nox.session
+def citus(session: nox.Session) -> None:
+    """Run the drives of the public API on Citus, if ``SA_WFSTATE_CITUS_URL`` is set.
+
+    It names a database of the coordinator in which the tests may drop tables.
+    """
+    if "SA_WFSTATE_CITUS_URL" not in os.environ:
+        session.skip("SA_WFSTATE_CITUS_URL does not name a Citus coordinator")
+    install(session, "test")
+    session.run("pytest", "-m", "citus", "tests/citus", *session.posargs)
+
+
+@nox.session
 def bouncer(session: nox.Session) -> None:
     """Run the drives of the public API behind PgBouncer, if the machine has one.
 

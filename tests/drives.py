@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -45,7 +46,15 @@ from sa_wfstate.history import (
     trim_history,
 )
 from sa_wfstate.outbox import IntentDispatcher, IntentMixin, revive_dead, store_intents
-from sa_wfstate.patching import Patch, increment, set_to, try_patch, try_patch_many
+from sa_wfstate.patching import (
+    Patch,
+    append,
+    increment,
+    remove,
+    set_to,
+    try_patch,
+    try_patch_many,
+)
 from sa_wfstate.projection import (
     Projection,
     ProjectionMixin,
@@ -67,6 +76,27 @@ class State(BaseModel):
 
     status: str = "new"
     count: int = 0
+
+
+class Inner(BaseModel):
+    """A part of RichState."""
+
+    name: str | None = None
+
+
+class RichState(BaseModel):
+    """A state with a field of each kind that a patch knows."""
+
+    tags: list[str] = ["a"]
+    total: Decimal = Decimal(1)
+    ratio: float = 1.0
+    inner: Inner = Inner()
+
+
+class Rich(WorkflowStateMixin[RichState], Base):
+    """A workflow that is patched."""
+
+    __tablename__ = "rich"
 
 
 class Job(WorkflowStateMixin[State], Base):
@@ -549,6 +579,32 @@ def patch_of_one_row(engine: Engine) -> None:
             try_patch(session, Job, key, edits, **stamp()), StateCommitted
         )
     assert version_of(engine, key) == 2
+
+
+@drive
+def patches_of_each_kind(engine: Engine) -> None:
+    keys = ["patched-kinds-1", "patched-kinds-2"]
+    with Session(engine) as session, session.begin():
+        session.add_all(Rich(workflow_key=key, state=RichState()) for key in keys)
+    edits = [
+        append(field_of(Rich.state, lambda state: state.tags), "b"),
+        increment(field_of(Rich.state, lambda state: state.total), Decimal("0.1")),
+        increment(field_of(Rich.state, lambda state: state.ratio), 0.5),
+        set_to(field_of(Rich.state, lambda state: state.inner.name), "x"),
+        remove(field_of(Rich.state, lambda state: state.tags[0])),
+    ]
+    with Session(engine) as session, session.begin():
+        for key in keys:
+            outcome = try_patch(session, Rich, key, edits, **stamp())
+            assert isinstance(outcome, StateCommitted)
+        patches = [Patch(key, edits[:-1], **stamp()) for key in keys]
+        many = try_patch_many(session, Rich, patches)
+        assert all(isinstance(each, StateCommitted) for each in many)
+    with Session(engine) as session:
+        state = get_state(session, Rich, keys[1]).state
+    assert state == RichState(
+        tags=["b", "b"], total=Decimal("1.2"), ratio=2.0, inner=Inner(name="x")
+    )
 
 
 @drive

@@ -199,7 +199,7 @@ NAMES = {
 }
 """The names of each public module."""
 
-MODULES_OF_OURS = 107
+MODULES_OF_OURS = 108
 """How many modules of the package ``import sa_wfstate`` loads."""
 
 NOT_LOADED = {

@@ -35,6 +35,7 @@ from ..orm.criteria import filtering, visible
 from ..orm.entity import statements_of
 from ..row.columns import columns_of
 from ..row.keys import StoredKey
+from ..row.shards import has_shards
 from ..row.sql import CANONICAL_COLUMNS
 from ..row.statements import snapshot_of
 from ..store.api import Entity, connection_of, try_commit
@@ -186,12 +187,13 @@ def trim_history(
         select(*table.primary_key, (table.c.committed_at < before) & superseded)
         .order_by(*table.primary_key)
         .limit(batch_size)
-        .with_for_update(skip_locked=True, of=table)
     )
     deleted, rows = 0, None
     while rows is None or len(rows) == batch_size:
         with connections.transaction("READ COMMITTED") as connection:
             after = page if rows is None else page.where(identity > tuple(rows[-1][:3]))
+            if not has_shards(connection):
+                after = after.with_for_update(skip_locked=True, of=table)
             rows = connection.execute(after).all()
             old = [tuple(row[:3]) for row in rows if row[3]]
             connection.execute(delete(table).where(identity.in_(old)))

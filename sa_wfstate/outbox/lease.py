@@ -22,12 +22,13 @@ from sqlalchemy import (
     update,
 )
 
+from ..row.shards import has_shards
 from ..row.types import PydanticJSON
 from ..row.unread import Unread
 from ..values.reports import DueIntent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from uuid import UUID
 
     from ..values.keys import Key
@@ -87,17 +88,12 @@ class Leases:
             .exists()
         )
         # A row that another dispatcher has just leased is locked, or not due any more.
-        due = (
-            select(*key)
-            .where(table.c.dead_at.is_(None), table.c.due_at <= func.now(), first)
-            .order_by(table.c.due_at)
-            .limit(batch_size)
-            .with_for_update(skip_locked=True, of=table)
-            .cte("due")
-        )
-        self._claim = (
+        is_due = table.c.dead_at.is_(None), table.c.due_at <= func.now()
+        page = select(*key).where(*is_due, first).limit(batch_size)
+        page = page.order_by(table.c.due_at)
+        due = page.with_for_update(skip_locked=True, of=table).cte("due")
+        lease = (
             update(table)
-            .where(*(column == due.c[column.name] for column in key))
             .values(
                 attempts=table.c.attempts + 1,
                 due_at=func.statement_timestamp() + bindparam("wfs_lease"),
@@ -107,7 +103,16 @@ class Leases:
                 table.c.due_at,
             )
         )
+        self._claim = lease.where(*(column == due.c[column.name] for column in key))
+        # Where rows of several keys cannot be locked, one that another dispatcher has
+        # leased since it was read has more attempts.
         leased = tuple_(*key, table.c.attempts)
+        self._page = page.add_columns(table.c.attempts)
+        names = dict(zip(Claim._fields, [*key, table.c.attempts], strict=True))
+        self._claim_one = lease.where(
+            *(column == bindparam(f"wfs_{name}") for name, column in names.items()),
+            *is_due,
+        )
         mine = leased.in_(bindparam("wfs_claims", expanding=True))
         self._delete = delete(table).where(mine)
         self._release = (
@@ -134,12 +139,22 @@ class Leases:
     def claim(self, connection: Connection, lease: timedelta) -> list[Leased]:
         """Lease the intents that are due."""
         leased = []
-        for *given, due_at in connection.execute(self._claim, {"wfs_lease": lease}):
+        for *given, due_at in self._claimed(connection, lease):
             intent = DueIntent(*given)
             age = (due_at - lease - intent.created_at).total_seconds()
             payload, unread = intent.payload, replace(intent, payload=None)
             leased.append(Leased(unread, payload, age))
         return leased
+
+    def _claimed(self, connection: Connection, lease: timedelta) -> Iterable[Any]:
+        given = {"wfs_lease": lease}
+        if not has_shards(connection):
+            yield from connection.execute(self._claim, given)
+            return
+        # In the order of their keys, so that two dispatchers wait for each other once.
+        for row in sorted(connection.execute(self._page)):
+            names = {f"wfs_{n}": v for n, v in zip(Claim._fields, row, strict=True)}
+            yield from connection.execute(self._claim_one, names | given)
 
     def read(self, leased: Leased) -> DueIntent:
         """Return the intent with its payload; PayloadError if it cannot be read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -14,7 +15,7 @@ from sqlalchemy import ColumnElement
 from ..errors import MappingError, PayloadError
 from ..payload.codec import Codec
 from .fields import Field
-from .paths import array_text, path_of
+from .paths import path_of
 
 if TYPE_CHECKING:
     from .paths import Path
@@ -69,8 +70,8 @@ class Edit:
 
     @property
     def path_text(self) -> str:
-        """The path as the text of an array."""
-        return array_text(self.path.keys)
+        """The path as the text of a JSON array of strings."""
+        return json.dumps([str(key) for key in self.path.keys], ensure_ascii=False)
 
     def value_text(self, state_type: PydanticJSON[Any], where: str) -> str | None:
         """Return the value as it is bound; PayloadError, with *where*, if it is wrong.

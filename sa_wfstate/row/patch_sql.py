@@ -2,7 +2,7 @@
 
 ::
 
-    jsonb_set(orders.state, CAST(:path AS TEXT[]), CAST(:value AS JSONB))
+    jsonb_set(orders.state, ARRAY[CAST(:path AS JSONB) ->> 0], CAST(:value AS JSONB))
 
 Paths and values are parameters, so that patches of one shape share a statement. An edit
 that finds no place, an index out of range for example, makes the whole expression NULL,
@@ -69,7 +69,7 @@ def patched(
         before: ColumnElement[Any] = new
         if number:
             before = literal_column(f"wfs_{number}.state", JSONB())
-        path = _SQL("CAST({} AS TEXT[])", parameter(f"path_{number}"))
+        path = _path(parameter(f"path_{number}"), len(shape.steps))
         edited = _edited(before, shape, path, parameter(f"value_{number}"))
         # An expression is evaluated as often as it is mentioned, but for a subquery;
         # OFFSET keeps the planner from putting it in place of its column.
@@ -88,6 +88,15 @@ def parameters_of(shapes: Sequence[EditShape]) -> list[str]:
     return names
 
 
+def _path(text: ColumnElement[Any], length: int) -> ColumnElement[Any]:
+    """Return the path as an array, from the *text* of a JSON array.
+
+    A cast of a text to an array is not immutable.
+    """
+    keys = ", ".join(f"CAST({{0}} AS JSONB) ->> {number}" for number in range(length))
+    return _SQL(f"CAST(ARRAY[{keys}] AS TEXT[])", text)
+
+
 def _edited(
     state: ColumnElement[Any],
     shape: EditShape,
@@ -100,16 +109,9 @@ def _edited(
     if shape.type is EditType.SET:
         return place.put(_json(value))
     if shape.type is EditType.APPEND:
-        item = _json(value)
-        return place.put(
-            _SQL(
-                "CASE coalesce(jsonb_typeof({0}), 'null')"
-                " WHEN 'array' THEN {0} || jsonb_build_array({1})"
-                " WHEN 'null' THEN jsonb_build_array({1}) END",
-                place.at(),
-                item,
-            )
-        )
+        item = _SQL("CAST('[' || CAST({} AS TEXT) || ']' AS JSONB)", _json(value))
+        longer = _SQL("{} || {}", place.at(), item)
+        return place.put(_by_type(place.at(), array=longer, null=item))
     return place.put(_incremented(place, shape.kind, value))
 
 
@@ -118,24 +120,47 @@ def _incremented(
 ) -> ColumnElement[Any]:
     if kind == "decimal":
         # JSON of a Decimal is a string, unless a serializer says otherwise.
-        return _SQL(
-            "CASE coalesce(jsonb_typeof({0}), 'null')"
-            " WHEN 'number' THEN to_jsonb(CAST({1} AS NUMERIC) + CAST({2} AS NUMERIC))"
-            " WHEN 'string' THEN"
-            " to_jsonb(CAST(CAST({1} AS NUMERIC) + CAST({2} AS NUMERIC) AS TEXT))"
-            " WHEN 'null' THEN to_jsonb(CAST(CAST({2} AS NUMERIC) AS TEXT)) END",
+        sum_ = "CAST({} AS NUMERIC) + CAST({} AS NUMERIC)"
+        total = _SQL(sum_, place.text(), value)
+        return _by_type(
             place.at(),
-            place.text(),
-            value,
+            string=_string(total),
+            number=_number(total),
+            null=_string(_SQL("CAST({} AS NUMERIC)", value)),
         )
     cast = f"CAST({{}} AS {_NUMBER_TYPES[kind]})"
-    return _SQL(
-        "CASE coalesce(jsonb_typeof({0}), 'null')"
-        " WHEN 'number' THEN to_jsonb({1} + {2}) WHEN 'null' THEN to_jsonb({2}) END",
-        place.at(),
-        _SQL(cast, place.text()),
-        _SQL(cast, value),
-    )
+    added = _SQL(cast, value)
+    total = _SQL("{} + {}", _SQL(cast, place.text()), added)
+    return _by_type(place.at(), number=_number(total), null=_number(added))
+
+
+def _by_type(
+    value: ColumnElement[Any], null: ColumnElement[Any], **types: ColumnElement[Any]
+) -> ColumnElement[Any]:
+    """Return the result for the JSON type of *value*; *null* also without a value.
+
+    Not as CASE … WHEN: Citus 14 prints that in a wrong way.
+    """
+    cases = [
+        f"WHEN jsonb_typeof({{0}}) = '{name}' THEN {{{number}}}"
+        for number, name in enumerate(types, 2)
+    ]
+    cases.append("WHEN coalesce(jsonb_typeof({0}), 'null') = 'null' THEN {1}")
+    return _SQL(f"CASE {' '.join(cases)} END", value, null, *types.values())
+
+
+def _number(value: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return the JSON of a finite number.
+
+    By its text: to_jsonb() and jsonb_build_array() are not immutable, and Citus allows
+    no such function in a CASE.
+    """
+    return _SQL("CAST(CAST({} AS TEXT) AS JSONB)", value)
+
+
+def _string(value: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return the JSON string of a number."""
+    return _SQL("""CAST('"' || CAST({} AS TEXT) || '"' AS JSONB)""", value)
 
 
 def _json(value: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -184,11 +209,7 @@ class _Place:
                 inner,
             )
         if depth:
-            parent = _SQL(
-                "CASE coalesce(jsonb_typeof({0}), 'null')"
-                " WHEN 'object' THEN {0} WHEN 'null' THEN '{{}}' END",
-                parent,
-            )
+            parent = _by_type(parent, object=parent, null=_SQL("CAST('{{}}' AS JSONB)"))
         return _SQL("jsonb_set({}, {}, {})", parent, key, inner)
 
     def removed(self) -> ColumnElement[Any]:

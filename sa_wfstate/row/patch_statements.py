@@ -76,8 +76,15 @@ class PatchStatements:
             met = and_(literal_column("true"), when)
         return self._statements.sql.read_one.add_columns(met.label("wfs_met"))
 
-    def look_many(self, edits: Shapes, when: ColumnElement[bool] | None) -> Any:
-        """Return the SELECT for many rows that locks them and returns new states."""
+    def look_many(
+        self, edits: Shapes, when: ColumnElement[bool] | None, *, lock: bool = True
+    ) -> Any:
+        """Return the SELECT for many rows that locks them and returns new states.
+
+        Without *lock* they must be locked already.
+        """
+        if not lock:
+            return self._if("read_many", edits, self._read_many, when)
         return self._if("look_many", edits, self._look_many, when)
 
     def write_many(self, edits: Shapes) -> Any:
@@ -164,6 +171,10 @@ class PatchStatements:
         return bound_table({**self._keys.types(), **more, **values})
 
     def _look_many(self, edits: Shapes) -> Any:
+        rows = self._read_many(edits).order_by(*self._keys.columns)
+        return rows.with_for_update(key_share=True, of=self._table)
+
+    def _read_many(self, edits: Shapes) -> Any:
         c = self._columns
         new = self._rows(edits, expected=BigInteger(), base=Text())
         return (
@@ -179,8 +190,6 @@ class PatchStatements:
                 or_(new.c.expected.is_(None), c.version == new.c.expected),
                 or_(new.c.base.is_(None), self._effect_id == new.c.base),
             )
-            .order_by(*self._keys.columns)
-            .with_for_update(key_share=True, of=self._table)
         )
 
     def _write_many(self, edits: Shapes) -> Any:

@@ -19,9 +19,10 @@ from ..values.provenance import survives
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot, with_source
 from ..values.write import Write, Written
-from .chunks import chunks
+from .chunks import CHUNK, chunks
 from .columns import columns_of, key_columns, without_value
 from .key_columns import KeyColumns
+from .shards import has_shards
 from .sql import CANONICAL_COLUMNS, LOCKS, RowSQL
 
 if TYPE_CHECKING:
@@ -158,14 +159,21 @@ class Statements(Generic[StateT]):
         statement = self.sql.versions
         if lock:
             statement = statement.with_for_update(**LOCKS[lock])
-        rows = self._rows_of(connection, statement, workflow_keys)
+        rows = self._rows_of(connection, statement, workflow_keys, lock=bool(lock))
         return {key: (version, effect_id) for key, version, effect_id in rows}
 
     def _rows_of(
-        self, connection: Connection, statement: Any, workflow_keys: Iterable[Key]
+        self,
+        connection: Connection,
+        statement: Any,
+        workflow_keys: Iterable[Key],
+        *,
+        lock: bool = False,
     ) -> Iterator[Any]:
         """Read the rows of *workflow_keys* in order, because they may be locked."""
-        for keys in chunks(sorted(workflow_keys)):
+        keys_in_order = sorted(workflow_keys)
+        alone = lock and len(keys_in_order) > 1 and has_shards(connection)
+        for keys in chunks(keys_in_order, 1 if alone else CHUNK):
             yield from connection.execute(statement.where(self.keys.among(keys)))
 
     def swap(self, connection: Connection, write: Write) -> Written | None:

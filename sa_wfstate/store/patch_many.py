@@ -23,6 +23,7 @@ from ..row.columns import evaluates
 from ..row.edits import Edit
 from ..row.patch_sql import parameters_of
 from ..row.patch_statements import patch_statements_of
+from ..row.shards import has_shards
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
@@ -148,12 +149,16 @@ class _Batch:
         if len(keys) > 1 and not evaluates(self._statements.table, inserting=False):
             for key in keys:
                 groups.setdefault(self._patches[key].shape.edits, []).append(key)
-        if len(groups) > 1:
+        locked = bool(groups) and has_shards(self._connection)
+        if locked:
+            # Citus allows the subqueries of several edits for one key only.
+            groups = {edits: of for edits, of in groups.items() if len(edits) == 1}
+        if locked or len(groups) > 1:
             self._statements.versions(self._connection, keys, lock=True)
         writes: dict[Key, Write] = {}
         for shapes, of_shape in groups.items():
             for chunk in chunks(of_shape):
-                writes |= self._look(shapes, chunk)
+                writes |= self._look(shapes, chunk, lock=not locked)
         written = list(self._write(groups, writes))
         follow_patches(self._connection, self._statements, written)
         outcomes |= {
@@ -178,9 +183,12 @@ class _Batch:
             own=False,
         )
 
-    def _look(self, shapes: Shapes, keys: Sequence[Key]) -> dict[Key, Write]:
+    def _look(
+        self, shapes: Shapes, keys: Sequence[Key], *, lock: bool
+    ) -> dict[Key, Write]:
         """Lock rows, and return what is to be written to them."""
-        statement = patch_statements_of(self._statements).look_many(shapes, self._when)
+        sql = patch_statements_of(self._statements)
+        statement = sql.look_many(shapes, self._when, lock=lock)
         expected = [self._patches[key].expected or (None, None) for key in keys]
         parameters = self._arrays(shapes, keys) | {
             "wfs_expected": [version for version, _ in expected],

@@ -36,6 +36,7 @@ from ..retry import sqlstate
 from ..row.batch import bound_table, of_keys
 from ..row.columns import quoted
 from ..row.key_columns import KeyColumns
+from ..row.shards import has_shards
 
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
@@ -170,8 +171,10 @@ class UpcastJob:
             .where(self._due, self._keys.after(after))
             .order_by(*self._keys.columns)
             .limit(size)
-            .with_for_update(key_share=True, skip_locked=skip_locked)
         )
+        if not has_shards(connection):
+            # Else a row that has changed meanwhile is due no more, or another time.
+            query = query.with_for_update(key_share=True, skip_locked=skip_locked)
         read = connection.execute(query).all()
         swaps = []
         for row in read:

@@ -1,0 +1,163 @@
+"""What works on Citus, with the tables distributed by the workflow key."""
+
+from __future__ import annotations
+
+import os
+from threading import Barrier, Thread
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import NullPool, create_engine, make_url, text
+from sqlalchemy.orm import Session
+
+from sa_wfstate import (
+    Action,
+    Commit,
+    Intent,
+    Provenance,
+    ReducerService,
+    Reduction,
+    StateCommitted,
+    StateConflict,
+    get_state,
+    try_commit_many,
+)
+from sa_wfstate.outbox import IntentDispatcher, store_intents
+
+from ..drives import DRIVES, Base, Job, Mail, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import URL, Engine
+
+    from sa_wfstate.values.reports import DueIntent
+
+URL_OF_COORDINATOR: Final = os.environ.get("SA_WFSTATE_CITUS_URL")
+
+pytestmark = [
+    pytest.mark.citus,
+    pytest.mark.skipif(
+        URL_OF_COORDINATOR is None,
+        reason="SA_WFSTATE_CITUS_URL does not name a Citus coordinator",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def coordinator() -> Iterator[URL]:
+    """Distribute the tables in the database of the coordinator, and drop them."""
+    url = make_url(URL_OF_COORDINATOR or "")
+    engine = create_engine(url, poolclass=NullPool)
+    Base.metadata.drop_all(engine)
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        first = "default"
+        for table in Base.metadata.sorted_tables:
+            if "workflow_key" in table.c:
+                with_first = {"name": table.name, "first": first}
+                connection.execute(DISTRIBUTE, with_first)
+                first = table.name if first == "default" else first
+    yield url
+    Base.metadata.drop_all(engine)
+
+
+DISTRIBUTE: Final = text(
+    "SELECT create_distributed_table(:name, 'workflow_key', colocate_with => :first)"
+)
+
+
+@pytest.fixture
+def engine(coordinator: URL) -> Iterator[Engine]:
+    """Connect to the coordinator."""
+    engine = create_engine(coordinator)
+    yield engine
+    engine.dispose()
+
+
+def write(count: int) -> dict[str, Any]:
+    """Return the arguments of a write."""
+    return {"state": State(count=count), "provenance": Provenance.now()}
+
+
+def test_all_drives_run_on_citus(engine: Engine) -> None:
+    """The whole public API works, workers and batches over several shards included."""
+    failed: dict[str, str] = {}
+    for name, drive in DRIVES.items():
+        try:
+            drive(engine)
+        except Exception as error:  # noqa: BLE001 - what comes of it is the result
+            failed[name] = f"{type(error).__name__}: {str(error)[:300]}"
+            engine.dispose()
+    assert failed == {}
+
+
+def test_rows_are_on_several_workers(engine: Engine) -> None:
+    """A batch writes to the shards of its keys, and the rows are there."""
+    keys = [f"spread-{number}" for number in range(40)]
+    new = [Commit(key, expected_version=0, **write(1)) for key in keys]
+    with Session(engine) as session, session.begin():
+        outcomes = try_commit_many(session, Job, new)
+    assert all(isinstance(each, StateCommitted) for each in outcomes)
+    with engine.connect() as connection:
+        ports = connection.scalars(
+            text(
+                "SELECT DISTINCT nodeport FROM pg_dist_shard_placement "
+                "WHERE shardid IN (SELECT get_shard_id_for_distribution_column("
+                "'jobs', key) FROM unnest(CAST(:keys AS text[])) AS key)"
+            ),
+            {"keys": keys},
+        ).all()
+    assert len(ports) == 2
+
+
+def test_two_dispatchers_deliver_each_intent_once(engine: Engine) -> None:
+    """A dispatcher gets no intent that another has leased since both have read it."""
+
+    def send(state: State, _: Action[Any]) -> Reduction[State]:
+        intents = [Intent(intent_type="mail", target=str(n)) for n in range(3)]
+        return Reduction(state.model_copy(update={"count": 1}), intents=intents)
+
+    service = ReducerService(
+        engine, Job, send, initial=State, writers=[store_intents(Mail)]
+    )
+    for number in range(20):
+        key = f"mail-{number}"
+        service.handle(Action(workflow_key=key, action_id=uuid4(), payload=None))
+    delivered: list[tuple[Any, str]] = []
+    start = Barrier(2)
+
+    def deliver(intent: DueIntent) -> None:
+        delivered.append((intent.workflow_key, intent.target))
+
+    def work() -> None:
+        dispatcher = IntentDispatcher(engine, Mail, deliver)
+        start.wait(30)
+        for _ in range(10):
+            dispatcher.dispatch()
+
+    threads = [Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert sorted(delivered) == sorted(
+        (f"mail-{number}", str(target)) for number in range(20) for target in range(3)
+    )
+
+
+def test_lost_race_is_a_conflict(engine: Engine) -> None:
+    """A writer that waited for another shard's row learns of the version there."""
+    with Session(engine) as session, session.begin():
+        session.add(Job(workflow_key="raced", state=State()))
+    with Session(engine) as one, Session(engine) as two:
+        job = one.get_one(Job, "raced")
+        two.get_one(Job, "raced").state.count = 1
+        two.commit()
+        job.state.count = 2
+        with pytest.raises(StateConflict) as caught:
+            one.commit()
+    assert caught.value.actual_version == 2
+    with Session(engine) as session:
+        assert get_state(session, Job, "raced").state.count == 1
