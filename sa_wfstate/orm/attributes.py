@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from pydantic import PydanticUserError
+from pydantic import BaseModel, PydanticUserError
 from sqlalchemy import Column, type_coerce
 from sqlalchemy.orm import (
     ColumnProperty,
@@ -274,7 +274,8 @@ def attribute_instrument(
     impl: Any = attribute.impl
     impl_class: Any = type(impl)
     impl.__class__ = _tracked_impl(impl_class)
-    if prop.strategy_key == _PLAIN and len(prop.columns) == 1:
+    plain = prop.strategy_key == _PLAIN and len(prop.columns) == 1
+    if plain and not issubclass(cls, BaseModel):  # A model is dumped as it is held.
         prop.strategy_key = (*_PLAIN, ("sa_wfstate", True))
         prop.strategy = prop._get_strategy(prop.strategy_key)  # noqa: SLF001
     return column.type

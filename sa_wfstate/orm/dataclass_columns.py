@@ -4,6 +4,8 @@ SQLAlchemy takes the fields of a dataclass from the class itself and from bases 
 dataclasses. The mixin is none, or each workflow would be one. So a subclass of
 MappedAsDataclass gets the columns as its own: ``workflow_key``, ``state`` and, if
 given, ``provenance`` are keyword arguments of its constructor.
+
+A Pydantic model needs fields in place of columns: ``sa_wfstate.sqlmodel`` has them.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from datetime import datetime
 from inspect import get_annotations
 from typing import Any
 
+from pydantic import BaseModel
 from sqlalchemy.orm import Mapped, MappedAsDataclass, mapped_column
 
+from ..errors import MappingError
 from ..values.provenance import Provenance
 
 
@@ -26,11 +30,25 @@ def declare_columns(cls: type[Any], mixin: type[Any]) -> None:
         return
     annotations: dict[str, Any] = {}
     for name, (type_, options) in _FIELDS.items():
-        owner = next(c for c in cls.__mro__ if name in c.__dict__ or _declares(c, name))
-        if owner is mixin:
+        if _owner(cls, name) is mixin:
             annotations[name] = Mapped[type_]  # type: ignore[valid-type]
             setattr(cls, name, _column(mixin, cls, name, options))
     cls.__annotations__ = annotations | get_annotations(cls)
+
+
+def refuse_model(cls: type[Any], mixin: type[Any]) -> None:
+    """Raise MappingError if *cls* is a Pydantic model, which needs fields instead."""
+    if issubclass(cls, BaseModel) and _owner(cls, "workflow_key") is mixin:
+        raise MappingError(
+            cls.__name__,
+            "is a Pydantic model, whose columns are fields; derive a table class of "
+            "SQLModel from sa_wfstate.sqlmodel.WorkflowStateFields[YourState] instead",
+        )
+
+
+def _owner(cls: type[Any], name: str) -> type[Any]:
+    """Return the class from which *cls* has the attribute *name*."""
+    return next(c for c in cls.__mro__ if name in c.__dict__ or _declares(c, name))
 
 
 def _declares(cls: type[Any], name: str) -> bool:

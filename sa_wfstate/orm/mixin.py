@@ -49,7 +49,7 @@ from ..row.ddl import (
 )
 from ..row.types import PydanticJSON
 from ..values.provenance import Provenance
-from .dataclass_columns import declare_columns
+from .dataclass_columns import declare_columns, refuse_model
 from .mapped_columns import check_columns, complete_columns, require_columns
 from .refusals import refusing
 from .row_keys import keep_key, note_key_column
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 
 StateT = TypeVar("StateT")
-_REFUSED = "sa_wfstate.refused"
+REFUSED = "sa_wfstate.refused"
 
 if TYPE_CHECKING:
 
@@ -168,7 +168,7 @@ class WorkflowStateMixin(Generic[StateT]):
             )
         except MappingError as error:
             # To be raised when there is a mapper, which can be taken back.
-            refused = {_REFUSED: error}
+            refused = {REFUSED: error}
             return mapped_column(PydanticJSON(Any), nullable=False, info=refused)
         return mapped_column(type_, nullable=False, sort_order=-40)
 
@@ -200,6 +200,7 @@ class WorkflowStateMixin(Generic[StateT]):
     """Which effect wrote this version."""
 
     def __init_subclass__(cls, **options: Any) -> None:
+        refuse_model(cls, WorkflowStateMixin)
         declare_columns(cls, WorkflowStateMixin)
         super().__init_subclass__(**options)
 
@@ -220,7 +221,7 @@ class _VersionAttribute(InstrumentedAttribute[Any]):
 
 def _state_type(cls: type[Any]) -> Any:
     """Return what *cls* put in the brackets of WorkflowStateMixin[…]."""
-    bound = _argument(cls, {})
+    bound = argument_of(cls)
     if bound is None or isinstance(bound, TypeVar):
         raise MappingError(
             cls.__name__,
@@ -229,18 +230,18 @@ def _state_type(cls: type[Any]) -> Any:
     return bound
 
 
-def _argument(cls: type[Any], known: dict[Any, Any]) -> Any:
+def argument_of(cls: type[Any], known: Mapping[Any, Any] | None = None) -> Any:
     """Follow the generic bases of *cls* down to the mixin, substituting *known*."""
     bases = cls.__dict__.get("__orig_bases__", cls.__bases__)
     for base in bases:
         origin = get_origin(base) or base
         if not (isinstance(origin, type) and issubclass(origin, WorkflowStateMixin)):
             continue
-        arguments = [known.get(argument, argument) for argument in get_args(base)]
+        arguments = [(known or {}).get(a, a) for a in get_args(base)]
         if origin is WorkflowStateMixin:
             return arguments[0] if arguments else None
         parameters = getattr(origin, "__parameters__", ())
-        bound = _argument(origin, dict(zip(parameters, arguments, strict=False)))
+        bound = argument_of(origin, dict(zip(parameters, arguments, strict=False)))
         if bound is not None:
             return bound
     return None
@@ -250,7 +251,7 @@ def _argument(cls: type[Any], known: dict[Any, Any]) -> Any:
 def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     table = mapper.local_table
     require_columns(mapper)
-    refused = mapper.columns["state"].info.get(_REFUSED)
+    refused = mapper.columns["state"].info.get(REFUSED)
     if refused is not None:
         raise refused
     if mapper.inherits is None or mapper.concrete:
