@@ -183,6 +183,16 @@ def alembic_versions(session: nox.Session, alembic: str) -> None:
     run_pytest(session, *arguments, "tests/alembic_projects", "tests/migrations")
 
 
+@nox.session
+def neighbours(session: nox.Session) -> None:
+    """Run one short test each beside frameworks, extensions, tools and task queues."""
+    install(session, "test", "neighbours")
+    # Their own deprecations are no errors here; pytest-alembic collects by itself.
+    arguments = ["-W", "default", "-o", "pytest_alembic_tests_path=none.py"]
+    session.run("pytest", *arguments, "-m", "neighbours", "tests/neighbours")
+    session.run("pytest", *arguments, "tests/alembic_projects/test_pytest_alembic.py")
+
+
 @nox.session(python=OLDEST)
 def tests_min(session: nox.Session) -> None:
     """Run the tests on the lowest versions that the package says it supports."""

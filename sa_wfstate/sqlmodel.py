@@ -37,7 +37,7 @@ from .orm.mixin import REFUSED, StateT, WorkflowStateMixin, argument_of
 from .row.types import PydanticJSON
 from .values.provenance import Provenance
 
-__all__ = ["WorkflowStateFields"]
+ModelT = TypeVar("ModelT", bound=type[SQLModel])
 
 _NO_TYPE = MappingError(
     "WorkflowStateFields",
@@ -80,6 +80,25 @@ class _Fields(WorkflowStateMixin[StateT]):
         )
 
 
+class _NoAttribute:
+    """What a model has for a field: no attribute of the class.
+
+    Otherwise Pydantic warns of each field that is declared again, because there is an
+    attribute of the name in the mixin.
+    """
+
+    def __get__(self, instance: object, owner: type[Any]) -> NoReturn:
+        raise AttributeError
+
+
+def _without_attributes(cls: ModelT) -> ModelT:
+    model: type[SQLModel] = cls
+    for name in model.model_fields:
+        setattr(cls, name, _NoAttribute())
+    return cls
+
+
+@_without_attributes
 class WorkflowStateFields(SQLModel, _Fields[StateT]):
     """Make a table class of SQLModel a workflow with a state of type *StateT*.
 
@@ -116,18 +135,3 @@ class WorkflowStateFields(SQLModel, _Fields[StateT]):
 
 def _state(type_: Any, **options: Any) -> Any:
     return Field(sa_type=PydanticJSON(type_, **options), nullable=False)
-
-
-class _NoAttribute:
-    """What a model has for a field: no attribute of the class.
-
-    Otherwise Pydantic warns of each field that is declared again, because there is an
-    attribute of the name in the mixin.
-    """
-
-    def __get__(self, instance: object, owner: type[Any]) -> NoReturn:
-        raise AttributeError
-
-
-for _name in WorkflowStateFields.model_fields:
-    setattr(WorkflowStateFields, _name, _NoAttribute())

@@ -211,6 +211,7 @@ NOT_LOADED = {
     "psycopg",
     "rich",
     "sa_wfstate.asyncio",
+    "sqlmodel",
     "sqlalchemy.ext.asyncio",
 }
 """What ``import sa_wfstate`` does not load, since the root does not need it."""

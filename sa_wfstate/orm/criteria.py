@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import select
+from sqlalchemy.orm import scoped_session
 
 from ..row.chunks import chunks
 from ..row.json_text import AsText
@@ -42,6 +43,8 @@ HIDDEN: Final = RowVersion(-1, None)
 
 def filtering(session: Session) -> Session | None:
     """Return *session* if its loads may be filtered, else None."""
+    if isinstance(session, scoped_session):
+        session = session()  # It has the methods of a session, and no events.
     # A ShardedSession chooses the shards by a listener of SQLAlchemy's own.
     known = {__name__.partition(".")[0], "sqlalchemy"}
     for listener in session.dispatch.do_orm_execute:

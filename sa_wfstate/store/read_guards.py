@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import inspect
 from sqlalchemy.exc import InvalidRequestError
-from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.orm import InstanceState, Session, scoped_session
 
 from ..errors import VersionNotSeen
 from ..orm.entity import statements_of
@@ -51,6 +51,8 @@ def require_version(
     InvalidRequestError if *instance* does not belong to *session*.
     """
     session = getattr(session, "sync_session", session)
+    if isinstance(session, scoped_session):
+        session = session()
     state: InstanceState[Any] = inspect(instance)
     if state.session is not session or not state.persistent:
         raise InvalidRequestError(
