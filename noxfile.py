@@ -273,8 +273,18 @@ def docs(session: nox.Session) -> None:
     install(session, "docs")
     session.run("python", "docs/pictures/draw.py", "--check")
     session.run("sphinx-build", "-q", "-W", "-n", "docs", "docs/_build/html")
+    session.run("python", "docs/links.py", "docs/_build/html")
     session.run("mypy", "--strict", write_snippets(session))
     session.run("pytest", "README.md", "docs", *session.posargs)
+
+
+@nox.session
+def linkcheck(session: nox.Session) -> None:
+    """Ask the hosts of all links in the documentation; needs a network."""
+    install(session, "docs")
+    session.run(
+        "sphinx-build", "-q", "-b", "linkcheck", "docs", "docs/_build/linkcheck"
+    )
 
 
 @nox.session
