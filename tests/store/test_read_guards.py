@@ -25,6 +25,7 @@ from sa_wfstate import (
     try_commit,
 )
 from sa_wfstate.errors import VersionNotSeen
+from sa_wfstate.row.shards import has_shards
 from sa_wfstate.versions import require_version
 
 from ..verbs import verbs_of
@@ -232,6 +233,7 @@ def test_statements_of_a_guarded_commit(engine: Engine) -> None:
     with Session(engine, expire_on_commit=False) as session:
         doctor = session.get_one(Doctor, "alice")
         others = [*session.scalars(select(Doctor)), *session.scalars(select(Ward))]
+        has_shards(session.connection())  # Asked once for each connection.
         sent = verbs_of(engine)
         for other in others:
             require_version(session, other)
