@@ -29,6 +29,7 @@ PUBLIC = [
     "canonical",
     "testing",
     "versions",
+    "sharding",
 ]
 """The public modules, below the package."""
 

@@ -179,6 +179,7 @@ NAMES = {
         "temporary_database",
         "temporary_server",
     },
+    "sa_wfstate.sharding": {"distribute"},
     "sa_wfstate.upcasting": {
         "UpcastProgress",
         "UpcastReport",

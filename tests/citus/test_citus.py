@@ -24,6 +24,7 @@ from sa_wfstate import (
     try_commit_many,
 )
 from sa_wfstate.outbox import IntentDispatcher, store_intents
+from sa_wfstate.sharding import distribute
 
 from ..drives import DRIVES, Base, Job, Mail, State
 
@@ -53,19 +54,11 @@ def coordinator() -> Iterator[URL]:
     Base.metadata.drop_all(engine)
     Base.metadata.create_all(engine)
     with engine.begin() as connection:
-        first = "default"
-        for table in Base.metadata.sorted_tables:
-            if "workflow_key" in table.c:
-                with_first = {"name": table.name, "first": first}
-                connection.execute(DISTRIBUTE, with_first)
-                first = table.name if first == "default" else first
+        # A second time for what is distributed already.
+        for statement in [*distribute(Base), *distribute(Base)]:
+            connection.execute(statement)
     yield url
     Base.metadata.drop_all(engine)
-
-
-DISTRIBUTE: Final = text(
-    "SELECT create_distributed_table(:name, 'workflow_key', colocate_with => :first)"
-)
 
 
 @pytest.fixture
