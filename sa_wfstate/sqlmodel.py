@@ -37,6 +37,8 @@ from .orm.mixin import REFUSED, StateT, WorkflowStateMixin, argument_of
 from .row.types import PydanticJSON
 from .values.provenance import Provenance
 
+__all__ = ["WorkflowStateFields"]
+
 ModelT = TypeVar("ModelT", bound=type[SQLModel])
 
 _NO_TYPE = MappingError(

@@ -165,6 +165,7 @@ NAMES = {
         "measure_lag",
         "rebuild",
     },
+    "sa_wfstate.sqlmodel": {"WorkflowStateFields"},
     "sa_wfstate.testing": {
         "Given",
         "When",
