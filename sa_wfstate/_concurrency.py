@@ -17,13 +17,17 @@ from functools import partial
 from inspect import isawaitable
 from threading import Lock
 from traceback import walk_tb
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy.util import await_only, greenlet_spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
+
+
+ResultT = TypeVar("ResultT")
 
 
 class Turn(Protocol):
@@ -43,6 +47,9 @@ class Turn(Protocol):
 
     def forfeits(self) -> bool:
         """Return whether *process* ends with a caller that stops waiting."""
+
+    def run(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        """Call *function* in the context of the caller that waits."""
 
 
 class Stop(Protocol):
@@ -123,6 +130,9 @@ class _BlockingTurn:
     def forfeits(self) -> bool:
         return self._process is not None
 
+    def run(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        return function(*arguments)
+
 
 class Awaiting:
     """A task awaits."""
@@ -150,6 +160,24 @@ class Awaiting:
     def step_aside(self) -> None:
         await_only(asyncio.sleep(0))
 
+    def spawn(self, function: Callable[[], None]) -> asyncio.Task[None]:
+        """Call *function* in a task, in a copy of this context."""
+        return _spawn(function, copy_context(), self._tasks)
+
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Call *function* after *seconds*."""
+        asyncio.get_running_loop().call_later(seconds, function)
+
+
+def _spawn(
+    function: Callable[[], None], context: Context, tasks: set[asyncio.Task[None]]
+) -> asyncio.Task[None]:
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(greenlet_spawn(function), context=context)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task
+
 
 class _AwaitingTurn:
     """Runs *process* in a task of its own: cancelling the caller spares the others."""
@@ -167,9 +195,7 @@ class _AwaitingTurn:
         if self._granted:
             return
         self._granted = True
-        task = self._loop.create_task(greenlet_spawn(process), context=self._context)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        _spawn(process, self._context, self._tasks)
 
     def finish(self) -> None:
         if not self._future.done():
@@ -185,8 +211,15 @@ class _AwaitingTurn:
         finally:
             alarm.cancel()
 
+    async def ended(self) -> None:
+        """Wait like wait(), of a task that is in no greenlet."""
+        await self._future
+
     def forfeits(self) -> bool:
         return False
+
+    def run(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        return self._context.run(function, *arguments)
 
 
 class _Resettable(Protocol):

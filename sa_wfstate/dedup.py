@@ -50,8 +50,8 @@ from ._concurrency import require_at_least
 from .errors import ActionIdReused
 from .orm.routing import connection_for
 from .payload.actions import digest, uuid_of
+from .row.arrays import bound_table, of_keys
 from .row.auxiliary import AuxiliaryTable
-from .row.batch import bound_table, of_keys
 from .row.chunks import chunks
 from .row.keys import TEXT_KEY, KeyType, StoredKey, checked_type
 from .row.shards import has_shards

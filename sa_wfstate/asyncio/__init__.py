@@ -14,7 +14,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from .._concurrency import Awaiting, refuse_sync
 from ..dedup import TTL, ActionDedupMixin
-from ..errors import StateConflict
+from ..errors import ReducerGaveUp, StateConflict
 from ..payload.actions import PayloadT
 from ..payload.rebase import Rebase
 from ..reducer import service as _reducer
@@ -288,7 +288,7 @@ class ReducerService(Generic[StateT, PayloadT]):
         queue_limit: int | None = None,
         hooks: Hooks | None = None,
     ) -> None:
-        self._service: _reducer.ReducerService[StateT, PayloadT] = _AwaitingService(
+        self._service: _AwaitingService[StateT, PayloadT] = _AwaitingService(
             sync_bind(bind),
             entity,
             reducer,  # type: ignore[arg-type]
@@ -310,7 +310,7 @@ class ReducerService(Generic[StateT, PayloadT]):
 
     async def handle(self, action: Action[PayloadT]) -> StateCommitted[StateT]:
         """Async version of :meth:`sa_wfstate.ReducerService.handle`."""
-        return await greenlet_spawn(self._service.handle, action)
+        return await self._service.handle_task(action)
 
     async def handle_many(
         self, actions: Iterable[Action[PayloadT]]
@@ -321,6 +321,19 @@ class ReducerService(Generic[StateT, PayloadT]):
 
 class _AwaitingService(_reducer.ReducerService[StateT, PayloadT]):
     _waiting = Awaiting
+
+    async def handle_task(self, action: Action[Any]) -> StateCommitted[StateT]:
+        """Do what handle() does; a greenlet for each waiting task would cost more."""
+        action, request, started = self._begin(action)
+        try:
+            await self._keys.submit_task(action.workflow_key, request)
+            result = request.result()
+        except ReducerGaveUp as error:
+            self._tell(action, error, started)
+            raise
+        if self._on_intents is not None and result.intents:
+            return await greenlet_spawn(self._conclude, action, result, started)
+        return self._conclude(action, result, started)
 
 
 publish(globals())

@@ -13,7 +13,7 @@ from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from .key_queue import KeyQueue, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -69,7 +69,12 @@ class ActionBatch:
         self.baseline = Baseline()
         self.reduced: list[ReducedAction] = []
         self.guards: dict[tuple[Statements[Any], Key], RowVersion] = {}  # Of reads.
+        self.accepted: list[ReducedAction] = []  # Those that led to a state.
         self.conflict: StateConflict | None = None  # Of the last lost attempt.
+        # What is left to do of an attempt that began at this time, in a round.
+        self.resume: Callable[[], StateCommitted[Any] | StateConflict | None] | None
+        self.resume = None
+        self.began = 0.0
         self.begin()
 
     def begin(self) -> None:
@@ -86,11 +91,6 @@ class ActionBatch:
         return all(request.settled for request in self.requests)
 
     @property
-    def accepted(self) -> list[ReducedAction]:
-        """The actions that led to a state."""
-        return [each for each in self.reduced if each.error is None]
-
-    @property
     def next_baseline(self) -> Baseline:
         """The baseline that this batch leaves once it is committed."""
         assert self.write is not None  # noqa: S101
@@ -104,9 +104,13 @@ class ActionBatch:
 
         *outcome* is None if there was nothing to commit.
         """
+        shared = len(self.accepted) > 1
         for request, _, intents, error in self.reduced:
             if error is not None:
                 request.fail(error)
+            elif outcome is not None and not shared:
+                outcome.attempts = self.attempts
+                request.settle(ActionResult(outcome, intents))
             elif outcome is not None:
                 own = StateCommitted(
                     self.key,

@@ -10,8 +10,11 @@ only if its state was read for this attempt or has been committed.
 
 from __future__ import annotations
 
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from .._concurrency import raised_by_signal_handler
 from ..errors import (
     PayloadError,
     SchemaVersionAhead,
@@ -19,12 +22,15 @@ from ..errors import (
     WorkflowNotFound,
 )
 from ..store.connections import READ_COMMITTED, limit_idle_time
+from ..values.snapshot import StateCommitted
 from .commits import Commits
 from .groups import Groups
+from .nesting import attempt_on
 from .readings import Readings
+from .reductions import Awaits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .._concurrency import Waiting
     from ..dedup import DedupLog
@@ -63,10 +69,12 @@ class Attempts(Generic[StateT]):
         group: int,
         departing: Callable[[int, int, float], None],
     ) -> None:
+        self._entity = statements.entity
         self._connections = connections
         self._reductions = reductions
         self._lock_limit = lock_limit
         group = group if connections.shared() else 1
+        self.most = group
         self._readings = Readings(statements, connections, reductions, log)
         self._commits = Commits(
             statements,
@@ -89,6 +97,11 @@ class Attempts(Generic[StateT]):
             departing=departing,
         )
 
+    @property
+    def waits(self) -> bool:
+        """Whether the reducer is awaited, or waits for what it depends on."""
+        return self._reductions.waits
+
     def make(
         self, batch: ActionBatch, *, cached: Baseline | None = None, lock: bool = False
     ) -> StateConflict | None:
@@ -96,27 +109,97 @@ class Attempts(Generic[StateT]):
 
         Starts from *cached*, if given; with *lock*, locks the row before reading it.
         """
-        batch.begin()
-        outcome: Outcome = None
-        if lock:
+        resume, batch.resume = batch.resume, None
+        outcome: Outcome
+        if resume is not None:
+            outcome = resume()
+        elif lock:
+            batch.begin()
             outcome = self._make_locked(batch)
         else:
+            batch.begin()
             if cached is None or self._connections.filters():
                 # Its row may be hidden from the next session.
                 cached = self._readings.baseline(batch, self._read.submit(batch))
             self._reductions.reduce(batch, cached)
-            if batch.baseline.cached and not batch.accepted:
-                # An error counts only if its state is known to be current.
-                reading = self._read.submit(batch)
-                baseline = self._readings.baseline(batch, reading)
-                self._reductions.reduce(batch, baseline)
-            if batch.accepted:
-                # What it guards would have to be locked in one order for all members.
-                outcome = self._commit.submit(batch, alone=bool(batch.guards))
+            outcome = self._complete(batch)
         if isinstance(outcome, StateConflict):
             return outcome
         batch.settle(outcome)
         return None
+
+    def begin_together(
+        self, batches: Sequence[ActionBatch], cached: Sequence[Baseline | None]
+    ) -> list[bool]:
+        """Begin the first attempts of *batches*, of different keys, in one task.
+
+        Returns which of them :meth:`make` completes without waiting. *cached* are their
+        baselines, None where the row is to be read.
+        """
+        at_once = [False] * len(batches)
+        accepted = []
+        readings = self._read_unread(batches, cached)
+        for number, (batch, reading) in enumerate(zip(batches, readings, strict=True)):
+            if cached[number] is None and reading is None:
+                continue
+            batch.began = monotonic()
+            try:
+                turn = batch.requests[0].turn
+                turn.run(self._reduce, batch, cached[number], reading)
+            except Exception as error:
+                if raised_by_signal_handler(error):
+                    raise
+                batch.resume = None if isinstance(error, Awaits) else _raising(error)
+            else:
+                batch.resume = partial(self._complete, batch)
+                at_once[number] = not (batch.accepted or batch.baseline.cached)
+                accepted += [number] * bool(batch.accepted)
+        members = self._commit.submit_all([batches[number] for number in accepted])
+        for number, member in zip(accepted, members, strict=True):
+            batches[number].resume = partial(self._commit.complete, member)
+            if member.succeeded:
+                at_once[number] = isinstance(member.result(), StateCommitted)
+        return at_once
+
+    def _read_unread(
+        self, batches: Sequence[ActionBatch], cached: Sequence[Baseline | None]
+    ) -> list[Reading | None]:
+        readings: list[Reading | None] = [None] * len(batches)
+        unread = [n for n, baseline in enumerate(cached) if baseline is None]
+        if unread:
+            try:
+                read = self._readings.read_all([batches[n] for n in unread])
+            except Exception as error:
+                # Each of them reads by itself, and has its own error.
+                if raised_by_signal_handler(error):
+                    raise
+            else:
+                for number, reading in zip(unread, read, strict=True):
+                    readings[number] = reading
+        return readings
+
+    def _reduce(
+        self, batch: ActionBatch, baseline: Baseline | None, reading: Reading | None
+    ) -> None:
+        def reduce() -> None:
+            start = baseline
+            if reading is not None:
+                start = self._readings.baseline(batch, reading)
+            assert start is not None  # noqa: S101
+            self._reductions.reduce(batch, start, awaits=False)
+
+        attempt_on(self._entity, batch.key, reduce)
+
+    def _complete(self, batch: ActionBatch) -> Outcome:
+        if batch.baseline.cached and not batch.accepted:
+            # An error counts only if its state is known to be current.
+            reading = self._read.submit(batch)
+            baseline = self._readings.baseline(batch, reading)
+            self._reductions.reduce(batch, baseline)
+        if not batch.accepted:
+            return None
+        # What it guards would have to be locked in one order for all members.
+        return self._commit.submit(batch, alone=bool(batch.guards))
 
     def make_many(self, batches: list[ActionBatch]) -> list[StateConflict | None]:
         """Make one attempt for *batches* of different keys; return their conflicts.
@@ -154,6 +237,13 @@ class Attempts(Generic[StateT]):
             (outcome,) = self._commits.write(connection, [batch])
             batch.committing = True
         return outcome
+
+
+def _raising(error: Exception) -> Callable[[], Outcome]:
+    def resume() -> Outcome:
+        raise error
+
+    return resume
 
 
 def _characters_of(batch: ActionBatch) -> int:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from functools import partial
+from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from .._concurrency import Waiting
+    from .rounds import Rounds
 
 
 ItemT = TypeVar("ItemT")
@@ -63,10 +65,15 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
         self._abandoned = abandoned
         self._fold = fold
         self._cache_size = cache_size
+        self._rounds: Rounds[ItemT, ResultT, CachedT] | None = None
         self._busy: dict[str, KeyQueue[ItemT, ResultT, CachedT]]
         self._idle: OrderedDict[str, KeyQueue[ItemT, ResultT, CachedT]]
         self.reset()
         reset_after_fork(self)
+
+    def start_in(self, rounds: Rounds[ItemT, ResultT, CachedT]) -> None:
+        """Let *rounds* start what they take."""
+        self._rounds = rounds
 
     def request(self, item: ItemT, identity: Hashable) -> Request[ItemT, ResultT]:
         """Make a request for the caller."""
@@ -85,16 +92,18 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
         processing it by then, that is finished.
         """
         try:
-            with self._lock:
-                queue = self._busy.get(key)
-                if queue is None:
-                    queue = self._open(key, request)
-                else:
-                    queue.requests.append(request)
-                first = queue.requests[0] is request
-            if first:
-                self._wake(queue, request)
+            self._enter(key, request)
             request.turn.wait()
+        except BaseException as error:
+            self._withdraw(key, request, error)
+            raise
+
+    async def submit_task(self, key: str, request: Request[ItemT, ResultT]) -> None:
+        """Do what submit() does, for a task that is in no greenlet."""
+        turn: Any = request.turn
+        try:
+            self._enter(key, request)
+            await turn.ended()
         except BaseException as error:
             self._withdraw(key, request, error)
             raise
@@ -135,6 +144,17 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
         self._lock = Lock()
         self._busy = {}
         self._idle = OrderedDict()
+
+    def _enter(self, key: str, request: Request[ItemT, ResultT]) -> None:
+        with self._lock:
+            queue = self._busy.get(key)
+            if queue is None:
+                queue = self._open(key, request)
+            else:
+                queue.requests.append(request)
+            first = queue.requests[0] is request
+        if first:
+            self._wake(queue, request)
 
     def _acquire_free(
         self, keys: Iterable[str], request: Request[ItemT, ResultT]
@@ -189,31 +209,60 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
         if request.wants_queue:
             request.started = True
             request.turn.finish()
+        elif self._rounds is not None and self._rounds.takes(queue):
+            self._rounds.add(queue, request)
         else:
-            request.turn.grant(partial(self._process_batch, queue, request))
+            request.turn.grant(partial(self.finish, queue, request))
 
-    def _process_batch(
+    def take(
         self, queue: KeyQueue[ItemT, ResultT, CachedT], request: Request[ItemT, ResultT]
+    ) -> bool:
+        """Make the batch of *request*; return whether it is the one to be processed."""
+        with self._lock:
+            if request.started or request not in islice(queue.requests, 1):
+                return False  # It was withdrawn meanwhile.
+            request.batch = queue.next_batch(self._fold)
+            for each in request.batch:
+                each.started = True
+        return True
+
+    def finish(
+        self,
+        queue: KeyQueue[ItemT, ResultT, CachedT],
+        request: Request[ItemT, ResultT],
+        process: Callable[[], None] | None = None,
     ) -> None:
+        """Call *process* for the batch of *request*, then let the next have its turn.
+
+        Without *process*, take it first.
+        """
         try:
-            with self._lock:
-                if not queue.requests or queue.requests[0] is not request:
-                    return  # It was withdrawn meanwhile.
-                request.batch = queue.next_batch(self._fold)
-                for each in request.batch:
-                    each.started = True
-            self._process(queue, request.batch)
+            if process is not None:
+                process()
+            elif self.take(queue, request):
+                self._process(queue, request.batch)
+            else:
+                return
             abandoned = self._release(queue, request.batch)
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                # The event loop is being closed: no task will process the others.
-                request.batch = list(queue.requests)
-                for each in request.batch:
-                    each.fail(error)
-            self._abort(queue, request, error)
+            self.interrupt(queue, request, error)
             raise
         for each in abandoned:
             self._abandoned(each)
+
+    def interrupt(
+        self,
+        queue: KeyQueue[ItemT, ResultT, CachedT],
+        request: Request[ItemT, ResultT],
+        error: BaseException,
+    ) -> None:
+        """End the batch of *request* by *error*."""
+        if isinstance(error, asyncio.CancelledError):
+            # The event loop is being closed: no task will process the others.
+            request.batch = list(queue.requests)
+            for each in request.batch:
+                each.fail(error)
+        self._abort(queue, request, error)
 
     def _withdraw(
         self, key: str, request: Request[ItemT, ResultT], error: BaseException

@@ -24,7 +24,7 @@ from .._concurrency import raised_by_signal_handler, reset_after_fork
 from .key_queue import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .._concurrency import Waiting
 
@@ -49,6 +49,9 @@ class _NotWaiting:
         """Do nothing."""
 
 
+_NOT_WAITING = _NotWaiting()
+
+
 class Member(Request[ItemT, ResultT]):
     """A request that may be processed with others; it arrived at the time *since*.
 
@@ -58,7 +61,7 @@ class Member(Request[ItemT, ResultT]):
     __slots__ = ("patience", "since")
 
     def __init__(self, item: ItemT) -> None:
-        super().__init__(item, None, _NotWaiting())  # type: ignore[arg-type]
+        super().__init__(item, None, _NOT_WAITING)  # type: ignore[arg-type]
         self.since = monotonic()
         self.patience: float | None = None
 
@@ -101,35 +104,57 @@ class Groups(Generic[ItemT, ResultT]):
         """Process *item*, in a group or *alone*, and return its result."""
         member: Member[ItemT, ResultT] = Member(item)
         if not alone and self._most > 1 and self._waiting.shares():
-            self._join(member)
+            self._join([member])
+        return self.complete(member)
+
+    def submit_all(self, items: Sequence[ItemT]) -> list[Member[ItemT, ResultT]]:
+        """Process *items* of one caller, which are its members; return them.
+
+        Those that are not settled are to be completed.
+        """
+        members = [Member[ItemT, ResultT](item) for item in items]
+        if members:
+            self._join(members)
+        return members
+
+    def complete(self, member: Member[ItemT, ResultT]) -> ResultT:
+        """Process *member* alone, unless that is done, and return its result."""
         if not member.settled:
             self._process([member])
         return member.result()
 
-    def _join(self, member: Member[ItemT, ResultT]) -> None:
+    def _join(self, members: Sequence[Member[ItemT, ResultT]]) -> None:
+        leader = members[0]
         try:
             with self._lock:
-                self._pending.append(member)
-                gathers = self._crowded and self._may_start(member)
+                self._pending.extend(members)
+                gathers = (
+                    len(members) == 1 and self._crowded and self._may_start(leader)
+                )
                 if gathers:
-                    self._gathering = member
+                    self._gathering = leader
             if gathers:
                 # Those that were woken with this one arrive in the same moment.
                 self._waiting.step_aside()
-            while not member.finished:
-                group = self._take_off(member)
-                if group:
-                    self._fly(group)
-                elif not member.finished:
-                    member.turn.wait(member.patience)
+            for member in members:
+                self._wait_for(member)
         except BaseException:
             with self._lock:
-                if member in self._pending:
-                    self._pending.remove(member)
-                if self._gathering is member:
+                for member in members:
+                    if member in self._pending:
+                        self._pending.remove(member)
+                if self._gathering is leader:
                     self._gathering = None
             self._wake_next()
             raise
+
+    def _wait_for(self, member: Member[ItemT, ResultT]) -> None:
+        while not member.finished:
+            group = self._take_off(member)
+            if group:
+                self._fly(group)
+            elif not member.finished:
+                member.turn.wait(member.patience)
 
     def _may_start(self, member: Member[ItemT, ResultT]) -> bool:
         late = monotonic() - PATIENCE

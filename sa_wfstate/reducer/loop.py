@@ -24,7 +24,7 @@ from .commits import ClaimedBefore
 from .nesting import attempt_on
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from .._concurrency import Waiting
@@ -64,7 +64,34 @@ class ReducerLoop:
 
     def commit(self, queue: ActionQueue, requests: list[ActionRequest]) -> None:
         """Commit the actions of *requests* together; settle each of them."""
-        batch = ActionBatch(queue.key, requests)
+        self._commit_batch(queue, ActionBatch(queue.key, requests))
+
+    def starts_together(self, queue: ActionQueue) -> bool:
+        """Return whether the next attempt for *queue* may be part of a round."""
+        return not self._locking(queue) and not self._attempts.waits
+
+    def start_together(
+        self, given: Sequence[tuple[ActionQueue, list[ActionRequest]]]
+    ) -> list[tuple[Callable[[], None], bool]]:
+        """Begin to commit the actions of different keys, in one task.
+
+        Returns for each key how to go on, and whether that does not wait.
+        """
+        batches = [ActionBatch(queue.key, requests) for queue, requests in given]
+        cached = [queue.cached for queue, _ in given]
+        try:
+            begin = partial(self._attempts.begin_together, batches, cached)
+            at_once = attempt_on(self._entity, batches[0].key, begin)
+        except BaseException as error:
+            for batch in batches:
+                if batch.committing:
+                    batch.fail(batch.unknown(self._entity, error))
+            raise
+        queues = [queue for queue, _ in given]
+        goes_on = map(partial(partial, self._commit_batch), queues, batches)
+        return list(zip(goes_on, at_once, strict=True))
+
+    def _commit_batch(self, queue: ActionQueue, batch: ActionBatch) -> None:
         try:
             try:
                 attempts = partial(self._repeat, queue, batch)
@@ -142,7 +169,8 @@ class ReducerLoop:
         """
         while True:
             batch.attempts += 1
-            began, committed_at = monotonic(), queue.committed_at
+            began, committed_at = batch.began or monotonic(), queue.committed_at
+            batch.began = 0.0
             lock = self._locking(queue)
             conflict = self._try(
                 queue, batch, None if lock else queue.cached, lock=lock

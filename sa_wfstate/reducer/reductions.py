@@ -7,9 +7,11 @@ object affects nothing else.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from inspect import isawaitable, iscoroutine, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
 
+from pydantic_core import to_jsonable_python
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -47,6 +49,10 @@ class _NotRead(Exception):
     """The database has not answered what a reducer depends on; the cause says why."""
 
 
+class Awaits(Exception):
+    """The reducer is to be awaited, which was not known before."""
+
+
 class Reductions(Generic[StateT]):
     """Run *reducer* over actions; *initial* makes the state of a missing row.
 
@@ -71,6 +77,7 @@ class Reductions(Generic[StateT]):
         self._reducer = reducer
         self._initial = initial
         self._takes_intents = takes_intents
+        self.waits = iscoroutinefunction(reducer) or self._named is not None
 
     def baseline(
         self, batch: ActionBatch, snapshot: WorkflowSnapshot[StateT] | None
@@ -86,28 +93,38 @@ class Reductions(Generic[StateT]):
             return batch.baseline
         return Baseline(text=self._dump(batch.key, self._initial()))
 
-    def reduce(self, batch: ActionBatch, baseline: Baseline) -> None:
-        """Run the reducer over the actions, each on the state of the one before."""
+    def reduce(
+        self, batch: ActionBatch, baseline: Baseline, *, awaits: bool = True
+    ) -> None:
+        """Run the reducer over the actions, each on the state of the one before.
+
+        Unless it *awaits*, raise Awaits if the reducer returns an awaitable.
+        """
         batch.baseline = baseline
-        batch.reduced = []
+        batch.reduced, batch.accepted = [], []
         batch.guards = {}
         text = baseline.text
         for request in batch.requests:
             intents: Sequence[Intent] = ()
             error = None
             try:
-                result = self._call(batch, text, request.item)
+                result = self._call(batch, text, request.item, awaits=awaits)
                 if isinstance(result, Reduction):
                     result, intents = result.state, tuple(result.intents)
                     self._check_intents(batch.key, request.item, intents)
                 text = self._dump(batch.key, result)
+            except Awaits:
+                raise
             except _NotRead as unread:
                 raise unread.__cause__ or unread from None
             except Exception as raised:
                 if raised_by_signal_handler(raised):
                     raise
                 error = raised
-            batch.reduced.append(ReducedAction(request, text, intents, error))
+            reduced = ReducedAction(request, text, intents, error)
+            batch.reduced.append(reduced)
+            if error is None:
+                batch.accepted.append(reduced)
 
     def write(self, batch: ActionBatch) -> Write:
         """Return the write of *batch*."""
@@ -124,8 +141,12 @@ class Reductions(Generic[StateT]):
             and accepted[-1].text == batch.baseline.text,
         )
 
-    def _call(self, batch: ActionBatch, text: str, action: Action[Any]) -> Any:
+    def _call(
+        self, batch: ActionBatch, text: str, action: Action[Any], *, awaits: bool
+    ) -> Any:
         load = self._statements.state_type.load
+        if not awaits:
+            return self._call_now(load(text), action)
         if self._named is None:
             return self._waiting.call(self._reducer, load(text), action)
         named = list(self._named(load(text), action))
@@ -134,6 +155,15 @@ class Reductions(Generic[StateT]):
         except (DBAPIError, OSError, PoolTimeoutError) as error:
             raise _NotRead from error  # No error of the reducer: the attempt is lost.
         return self._waiting.call(self._reducer, load(text), action, others)
+
+    def _call_now(self, state: StateT, action: Action[Any]) -> Any:
+        result: Any = self._reducer(state, action)
+        if isawaitable(result):
+            self.waits = True
+            if iscoroutine(result):
+                result.close()  # It is called again, by the caller of the action.
+            raise Awaits
+        return result
 
     def _check_intents(
         self, key: str, action: Action[Any], intents: Sequence[Intent]
@@ -160,16 +190,17 @@ class Reductions(Generic[StateT]):
 
 def _provenance(actions: list[Action[Any]]) -> Provenance:
     """Make the provenance of one attempt; a fold lists that of each action."""
-    effect_id, timestamp = str(uuid4()), datetime.now(UTC).isoformat()
-    each = [
+    effect_id, timestamp = str(uuid4()), datetime.now(UTC)
+    each: list[dict[str, Any]] = [
         {
             **further_keys(action),
             "effect_id": effect_id,
             "timestamp": timestamp,
-            "action_id": str(action.action_id),
+            "action_id": action.action_id,
         }
         for action in actions
     ]
     if len(each) == 1:
         return Provenance.model_validate(each[0])
-    return Provenance.model_validate({**each[-1], "folded": each})
+    folded = to_jsonable_python(each)
+    return Provenance.model_validate({**each[-1], "folded": folded})

@@ -25,18 +25,19 @@ An action passes through these modules:
 * :mod:`sa_wfstate.reducer.loop` repeats attempts until one is committed, or gives up;
 * :mod:`sa_wfstate.reducer.attempt` makes one attempt, and
   :mod:`sa_wfstate.reducer.reductions` calls the reducer;
+* :mod:`sa_wfstate.reducer.rounds` lets tasks of asyncio start attempts together;
 * :mod:`sa_wfstate.reducer.groups` lets what arrives meanwhile be read, and committed,
   together (:mod:`~sa_wfstate.reducer.readings`, :mod:`~sa_wfstate.reducer.commits`).
 """
 
 from __future__ import annotations
 
-from functools import partial
 from inspect import iscoroutinefunction
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from .._concurrency import (
+    Awaiting,
     Blocking,
     Waiting,
     raised_by_signal_handler,
@@ -57,6 +58,7 @@ from .loop import ReducerLoop
 from .many import ManyActions
 from .nesting import refuse_nested
 from .reductions import Reductions
+from .rounds import Rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -113,6 +115,7 @@ class ReducerService(Generic[StateT, PayloadT]):
     """
 
     _waiting: ClassVar[type[Waiting]] = Blocking
+    _rounds: Rounds[Action[Any], ActionResult, Baseline] | None = None
 
     def __init__(
         self,
@@ -174,7 +177,7 @@ class ReducerService(Generic[StateT, PayloadT]):
             writers=writers,
             lock_limit=lock_limit,
             group=group,
-            departing=partial(notify, self._hooks.grouped, self._entity),
+            departing=self._grouped,
         )
         self._on_intents = on_intents
         self._queue_limit = queue_limit
@@ -195,6 +198,15 @@ class ReducerService(Generic[StateT, PayloadT]):
             fold=fold,
             cache_size=cache_size,
         )
+        if isinstance(self._wait, Awaiting) and attempts.most > 1:
+            self._rounds = Rounds(
+                self._wait,
+                self._keys,
+                self._loop.start_together,
+                self._loop.starts_together,
+                most=attempts.most,
+            )
+            self._keys.start_in(self._rounds)
         self._many = ManyActions(self._entity, self._keys, self._loop, self._with_key)
 
     def handle(self, action: Action[PayloadT]) -> StateCommitted[StateT]:
@@ -212,20 +224,12 @@ class ReducerService(Generic[StateT, PayloadT]):
         OutcomeUnknown is raised if the database stays out of reach, or if the row has a
         later version and there is no dedup log.
         """
-        check_action(action)
-        action = self._with_key(action)
-        refuse_nested(self._entity, action.workflow_key)
-        if self._queue_limit is not None and self._keys.waiting >= self._queue_limit:
-            raise QueueFull(self._entity, action.workflow_key, self._queue_limit)
-        started = monotonic()
-        notify(self._hooks.started, self._entity, action)
-        request = self._keys.request(action, action.action_id)
+        action, request, started = self._begin(action)
         try:
             self._keys.submit(action.workflow_key, request)
             result = request.result()
         except ReducerGaveUp as error:
-            seconds = monotonic() - started
-            notify(self._hooks.gave_up, self._entity, action, error, seconds)
+            self._tell(action, error, started)
             raise
         return self._conclude(action, result, started)
 
@@ -255,6 +259,24 @@ class ReducerService(Generic[StateT, PayloadT]):
                         raise
                     results[number] = error
         return [results[number] for number in range(len(given))]
+
+    def _begin(self, action: Action[Any]) -> tuple[Action[Any], ActionRequest, float]:
+        check_action(action)
+        action = self._with_key(action)
+        refuse_nested(self._entity, action.workflow_key)
+        if self._queue_limit is not None and self._keys.waiting >= self._queue_limit:
+            raise QueueFull(self._entity, action.workflow_key, self._queue_limit)
+        started = monotonic()
+        notify(self._hooks.started, self._entity, action)
+        return action, self._keys.request(action, action.action_id), started
+
+    def _tell(self, action: Action[Any], error: ReducerGaveUp, started: float) -> None:
+        seconds = monotonic() - started
+        notify(self._hooks.gave_up, self._entity, action, error, seconds)
+
+    def _grouped(self, size: int, waiting: int, seconds: float) -> None:
+        waiting += self._rounds.waiting if self._rounds else 0
+        notify(self._hooks.grouped, self._entity, size, waiting, seconds)
 
     def _with_key(self, action: Action[Any]) -> Action[Any]:
         """Return *action* with a key of the class; it may be given as its text."""

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Column,
     ColumnElement,
@@ -37,7 +36,6 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
-    column,
     func,
     literal,
     literal_column,
@@ -46,19 +44,14 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import FunctionElement
 
 from ..values.write import Written
+from .arrays import bound_table, of_keys
 from .columns import columns_of, conflict_target
 from .sql import effect_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from sqlalchemy import TableValuedAlias
     from sqlalchemy.orm import Mapper
-    from sqlalchemy.sql.compiler import SQLCompiler
 
     from ..values.keys import Key
     from ..values.write import Batch
@@ -208,39 +201,3 @@ def arrays_of(statements: Statements[Any]) -> Arrays:
     if arrays is None:
         arrays = _arrays[statements.mapper] = Arrays(statements)
     return arrays
-
-
-class BoundArray(FunctionElement[Any]):
-    """The parameter *name*, a list of values of *type_*."""
-
-    inherit_cache = True
-
-    def __init__(self, name: str, type_: Any) -> None:
-        super().__init__(bindparam(name, type_=ARRAY(type_)))
-
-
-@compiles(BoundArray)
-def _compile(element: BoundArray, compiler: SQLCompiler, **kw: Any) -> str:
-    text: str = compiler.process(element.clauses.clauses[0], **kw)
-    # The binary placeholder of psycopg; with %s it sends a list as text.
-    psycopg = compiler.dialect.driver in {"psycopg", "psycopg_async"}
-    return text.replace(")s", ")b", 1) if psycopg else text
-
-
-def of_keys(*pairs: tuple[Any, Any]) -> ColumnElement[bool]:
-    """Return the criterion that a key is that of a row of a bound table.
-
-    *pairs* are the columns of both.
-    """
-    arrays = [(key, BoundArray(f"wfs_{new.name}", new.type)) for key, new in pairs]
-    return and_(
-        *(key == new for key, new in pairs),
-        *(key == func.any(array) for key, array in arrays),
-    )
-
-
-def bound_table(types: Mapping[str, Any]) -> TableValuedAlias:
-    """Return the arrays ``wfs_…`` as a table with a column for each of *types*."""
-    arrays = (BoundArray(f"wfs_{name}", type_) for name, type_ in types.items())
-    columns = (column(name, type_) for name, type_ in types.items())
-    return func.unnest(*arrays).table_valued(*columns).render_derived(name="wfs_new")

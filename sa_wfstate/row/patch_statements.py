@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from .batch import bound_table, of_keys
+from .arrays import bound_table, of_keys
 from .json_text import AsText, JSONText
 from .patch_sql import parameters_of, patched
 from .sql import effect_id_of

@@ -10,6 +10,8 @@ from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from sqlalchemy.dialects.postgresql.base import PGDialect
+
 from ..commit_listeners import follow, listeners_of
 from ..errors import MappingError, PayloadError, SchemaVersionAhead
 from ..payload.batch import BatchCodec
@@ -19,6 +21,7 @@ from ..values.provenance import survives
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot, with_source
 from ..values.write import Write, Written
+from .arrays import among
 from .chunks import CHUNK, chunks
 from .columns import columns_of, key_columns, without_value
 from .key_columns import KeyColumns
@@ -61,6 +64,7 @@ class Statements(Generic[StateT]):
         self.sql = RowSQL(mapper, table, self.keys, self.schema.version)
         self.own_rows = self.sql.own_rows
         self._creations: dict[str, Any] = {}
+        self._of_arrays: dict[str, Any] = {}
 
     def check_key(self, workflow_key: object) -> None:
         """Raise PayloadError unless *workflow_key* can be a key of the class."""
@@ -95,8 +99,8 @@ class Statements(Generic[StateT]):
         whole: bool = False,
     ) -> dict[Key, WorkflowSnapshot[StateT]]:
         """Read the rows of *workflow_keys*, by key."""
-        statement = self.sql.read_whole if whole else self.sql.read
-        rows = self._rows_of(connection, statement, workflow_keys)
+        name = "read_whole" if whole else "read"
+        rows = self._rows_of(connection, name, workflow_keys)
         return {row[0]: self.snapshot_of(row) for row in rows}
 
     def found(
@@ -156,23 +160,32 @@ class Statements(Generic[StateT]):
         *lock* waits for other writers, and blocks them until the transaction ends; "no
         key" lets others refer to the rows meanwhile, "no key nowait" does not wait.
         """
-        statement = self.sql.versions
-        if lock:
-            statement = statement.with_for_update(**LOCKS[lock])
-        rows = self._rows_of(connection, statement, workflow_keys, lock=bool(lock))
+        rows = self._rows_of(connection, "versions", workflow_keys, lock=lock)
         return {key: (version, effect_id) for key, version, effect_id in rows}
 
     def _rows_of(
         self,
         connection: Connection,
-        statement: Any,
+        name: str,
         workflow_keys: Iterable[Key],
         *,
-        lock: bool = False,
+        lock: Lock = False,
     ) -> Iterator[Any]:
         """Read the rows of *workflow_keys* in order, because they may be locked."""
         keys_in_order = sorted(workflow_keys)
         alone = lock and len(keys_in_order) > 1 and has_shards(connection)
+        statement = getattr(self.sql, name)
+        if lock:
+            statement = statement.with_for_update(**LOCKS[lock])
+        # One array: for IN a server prepares a statement for each number of keys.
+        arrays = isinstance(connection.dialect, PGDialect) and not lock
+        if arrays and not self.keys.type.parts:
+            if name not in self._of_arrays:
+                self._of_arrays[name] = statement.where(among(*self.keys.columns))
+            for keys in chunks(keys_in_order):
+                parameters = {"wfs_key": list(keys)}
+                yield from connection.execute(self._of_arrays[name], parameters)
+            return
         for keys in chunks(keys_in_order, 1 if alone else CHUNK):
             yield from connection.execute(statement.where(self.keys.among(keys)))
 

@@ -33,7 +33,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..errors import MappingError, PayloadError
 from ..retry import sqlstate
-from ..row.batch import bound_table, of_keys
+from ..row.arrays import bound_table, of_keys
 from ..row.columns import quoted
 from ..row.key_columns import KeyColumns
 from ..row.shards import has_shards

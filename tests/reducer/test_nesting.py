@@ -285,13 +285,13 @@ async def test_intents_of_a_caller_cancelled_too_late(
         async_engine, Order, reducer, initial=OrderState, on_intents=on_intents
     )
     keys: Any = orders._service._keys
-    process = keys._process_batch
+    process = keys.finish
 
     def process_then_cancel(*arguments: Any) -> None:
         process(*arguments)
         task.cancel()
 
-    keys._process_batch = process_then_cancel
+    keys.finish = process_then_cancel
     task = asyncio.create_task(orders.handle(action(1)))
     async with asyncio.timeout(LIMIT):
         with pytest.raises(asyncio.CancelledError):
