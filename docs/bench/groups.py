@@ -1,69 +1,70 @@
 """Many keys at once: a ReducerService with and without group commit.
 
-    python docs/bench/groups.py --workers 1 8 32 100
+    python docs/bench/groups.py --beside ../older/.venv/bin/python
 
-Workers handle actions, each of a key of its own, with a dedup log, on a durable server.
-The contenders run side by side, in rounds that take turns; each cell is the median of
-the ratios to ``handle`` without groups in the same round, and their range.
+Workers handle actions with a dedup log, on a durable server. The contenders run side by
+side, each in a process of its own, in rounds that take turns; each cell is the median
+of the ratios to the first contender of the same round, and their range.
 
-* handle: ``group=1``, each action is a transaction of its own;
+* beside: the service of another checkout, whose Python is given by --beside;
+* group=1: each action is a transaction of its own;
 * groups: the default, what arrives together is committed together;
 * handle_many: one caller with batches of 100, which needs no workers;
 * by hand: asyncpg alone, ``SELECT … FOR UPDATE``, dedup row, UPDATE or INSERT.
 
-CPU is that of this process, per action.
+CPU is that of the process, or processes, per action.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import json
 import statistics
-import threading
-import time
-from collections.abc import Awaitable, Callable, Iterator
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
+from _actions import Base
 from _harness import postgresql
-from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import URL, create_engine
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.orm import DeclarativeBase
 
-import sa_wfstate.asyncio
-from sa_wfstate import Action, ReducerService, WorkflowStateMixin
-from sa_wfstate.dedup import ActionDedupMixin
-
-BATCH = 100
-POOL = 20
+WORKER = Path(__file__).with_name("_actions.py")
+SERVICES = ("beside", "group=1", "groups")
 
 
-class Base(DeclarativeBase):
-    pass
+class Case(NamedTuple):
+    """One block of the table."""
+
+    title: str
+    workers: int
+    contenders: tuple[str, ...] = SERVICES
+    driver: str = "asyncpg"
+    threads: bool = False
+    keys: str = "new"
+    dedup: bool = True
+    more: bool = False
+    fsync: bool = True
+    processes: int = 1
 
 
-class OrderState(BaseModel):
-    """A state of some 0.3 kB."""
-
-    status: str = "new"
-    count: int = 0
-    lines: list[str] = ["a line of the order"] * 8
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    __tablename__ = "orders"
-
-
-class OrderActions(ActionDedupMixin, Base):
-    __tablename__ = "order_actions"
-
-
-def reducer(state: OrderState, _: Action[int]) -> OrderState:
-    """Count the actions."""
-    return state.model_copy(update={"count": state.count + 1})
+ALL = (*SERVICES, "handle_many", "by hand")
+CASES = {
+    "1": Case("1 task", 1),
+    "8": Case("8 tasks", 8),
+    "32": Case("32 tasks", 32),
+    "100": Case("100 tasks", 100, ALL),
+    "threads": Case("32 threads, psycopg", 32, driver="psycopg", threads=True),
+    "psycopg": Case("100 tasks, psycopg", 100, driver="psycopg"),
+    "no-dedup": Case("100 tasks, no dedup log", 100, dedup=False),
+    "more": Case("100 tasks, history, projection, intents", 100, more=True),
+    "no-fsync": Case("100 tasks, fsync off", 100, fsync=False),
+    "zipf": Case("2 x 50 tasks, Zipf keys", 50, keys="zipf", processes=2),
+    "one": Case("100 tasks, one key, folded", 100, keys="one"),
+}
 
 
 class Run(NamedTuple):
@@ -75,213 +76,107 @@ class Run(NamedTuple):
     p99: float
 
 
-class Clock:
-    """Give out actions until the time is over, and note how long each takes."""
+class Workers:
+    """Processes that run cases: two of this checkout, and two of the other one."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._latencies: list[float] = []
-        self._begin = self._cpu = 0.0
-
-    def start(self) -> None:
-        """Begin: the connections and caches are warm."""
-        self._latencies.clear()
-        self._begin, self._cpu = time.perf_counter(), time.process_time()
-
-    def actions(self) -> Iterator[Action[int]]:
-        """Make actions of new keys."""
-        while time.perf_counter() < self._begin + self._seconds:
-            yield new_action()
-
-    def note(self, begin: float, actions: int = 1) -> None:
-        """Note that *actions* begun at *begin* are done."""
-        self._latencies.extend([time.perf_counter() - begin] * actions)
-
-    def run(self) -> Run:
-        """Return what was noted."""
-        seconds = time.perf_counter() - self._begin
-        each = sorted(self._latencies)
-        cpu = (time.process_time() - self._cpu) / len(each)
-        middle, high = each[len(each) // 2], each[int(len(each) * 0.99)]
-        return Run(len(each) / seconds, cpu, middle, high)
-
-
-def new_action() -> Action[int]:
-    """Make an action of a new key."""
-    return Action(workflow_key=str(uuid4()), action_id=uuid4(), payload=1)
-
-
-def options_of(name: str) -> dict[str, Any]:
-    """Return how the service of a contender is made."""
-    group = {"group": 1} if name == "handle" else {}
-    return {"initial": OrderState, "dedup": OrderActions} | group
-
-
-async def run_asyncio(url: URL, name: str, workers: int, seconds: float) -> Run:
-    """Run *workers* tasks over asyncpg."""
-    clock = Clock(seconds)
-    if name == "by hand":
-        import asyncpg
-
-        query = {"host": url.query["host"]} if "host" in url.query else {}
-        pool = await asyncpg.create_pool(
-            user=url.username,
-            password=url.password,
-            database=url.database,
-            host=query.get("host", url.host),
-            port=url.port,
-            max_size=POOL,
-        )
-        await _work(clock, workers, lambda action: by_hand(pool, action))
-        await pool.close()
-        return clock.run()
-    engine = create_async_engine(
-        url.set(drivername="postgresql+asyncpg"), pool_size=POOL, max_overflow=0
-    )
-    service = sa_wfstate.asyncio.ReducerService(
-        engine, Order, reducer, **options_of(name)
-    )
-    if name == "handle_many":
-        await service.handle_many([new_action() for _ in range(BATCH)])
-        clock.start()
-        while batch := [a for a, _ in zip(clock.actions(), range(BATCH), strict=False)]:
-            begin = time.perf_counter()
-            await service.handle_many(batch)
-            clock.note(begin, len(batch))
-    else:
-        await _work(clock, workers, service.handle)
-    await engine.dispose()
-    return clock.run()
-
-
-async def _work(
-    clock: Clock, workers: int, handle: Callable[[Action[int]], Awaitable[object]]
-) -> None:
-    await asyncio.gather(*(handle(new_action()) for _ in range(workers)))
-
-    async def work() -> None:
-        for action in clock.actions():
-            begin = time.perf_counter()
-            await handle(action)
-            clock.note(begin)
-
-    clock.start()
-    await asyncio.gather(*(work() for _ in range(workers)))
-
-
-async def by_hand(pool: Any, action: Action[int]) -> None:
-    """Handle *action* as an application would without a library."""
-    key = action.workflow_key
-    async with pool.acquire() as connection, connection.transaction():
-        row = await connection.fetchrow(
-            "SELECT version, state FROM orders WHERE workflow_key = $1 FOR UPDATE", key
-        )
-        claimed = await connection.fetchval(
-            "INSERT INTO order_actions (workflow_key, action_id, result_hash,"
-            " expires_at) VALUES ($1, $2, '', now() + interval '6 hours')"
-            " ON CONFLICT DO NOTHING RETURNING true",
-            key,
-            action.action_id,
-        )
-        assert claimed
-        state = OrderState.model_validate_json(row[1]) if row else OrderState()
-        text = reducer(state, action).model_dump_json()
-        provenance = f'{{"effect_id": "{uuid4()}", "timestamp": "2026-01-01"}}'
-        if row is None:
-            await connection.execute(
-                "INSERT INTO orders (workflow_key, state, provenance)"
-                " VALUES ($1, $2, $3)",
-                key,
-                text,
-                provenance,
+    def __init__(self, beside: str | None) -> None:
+        pythons = {False: sys.executable, True: beside}
+        self._processes = {
+            (other, number): subprocess.Popen(
+                [python, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
-        else:
-            await connection.execute(
-                "UPDATE orders SET version = version + 1, state = $2,"
-                " provenance = $3, updated_at = now() WHERE workflow_key = $1",
-                key,
-                text,
-                provenance,
-            )
+            for other, python in pythons.items()
+            if python is not None
+            for number in range(2)
+        }
 
+    def run(self, url: URL, case: Case, contender: str, seconds: float) -> Run:
+        """Run *case*, in all its processes at once."""
+        given = case._asdict() | {
+            "url": url.render_as_string(hide_password=False),
+            "contender": contender,
+            "seconds": seconds,
+        }
+        other = contender == "beside"
+        processes = [self._processes[other, n] for n in range(case.processes)]
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(given).encode() + b"\n")
+            process.stdin.flush()
+        answers: list[dict[str, Any]] = []
+        for process in processes:
+            assert process.stdout is not None
+            answers.append(json.loads(process.stdout.readline()))
+        each = sorted(x for answer in answers for x in answer["latencies"])
+        rate = sum(len(answer["latencies"]) / answer["seconds"] for answer in answers)
+        cpu = sum(answer["cpu"] for answer in answers) / len(each)
+        return Run(rate, cpu, each[len(each) // 2], each[int(len(each) * 0.99)])
 
-def run_threads(url: URL, name: str, workers: int, seconds: float) -> Run:
-    """Run *workers* threads over psycopg."""
-    engine = create_engine(url, pool_size=POOL, max_overflow=0)
-    service = ReducerService(engine, Order, reducer, **options_of(name))
-    clock = Clock(seconds)
-    ready = threading.Barrier(workers, action=clock.start)
-
-    def work() -> None:
-        service.handle(new_action())
-        ready.wait()
-        for action in clock.actions():
-            begin = time.perf_counter()
-            service.handle(action)
-            clock.note(begin)
-
-    threads = [threading.Thread(target=work) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    engine.dispose()
-    return clock.run()
+    def close(self) -> None:
+        """End the processes."""
+        for process in self._processes.values():
+            process.communicate()
 
 
 def measure(
-    url: URL, mode: str, workers: int, options: argparse.Namespace
+    workers: Workers, url: URL, case: Case, names: list[str], options: Any
 ) -> dict[str, list[Run]]:
     """Run the contenders side by side, each round in another order."""
-    names = ["handle", "groups"]
-    if mode == "asyncio":
-        names += ["handle_many", "by hand"]
     runs: dict[str, list[Run]] = {name: [] for name in names}
     for number in range(options.rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            case = url, name, workers, options.seconds
-            run = asyncio.run(run_asyncio(*case)) if mode == "asyncio" else None
-            runs[name].append(run or run_threads(*case))
+            runs[name].append(workers.run(url, case, name, options.seconds))
     return runs
 
 
+def add_rows(table: Table, case: Case, runs: dict[str, list[Run]]) -> None:
+    """Add the ratios of *runs* to the first contender."""
+    base = next(iter(runs.values()))
+    for name, own in runs.items():
+        rate = statistics.median(run.rate for run in own)
+        pairs = list(zip(own, base, strict=True))
+        cells = []
+        for index in range(len(Run._fields)):
+            ratios = [a[index] / b[index] for a, b in pairs]
+            middle = statistics.median(ratios)
+            cells.append(f"{middle:.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+        table.add_row(case.title, name, f"{rate:.0f}", *cells)
+    table.add_section()
+
+
 def main() -> None:
-    """Print a table of ratios for each mode."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="for each run")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 32, 100])
-    parser.add_argument("--modes", nargs="+", default=["asyncio", "threads"])
-    parser.add_argument("--fsync-off", action="store_true")
+    parser.add_argument("--beside", help="the Python of another checkout")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     options = parser.parse_args()
-    settings = {"fsync": "off"} if options.fsync_off else {}
-    with postgresql(**settings) as url:
-        engine = create_engine(url)
-        Base.metadata.create_all(engine)
-        engine.dispose()
-        for mode in options.modes:
-            table = Table(
-                *("workers", "contender", "actions/s", *Run._fields),
-                title=f"Distinct keys, {mode}: median ratio to handle (range)",
-                title_justify="left",
-            )
-            for workers in options.workers:
-                runs = measure(url, mode, workers, options)
-                for name, own in runs.items():
-                    rate = statistics.median(run.rate for run in own)
-                    pairs = list(zip(own, runs["handle"], strict=True))
-                    cells = []
-                    for index in range(len(Run._fields)):
-                        ratios = [a[index] / b[index] for a, b in pairs]
-                        low, high = min(ratios), max(ratios)
-                        middle = statistics.median(ratios)
-                        cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
-                    table.add_row(str(workers), name, f"{rate:.0f}", *cells)
-                table.add_section()
-            Console(width=150).print(table)
+    table = Table(
+        *("case", "contender", "actions/s", *Run._fields),
+        title="Median ratio to the first contender (range)",
+        title_justify="left",
+    )
+    console = Console(width=150)
+    with ExitStack() as stack:
+        workers = Workers(options.beside)
+        stack.callback(workers.close)
+        urls: dict[bool, URL] = {}
+        for case in (CASES[name] for name in options.cases):
+            if case.fsync not in urls:
+                settings = {} if case.fsync else {"fsync": "off"}
+                urls[case.fsync] = stack.enter_context(postgresql(**settings))
+                engine = create_engine(urls[case.fsync])
+                Base.metadata.create_all(engine)
+                engine.dispose()
+            names = [n for n in case.contenders if n != "beside" or options.beside]
+            runs = measure(workers, urls[case.fsync], case, names, options)
+            add_rows(table, case, runs)
+            console.print(f"{case.title}: done")
+    console.print(table)
 
 
 if __name__ == "__main__":
