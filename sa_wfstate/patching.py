@@ -15,12 +15,13 @@
     )
 """
 
-from .row.edits import append, increment, remove, set_to
+from .row.edits import Edit, append, increment, remove, set_to
 from .store.patch_many import Patch, try_patch_many
 from .store.patches import try_patch
 from .values.public_names import publish
 
 __all__ = [
+    "Edit",
     "Patch",
     "append",
     "increment",

@@ -143,6 +143,7 @@ NAMES = {
         "store_intents",
     },
     "sa_wfstate.patching": {
+        "Edit",
         "Patch",
         "append",
         "increment",
