@@ -79,8 +79,13 @@ class SaleIntents(IntentMixin, Base):
     __tablename__ = "sale_intents"
 
 
+def project(sale: Any) -> dict[str, Any]:
+    """Make the row of the projection."""
+    return {"tag": sale.state.status, "namespace": "shop"}
+
+
 keep_history(Sale, SaleHistory)
-Projection(Sale, SaleRow, lambda sale: {"tag": sale.state.status}).keep_inline()
+Projection(Sale, SaleRow, project).keep_inline()
 
 
 def reducer(state: OrderState, _: Action[int]) -> OrderState:
