@@ -285,8 +285,8 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
     check_columns(mapper.class_.__name__, columns)
     complete_columns(columns)
     named: Any = mapper.version_id_col
-    # One without a table is that of a mixin, which the class has replaced.
-    if named is None or named.table is None:
+    # One of a mixin, which the class has replaced, has neither a table nor a name.
+    if named is None or (named.table is None and named.name is None):
         mapper.version_id_col = columns.version
     elif named is not columns.version:
         raise MappingError(

@@ -47,6 +47,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any]]] = {
         {
             "workflow_key": mapped_column(Text, primary_key=True),
             "other": mapped_column(BigInteger, primary_key=True),
+            "third": mapped_column(BigInteger, primary_key=True),
         },
     ),
     "wrong index": (WorkflowStateMixin[Good], {"__workflow_indexes__": ("versions",)}),

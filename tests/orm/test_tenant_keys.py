@@ -685,6 +685,8 @@ def test_statements_compare_each_column(engine: Engine) -> None:
         own = [each for each in sent if "by_pair" in each and "history" not in each]
         sent.clear()
         try_delete_many(session, ByPair, dict.fromkeys(KEYS[ByPair], 9))
+        # Once for each connection it is asked whether there are shards.
+        sent = [each for each in sent if "pg_extension" not in each]
         assert sent
         # A plan for each of many pairs would take seconds.
         assert all("unnest(" in each for each in sent)
