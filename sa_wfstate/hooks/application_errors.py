@@ -56,11 +56,14 @@ def outline(error: BaseException) -> str:
     try:
         if isinstance(error, WorkflowStateError):
             return f"{type(error).__name__}: {error}"
-        if isinstance(error, DBAPIError):
-            code, name = sqlstate(error), type(error.orig).__name__
+        # A driver may raise its own error while it connects.
+        code = sqlstate(error)
+        raised = error.orig if isinstance(error, DBAPIError) else error
+        if isinstance(error, DBAPIError) or code is not None:
+            name = type(raised).__name__
             if code is not None and code.startswith(_QUOTES_VALUES):
                 return f"{name}, SQLSTATE {code}"
-            return f"{name}: {next(iter(str(error.orig).splitlines()), '')}"
+            return f"{name}: {next(iter(str(raised).splitlines()), '')}"
         return str(type(error).__name__)
     except Exception:  # noqa: BLE001 - its class is the application's too
         return "an exception whose class has no name"
