@@ -140,9 +140,7 @@ class Groups(Generic[ItemT, ResultT]):
                 self._wait_for(member)
         except BaseException:
             with self._lock:
-                for member in members:
-                    if member in self._pending:
-                        self._pending.remove(member)
+                self._forget(members)
                 if self._gathering is leader:
                     self._gathering = None
             self._wake_next()
@@ -163,8 +161,6 @@ class Groups(Generic[ItemT, ResultT]):
 
     def _take_off(self, member: Member[ItemT, ResultT]) -> list[Member[ItemT, ResultT]]:
         """Return the next group, if it may start; else renew the turn of *member*."""
-        group: list[Member[ItemT, ResultT]] = []
-        weight = 0
         with self._lock:
             if self._gathering is member:
                 self._gathering = None
@@ -173,15 +169,29 @@ class Groups(Generic[ItemT, ResultT]):
                     member.turn = self._waiting.turn()
                     first = not member.started and self._pending[0] is member
                     member.patience = PATIENCE if first else None
-                return group
-            while self._pending and len(group) < self._most:
-                weight += self._weigh(self._pending[0].item)
-                if group and weight > HEAVIEST:
-                    break
-                group.append(self._pending.popleft())
-                group[-1].started = True
+                return []
+            group = self._next_group()
             self._flights[group[0]] = monotonic()
             self._crowded = len(group) > 1
+        return group
+
+    # Loops with conditions are in functions, not in the frames that hold the lock: see
+    # sa_wfstate.reducer.contention.
+
+    def _forget(self, members: Sequence[Member[ItemT, ResultT]]) -> None:
+        for member in members:
+            if member in self._pending:
+                self._pending.remove(member)
+
+    def _next_group(self) -> list[Member[ItemT, ResultT]]:
+        group: list[Member[ItemT, ResultT]] = []
+        weight = 0
+        while self._pending and len(group) < self._most:
+            weight += self._weigh(self._pending[0].item)
+            if group and weight > HEAVIEST:
+                break
+            group.append(self._pending.popleft())
+            group[-1].started = True
         return group
 
     def _fly(self, group: list[Member[ItemT, ResultT]]) -> None:

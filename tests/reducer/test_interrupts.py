@@ -33,7 +33,7 @@ from sa_wfstate import (
 )
 from sa_wfstate import _concurrency as waiting
 from sa_wfstate._concurrency import Blocking
-from sa_wfstate.reducer import action_batch, contention, key_queue, nesting
+from sa_wfstate.reducer import action_batch, contention, groups, key_queue, nesting
 from sa_wfstate.reducer import attempt as attempts
 from sa_wfstate.reducer import loop as reducer_loop
 from sa_wfstate.reducer import service as reducer
@@ -192,7 +192,7 @@ def test_no_conditional_loop_in_the_frame_of_a_lock() -> None:
     Raising at each line shows that only there, and this on every Python.
     """
     loops = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp)
-    for module in QUEUE:
+    for module in (*QUEUE, groups):
         for block in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(block, ast.With):
                 found = [each for each in ast.walk(block) if isinstance(each, loops)]
