@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import create_engine, event, select
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 import sa_wfstate.asyncio
 from sa_wfstate import (
@@ -24,14 +23,13 @@ from sa_wfstate import (
     StateConflict,
     WorkflowNotFound,
     WorkflowSnapshot,
-    WorkflowStateMixin,
 )
-from sa_wfstate.dedup import ActionDedupMixin
 from sa_wfstate.errors import MappingError
 from sa_wfstate.hooks import Hooks
 from sa_wfstate.testing import given, replay
 from sa_wfstate.versions import depends_on
 
+from ..doctors import Base, Doctor, DoctorDedup, OnCall, Ward
 from .test_lost_answers import Losing
 
 if TYPE_CHECKING:
@@ -39,26 +37,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL, Engine, MetaData
     from sqlalchemy.ext.asyncio import AsyncEngine
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class OnCall(BaseModel):
-    on_call: bool = True
-
-
-class Doctor(WorkflowStateMixin[OnCall], Base):
-    __tablename__ = "doctors"
-
-
-class Ward(WorkflowStateMixin[OnCall], Base):
-    __tablename__ = "wards"
-
-
-class DoctorDedup(ActionDedupMixin, Base):
-    __tablename__ = "doctor_dedup"
 
 
 class LastOneError(Exception):

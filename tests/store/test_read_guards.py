@@ -8,18 +8,16 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import create_engine, delete, select, text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Session, load_only, sessionmaker
+from sqlalchemy.orm import Session, load_only, sessionmaker
 
 from sa_wfstate import (
     ErrorKind,
     Provenance,
     RetryPolicy,
     StateConflict,
-    WorkflowStateMixin,
     classify,
     run_transaction,
     try_commit,
@@ -28,28 +26,13 @@ from sa_wfstate.errors import VersionNotSeen
 from sa_wfstate.row.shards import has_shards
 from sa_wfstate.versions import require_version
 
+from ..doctors import Base, Doctor, OnCall, Ward
 from ..verbs import verbs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import URL, Engine, MetaData
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class OnCall(BaseModel):
-    on_call: bool = True
-
-
-class Doctor(WorkflowStateMixin[OnCall], Base):
-    __tablename__ = "doctors"
-
-
-class Ward(WorkflowStateMixin[OnCall], Base):
-    __tablename__ = "wards"
 
 
 @pytest.fixture(autouse=True)
