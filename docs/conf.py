@@ -30,6 +30,7 @@ PUBLIC = [
     "testing",
     "versions",
     "sharding",
+    "engines",
 ]
 """The public modules, below the package."""
 

@@ -31,6 +31,7 @@ from sqlalchemy import (
     DateTime,
     Engine,
     Index,
+    Integer,
     Interval,
     Table,
     Text,
@@ -42,7 +43,6 @@ from sqlalchemy import (
     select,
     tuple_,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.elements import conv
 
@@ -53,13 +53,15 @@ from .payload.actions import digest, uuid_of
 from .row.arrays import bound_table, of_keys
 from .row.auxiliary import AuxiliaryTable
 from .row.chunks import chunks
+from .row.engine_profiles import profile_of, profile_on
 from .row.keys import TEXT_KEY, KeyType, StoredKey, checked_type
-from .row.shards import has_shards
 from .store.connections import Connections
 from .values.keys import Key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from .row.engine_profiles import EngineProfile
 
 __all__ = ["ActionDedupMixin", "cleanup_expired", "remember", "should_process"]
 
@@ -157,7 +159,7 @@ class DedupLog:
         load, store = self._stored.load, self._stored.store
         for chunk in chunks(actions):
             pairs = [(store(key), action_id) for key, action_id in chunk]
-            if len(pairs) > 1 and connection.dialect.name == "postgresql":
+            if len(pairs) > 1 and profile_of(connection.dialect).is_postgresql:
                 keys, ids = ([pair[n] for pair in pairs] for n in (0, 1))
                 arrays = {"wfs_key": keys, "wfs_id": ids}
                 rows = connection.execute(self._lookup_many, arrays)
@@ -173,9 +175,10 @@ class DedupLog:
 
         By key and action id. If one is missing, the caller must roll back.
         """
-        name = connection.dialect.name
+        profile = profile_of(connection.dialect)
+        name = profile.name
         until: dict[str, Any] = {"wfs_ttl": self._ttl}
-        if name == "sqlite":  # There is no clock of a server.
+        if not profile.is_postgresql:  # There is no clock of a server.
             until = {"expires_at": datetime.now(UTC) + self._ttl}
         store, load = self._stored.store, self._stored.load
         claims = [claim._replace(workflow_key=store(claim[0])) for claim in claims]
@@ -183,23 +186,23 @@ class DedupLog:
         # For a list of one SQLAlchemy would take the slower path of many rows.
         if len(claims) == 1:
             parameters = parameters[0]
-        elif name == "postgresql" and self._takes_arrays:
+        elif profile.is_postgresql and self._takes_arrays:
             name = "arrays"
             columns = zip(Claim._fields, zip(*claims, strict=True), strict=True)
             parameters = until | {f"wfs_{field}": list(each) for field, each in columns}
         if name not in self._inserts:
-            self._inserts[name] = self._insert(name)
+            self._inserts[name] = self._insert(profile, arrays=name == "arrays")
         written = connection.execute(self._inserts[name], parameters)
         return {(load(key), action_id): at for key, action_id, at in written}
 
-    def _insert(self, name: str) -> Any:
-        insert = (sqlite if name == "sqlite" else postgresql).insert(self._table)
+    def _insert(self, profile: EngineProfile, *, arrays: bool) -> Any:
+        insert = profile.insert(self._table)
         until = func.now() + bindparam("wfs_ttl", type_=Interval())
-        if name == "arrays":
+        if arrays:
             new = bound_table({f: self._table.c[f].type for f in Claim._fields})
             rows = select(*(new.c[field] for field in Claim._fields), until)
             insert = insert.from_select([*Claim._fields, "expires_at"], rows)
-        elif name != "sqlite":
+        elif profile.is_postgresql:
             insert = insert.values(expires_at=until)
         return insert.on_conflict_do_nothing().returning(*self._found)
 
@@ -272,7 +275,11 @@ def cleanup_expired(
     require_at_least(1, batch=batch)
     table: Any = inspect(log).local_table
     key = (table.c.workflow_key, table.c.action_id)
-    expired = select(*key).where(table.c.expires_at < bindparam("now")).limit(batch)
+    expired = (
+        select(*key)
+        .where(table.c.expires_at < bindparam("now"))
+        .limit(bindparam("batch", type_=Integer()))
+    )
     of_batch = expired.with_for_update(skip_locked=True)
     statement = delete(table).where(tuple_(*key).in_(of_batch))
     connections = Connections(bind, inspect(log))
@@ -281,20 +288,23 @@ def cleanup_expired(
     deleted = 0
     while True:
         with connections.transaction() as connection:
-            if has_shards(connection):
+            profile = profile_on(connection)
+            size = min(batch, profile.rows or batch)
+            given = {"now": now, "batch": size}
+            if not profile.locks_many:
                 # No locks: another call may delete some of them first.
-                found = connection.execute(expired, {"now": now}).all()
+                found = connection.execute(expired, given).all()
                 due = table.c.expires_at < now
                 for rows in chunks([tuple(row) for row in found]):
                     mine = delete(table).where(tuple_(*key).in_(rows), due)
                     connection.execute(mine)
                 count = len(found)
             else:
-                count = connection.execute(statement, {"now": now}).rowcount
+                count = connection.execute(statement, given).rowcount
         deleted += count
         if progress is not None:
             progress(deleted)
-        if count < batch:
+        if count < size:
             return deleted
 
 

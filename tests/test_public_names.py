@@ -82,6 +82,7 @@ NAMES = {
         "remember",
         "should_process",
     },
+    "sa_wfstate.engines": {"use_profile"},
     "sa_wfstate.errors": {
         "ActionIdReused",
         "ConflictReason",

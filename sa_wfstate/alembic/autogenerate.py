@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from alembic.autogenerate import renderers
 from alembic.operations import ops
 from sqlalchemy import CheckConstraint, Column, DefaultClause, Table
-from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql.elements import conv
 
 from ..row.columns import column_of
 from ..row.ddl import COUNTERS, check_constraint_name, primary_key_name
+from ..row.engine_profiles import profile_of
 from ..row.types import PydanticJSON
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def compare_table(
         return
     if not autogen_context.opts.get("compare_server_default"):
         _compare_defaults(modify_table_ops, existing, mapped)
-    if isinstance(autogen_context.dialect, PGDialect):
+    if profile_of(autogen_context.dialect).is_postgresql:
         _compare_checks(autogen_context, modify_table_ops, existing, checks)
         _compare_key(autogen_context, modify_table_ops, mapped)
 

@@ -32,6 +32,7 @@ from sqlalchemy import MetaData, Table
 from ..payload.schema_versions import Step
 from ..row.columns import column_of
 from ..row.ddl import find_tenant, version_trigger
+from ..row.engine_profiles import profile_of
 from ..values.public_names import publish
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class VersionTriggerOp(MigrateOperation):
 
 
 def _set_trigger(operations: Operations, operation: VersionTriggerOp) -> None:
-    if operations.get_context().dialect.name != "postgresql":
+    if not profile_of(operations.get_context().dialect).triggers:
         raise CommandError("the version trigger is for PostgreSQL only")
     target = Table(operation.table_name, MetaData(), schema=operation.schema)
     for statement in version_trigger(target, drop=operation.drop):
@@ -166,7 +167,7 @@ def _upcast(operations: Operations, operation: UpcastWorkflowStateOp) -> None:
     )
     make = partial(UpcastJob, operation.table_name, schema, schema=operation.schema)
     statement = make().sql
-    if statement is not None and context.dialect.name == "postgresql":
+    if statement is not None and profile_of(context.dialect).has_jsonb:
         operations.execute(statement)
     elif context.as_sql:
         raise CommandError(

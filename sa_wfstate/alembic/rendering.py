@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy.dialects.postgresql.base import PGDialect
-
+from ..row.engine_profiles import profile_of
 from ..row.types import PydanticJSON
 
 if TYPE_CHECKING:
@@ -26,6 +25,6 @@ def render_item(
     autogen_context.imports.add("from sqlalchemy.dialects import postgresql")
     sa = autogen_context.opts.get("sqlalchemy_module_prefix") or "sa."
     jsonb = _JSONB.format(sa=sa)
-    if isinstance(autogen_context.dialect, PGDialect):
+    if profile_of(autogen_context.dialect).has_jsonb:
         return jsonb
     return f'{sa}JSON().with_variant({jsonb}, "postgresql")'

@@ -9,6 +9,7 @@ from sqlalchemy.exc import NoInspectionAvailable
 
 from ..outbox.table import IntentMixin
 from ..projection.definition import Projection
+from ..row.engine_profiles import profile_of
 from . import arguments
 from .pooler import Pooler, find_pooler
 from .screen import print_json, say
@@ -105,16 +106,13 @@ def run(engine: Engine, targets: Any, options: argparse.Namespace) -> int:
 
 
 def _examine(engine: Engine, targets: list[Any]) -> Iterator[Finding]:
-    if engine.dialect.name == "postgresql":
+    profile = profile_of(engine.dialect)
+    if profile.name == "postgresql":
         yield from _check_pooler(find_pooler(engine))
         yield from _check_server(engine)
     else:
-        yield Finding(
-            "warning" if engine.dialect.name == "sqlite" else "error",
-            "dialect",
-            f"{engine.dialect.name} is not PostgreSQL",
-            "use PostgreSQL in production",
-        )
+        found = f"{profile.name} is not PostgreSQL"
+        yield Finding("warning", "dialect", found, "use PostgreSQL in production")
     for target in targets:
         if isinstance(target, Projection):
             yield from check_projection(engine, target)

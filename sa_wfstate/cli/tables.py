@@ -8,6 +8,7 @@ from sqlalchemy import func, inspect, select, text
 
 from ..outbox.table import table_of
 from ..projection.sweep import measure_lag
+from ..row.engine_profiles import profile_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,7 @@ def check_table(connection: Connection, name: str, table: Table) -> Iterator[Fin
             f"nothing keeps ({', '.join(sorted(key))}) of {table.fullname} unique",
             "add the primary key, on each shard if its rows are on other servers",
         )
-    if connection.dialect.name != "postgresql":
+    if profile_of(connection.dialect).name != "postgresql":
         return
     quoted = connection.dialect.identifier_preparer.format_table(table)
     for index in connection.scalars(INVALID, {"name": quoted}):
@@ -104,7 +105,7 @@ def check_intents(engine: Engine, intents: Any) -> Iterator[Finding]:
             select(func.count()).where(table.c.dead_at.is_not(None))
         )
         late = None
-        if engine.dialect.name == "postgresql":
+        if profile_of(engine.dialect).is_postgresql:
             late = connection.scalar(select(waits).where(table.c.dead_at.is_(None)))
     name = intents.__name__
     if dead:

@@ -34,8 +34,8 @@ from ..errors import StateConflict, VersionNotInHistory
 from ..orm.criteria import filtering, visible
 from ..orm.entity import statements_of
 from ..row.columns import columns_of
+from ..row.engine_profiles import profile_on
 from ..row.keys import StoredKey
-from ..row.shards import has_shards
 from ..row.sql import CANONICAL_COLUMNS
 from ..row.statements import snapshot_of
 from ..store.api import Entity, connection_of, try_commit
@@ -192,7 +192,7 @@ def trim_history(
     while rows is None or len(rows) == batch_size:
         with connections.transaction("READ COMMITTED") as connection:
             after = page if rows is None else page.where(identity > tuple(rows[-1][:3]))
-            if not has_shards(connection):
+            if profile_on(connection).locks_many:
                 after = after.with_for_update(skip_locked=True, of=table)
             rows = connection.execute(after).all()
             old = [tuple(row[:3]) for row in rows if row[3]]

@@ -37,6 +37,7 @@ from ..orm.entity import statements_of
 from ..orm.mixin import WorkflowStateMixin
 from ..row.chunks import chunks
 from ..row.columns import columns_of
+from ..row.engine_profiles import profile_of
 from ..row.keys import StoredKey
 from ..row.sql import effect_id_of
 from ..row.types import PydanticJSON
@@ -44,6 +45,8 @@ from ..values.provenance import Provenance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from sqlalchemy.sql.compiler import SQLCompiler
 
     from ..row.statements import Statements
     from ..values.keys import Key
@@ -82,13 +85,9 @@ class _Clock(FunctionElement[datetime]):
 
 
 @compiles(_Clock)
-def _current_timestamp(*_: object, **__: object) -> str:
-    return "CURRENT_TIMESTAMP"
-
-
-@compiles(_Clock, "postgresql")
-def _clock_timestamp(*_: object, **__: object) -> str:
-    return "clock_timestamp()"
+def _now(_: _Clock, compiler: SQLCompiler, **__: object) -> str:
+    has_clock = profile_of(compiler.dialect).is_postgresql
+    return "clock_timestamp()" if has_clock else "CURRENT_TIMESTAMP"
 
 
 class _HistoryListener:

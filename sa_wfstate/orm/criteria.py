@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import scoped_session
 
-from ..row.chunks import chunks
+from ..row.chunks import CHUNK, chunks
+from ..row.engine_profiles import profile_on
 from ..row.json_text import AsText
 from ..row.key_columns import KeyColumns
 from ..row.sql import CANONICAL_COLUMNS
 from ..row.types import PydanticJSON
 from ..values.keys import key_of_parts
 from ..values.row_version import RowVersion
-from .routing import shard_of
+from .routing import bind_arguments, shard_of
 from .row_keys import key_attributes
 
 if TYPE_CHECKING:
@@ -130,9 +131,14 @@ def select_rows(
             columns[name] = AsText(column).label(name)
     query = select(*key, *columns.values()).order_by(*key)
     keys_of = KeyColumns(statements.entity, *key)
-    if lock:
-        query = query.with_for_update(key_share=True, of=statements.table)
-    for keys in chunks(sorted(workflow_keys)):
+    ordered, size = sorted(workflow_keys), CHUNK
+    if lock and ordered:
+        bind = bind_arguments(session, statements.mapper, ordered)
+        profile = profile_on(session.connection(bind_arguments=bind))
+        options: dict[str, Any] = {"key_share": True, "of": statements.table}
+        query = query.with_for_update(**(options if profile.lock_options else {}))
+        size = CHUNK if profile.locks_many else 1
+    for keys in chunks(ordered, size):
         shard = shard_of(session, statements.mapper, keys[0])
         where = {} if shard is None else {"shard_id": shard}
         one = query.where(keys_of.among(keys))

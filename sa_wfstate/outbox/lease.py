@@ -22,7 +22,7 @@ from sqlalchemy import (
     update,
 )
 
-from ..row.shards import has_shards
+from ..row.engine_profiles import profile_on
 from ..row.types import PydanticJSON
 from ..row.unread import Unread
 from ..values.reports import DueIntent
@@ -148,7 +148,7 @@ class Leases:
 
     def _claimed(self, connection: Connection, lease: timedelta) -> Iterable[Any]:
         given = {"wfs_lease": lease}
-        if not has_shards(connection):
+        if profile_on(connection).locks_many:
             yield from connection.execute(self._claim, given)
             return
         # In the order of their keys, so that two dispatchers wait for each other once.

@@ -43,13 +43,13 @@ from sqlalchemy import (
     func,
     inspect,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ..commit_listeners import attach
 from ..errors import MappingError
 from ..orm.entity import statements_of
 from ..row.chunks import chunks
+from ..row.engine_profiles import profile_of
 from ..row.keys import StoredKey
 from ..row.names import check_texts, naming_rows
 from ..row.types import PydanticJSON
@@ -57,6 +57,7 @@ from ..row.types import PydanticJSON
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from ..row.engine_profiles import EngineProfile
     from ..store.api import Entity
     from ..values.keys import Key
     from ..values.snapshot import StateCommitted, WorkflowSnapshot
@@ -179,26 +180,26 @@ class Projection(Generic[StateT]):
         ordered = sorted(rows, key=lambda row: row["workflow_key"])
         if not ordered:
             return set()
-        upsert = self._upsert(connection.dialect.name, over)
+        upsert = self._upsert(profile_of(connection.dialect), over)
         with naming_rows(self._row_class, self.table, ordered):
             written = connection.execute(upsert, ordered).scalars()
             return set(map(self.stored_key.load, written))
 
-    def _upsert(self, dialect: str, over: str) -> Any:
-        if (dialect, over) not in self._upserts:
+    def _upsert(self, profile: EngineProfile, over: str) -> Any:
+        if (profile.name, over) not in self._upserts:
             table = self.table
-            insert = (sqlite if dialect == "sqlite" else postgresql).insert(table)
+            insert = profile.insert(table)
             theirs = insert.excluded
             changes = {name: theirs[name] for name in ("version", *self._names)}
             older = table.c.version < theirs.version
             same = table.c.version <= theirs.version
-            self._upserts[dialect, over] = insert.on_conflict_do_update(
+            self._upserts[profile.name, over] = insert.on_conflict_do_update(
                 index_elements=[table.c.workflow_key],
                 # Not now(): an engine may refuse functions here.
                 set_={**changes, "updated_at": theirs.updated_at},
                 where={"any": None, "older": older, "same": same}[over],
             ).returning(table.c.workflow_key)
-        return self._upserts[dialect, over]
+        return self._upserts[profile.name, over]
 
     def remove(self, connection: Connection, workflow_keys: Sequence[Key]) -> None:
         """Delete the rows of *workflow_keys*."""

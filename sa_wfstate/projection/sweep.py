@@ -19,6 +19,7 @@ from .._concurrency import require_at_least
 from ..hooks.application_errors import stops, trace
 from ..retry import ErrorKind, RetryPolicy, classify
 from ..row.columns import columns_of
+from ..row.engine_profiles import profile_of
 from ..store.connections import Connections
 from .definition import Projection
 
@@ -157,6 +158,8 @@ def write(
     failed: Callable[[Key, BaseException], object],
 ) -> set[Key]:
     """Write *rows* over older ones; call *failed* for those that are refused."""
+    if not profile_of(connection.dialect).savepoints:
+        return projection.write(connection, rows, over="older")
     try:
         with connection.begin_nested():
             return projection.write(connection, rows, over="older")

@@ -25,6 +25,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, mapped_column
 
+from ..row.engine_profiles import profile_of
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -61,11 +63,8 @@ class Watermarks:
         assert isinstance(table, Table)  # noqa: S101
         self._projection = projection
         mine = table.c.partition_id == bindparam("id")
-        self._lock = (
-            select(table.c.offset, func.now())
-            .where(mine)
-            .with_for_update(skip_locked=True)
-        )
+        self._read = select(table.c.offset, func.now()).where(mine)
+        self._lock = self._read.with_for_update(skip_locked=True)
         self._create = (
             insert(table)
             .values(partition_id=bindparam("id"), offset=bindparam("offset"))
@@ -90,12 +89,15 @@ class Watermarks:
         A new one starts at *initial*, or now.
         """
         name = {"id": f"{self._projection}:{partition}"}
-        found = connection.execute(self._lock, name).first()
+        lock = self._lock
+        if not profile_of(connection.dialect).lock_options:
+            lock = self._read.with_for_update()
+        found = connection.execute(lock, name).first()
         if found is None:
             start = initial or connection.execute(select(func.now())).scalar_one()
             offset = {"offset": _microseconds(start)}
             connection.execute(self._create, name | offset)
-            found = connection.execute(self._lock, name).first()
+            found = connection.execute(lock, name).first()
         if found is None:
             return None
         return Taken(_EPOCH + found[0] * _MICROSECOND, found[1])

@@ -20,7 +20,6 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import BindParameter, Null
 from sqlalchemy.sql.functions import FunctionElement
@@ -29,6 +28,7 @@ from sqlalchemy.types import JSON, String, Text, TypeDecorator
 from ..errors import MappingError, PayloadError
 from ..payload.schema_versions import MARK
 from .columns import column_of, key_columns
+from .engine_profiles import profile_of
 from .keys import KeyText
 
 if TYPE_CHECKING:
@@ -54,13 +54,10 @@ class AsText(FunctionElement[str]):
 
 
 @compiles(AsText)
-def _plain_text(element: AsText, compiler: SQLCompiler, **kw: Any) -> str:
-    return compiler.process(element.clauses.clauses[0], **kw)
-
-
-@compiles(AsText, "postgresql")
-def _cast_to_text(element: AsText, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"CAST({compiler.process(element.clauses.clauses[0], **kw)} AS TEXT)"
+def _as_text(element: AsText, compiler: SQLCompiler, **kw: Any) -> str:
+    json = compiler.process(element.clauses.clauses[0], **kw)
+    casts = profile_of(compiler.dialect).is_postgresql
+    return f"CAST({json} AS TEXT)" if casts else json
 
 
 class FromText(FunctionElement[Any]):
@@ -70,13 +67,12 @@ class FromText(FunctionElement[Any]):
 
 
 @compiles(FromText)
-def _plain(element: FromText, compiler: SQLCompiler, **kw: Any) -> str:
-    return compiler.process(element.clauses.clauses[0], **kw)
-
-
-@compiles(FromText, "postgresql")
-def _cast_to_json(element: FromText, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"CAST({compiler.process(element.clauses.clauses[0], **kw)} AS JSONB)"
+def _from_text(element: FromText, compiler: SQLCompiler, **kw: Any) -> str:
+    text = compiler.process(element.clauses.clauses[0], **kw)
+    profile = profile_of(compiler.dialect)
+    if not profile.is_postgresql:
+        return text
+    return f"CAST({text} AS {'JSONB' if profile.has_jsonb else 'JSON'})"
 
 
 class TextOf(TypeDecorator[Any]):
@@ -123,18 +119,9 @@ class MarkedText(AsText):
 
 
 @compiles(MarkedText)
-def _marked(element: MarkedText, compiler: SQLCompiler, **kw: Any) -> str:
-    return _json_list(element, compiler, "json_quote({})", kw)
-
-
-@compiles(MarkedText, "postgresql")
-def _marked_on_postgresql(element: MarkedText, compiler: SQLCompiler, **kw: Any) -> str:
-    return _json_list(element, compiler, "CAST(to_jsonb({}) AS TEXT)", kw)
-
-
-def _json_list(
-    element: MarkedText, compiler: SQLCompiler, as_json: str, kw: dict[str, Any]
-) -> str:
+def _marked_text(element: MarkedText, compiler: SQLCompiler, **kw: Any) -> str:
+    on_postgresql = profile_of(compiler.dialect).is_postgresql
+    as_json = "CAST(to_jsonb({}) AS TEXT)" if on_postgresql else "json_quote({})"
     state, version, *keys = (
         compiler.process(clause, **kw) for clause in element.clauses.clauses
     )
@@ -205,7 +192,7 @@ def state_text(
 
 def json_of(dialect: Dialect) -> TypeEngine[Any]:
     """Return the type of JSON columns on *dialect*."""
-    return JSONB() if isinstance(dialect, PGDialect) else JSON()
+    return JSONB() if profile_of(dialect).has_jsonb else JSON()
 
 
 def text_getter(coltype: object, name: str) -> Callable[[Any], str]:

@@ -25,6 +25,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from ..values.keys import parts_of
+from .engine_profiles import profile_of
 from .keys import KeyText, SelectedKey, key_type_of, within_tenant
 
 if TYPE_CHECKING:
@@ -164,12 +165,7 @@ class _Among(FunctionElement[bool]):
 
 
 @compiles(_Among)
-def _pairs(element: _Among, compiler: SQLCompiler, **kw: Any) -> str:
-    text: str = compiler.process(element.clauses.clauses[0], **kw)
-    return text
-
-
-@compiles(_Among, "postgresql")
-def _join(element: _Among, compiler: SQLCompiler, **kw: Any) -> str:
-    text: str = compiler.process(element.clauses.clauses[1], **kw)
-    return text
+def _among(element: _Among, compiler: SQLCompiler, **kw: Any) -> str:
+    pairs, join = element.clauses.clauses
+    has_arrays = profile_of(compiler.dialect).is_postgresql
+    return compiler.process(join if has_arrays else pairs, **kw)

@@ -49,6 +49,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from ..errors import MappingError
 from ..payload.codec import Codec
+from .engine_profiles import profile_of
 from .fields import Field, Key
 from .types import PydanticJSON
 
@@ -182,28 +183,22 @@ class _TextPart(_Part):
     inherit_cache = True
 
 
-@compiles(_Part, "postgresql")
+@compiles(_Part)
 def _json_part(element: _Part, compiler: SQLCompiler, **kw: Any) -> str:
     root, path = (compiler.process(each, **kw) for each in element.clauses)
+    profile = profile_of(compiler.dialect)
+    if not profile.is_postgresql:
+        return f"NULLIF({root} -> {path}, 'null')"
+    if not profile.has_jsonb:  # JSON cannot be compared, not even with null.
+        root = f"CAST({root} AS JSONB)"
     return f"NULLIF({root} #> {path}, 'null')"
 
 
-@compiles(_TextPart, "postgresql")
+@compiles(_TextPart)
 def _text_part(element: _TextPart, compiler: SQLCompiler, **kw: Any) -> str:
     root, path = (compiler.process(each, **kw) for each in element.clauses)
-    return f"({root} #>> {path})"
-
-
-@compiles(_Part)
-def _json_part_elsewhere(element: _Part, compiler: SQLCompiler, **kw: Any) -> str:
-    root, path = (compiler.process(each, **kw) for each in element.clauses)
-    return f"NULLIF({root} -> {path}, 'null')"
-
-
-@compiles(_TextPart)
-def _text_part_elsewhere(element: _TextPart, compiler: SQLCompiler, **kw: Any) -> str:
-    root, path = (compiler.process(each, **kw) for each in element.clauses)
-    return f"({root} ->> {path})"
+    by_array = profile_of(compiler.dialect).is_postgresql
+    return f"({root} {'#>>' if by_array else '->>'} {path})"
 
 
 def array_text(keys: tuple[Key, ...]) -> str:
@@ -223,7 +218,7 @@ class _Path(TypeDecorator[tuple[Key, ...]]):
         self, value: tuple[Key, ...] | None, dialect: Dialect
     ) -> str:
         keys = value or ()
-        if dialect.name == "postgresql":
+        if profile_of(dialect).is_postgresql:
             return array_text(keys)
         steps = (
             f"[{key}]"

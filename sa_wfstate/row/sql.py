@@ -22,7 +22,6 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from .columns import column_of, columns_of, conflict_target
 from .json_text import AsText, JSONText
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Mapper
 
+    from .engine_profiles import EngineProfile
     from .key_columns import KeyColumns
 
 
@@ -77,6 +77,7 @@ class RowSQL:
         key = keys.equal
         self.read_one = self.read.where(key)
         self.lock_one = self.read_one.with_for_update(key_share=True, of=table)
+        self.lock_one_fully = self.read_one.with_for_update()
         effect_id = effect_id_of(table)
         self.versions = select(keys.value, c.version, effect_id).order_by(*keys.columns)
         bump = (
@@ -129,10 +130,12 @@ class RowSQL:
         labels = (each.label(f"wfs_{name}") for name, each in named)
         return self.read.add_columns(*labels)
 
-    def creation(self, dialect: str, constants: Mapping[Column[Any], Any]) -> Any:
+    def creation(
+        self, profile: EngineProfile, constants: Mapping[Column[Any], Any]
+    ) -> Any:
         """Return the INSERT of a row with *constants*, unless its key exists."""
         c = self._columns
-        insert = (sqlite if dialect == "sqlite" else postgresql).insert(self._table)
+        insert = profile.insert(self._table)
         values: dict[Any, Any] = {
             **{column: bindparam(column.key) for column in self._keys.columns},
             c.version: bindparam(c.version.key),

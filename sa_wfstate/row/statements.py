@@ -10,8 +10,6 @@ from contextlib import suppress
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sqlalchemy.dialects.postgresql.base import PGDialect
-
 from ..commit_listeners import follow, listeners_of
 from ..errors import MappingError, PayloadError, SchemaVersionAhead
 from ..payload.batch import BatchCodec
@@ -24,8 +22,8 @@ from ..values.write import Write, Written
 from .arrays import among
 from .chunks import CHUNK, chunks
 from .columns import columns_of, key_columns, without_value
+from .engine_profiles import profile_of, profile_on
 from .key_columns import KeyColumns
-from .shards import has_shards
 from .sql import CANONICAL_COLUMNS, LOCKS, RowSQL
 
 if TYPE_CHECKING:
@@ -87,7 +85,10 @@ class Statements(Generic[StateT]):
 
         *lock* blocks other writers until the transaction ends.
         """
-        statement = self.sql.lock_one if lock else self.sql.read_one
+        statement = self.sql.read_one
+        if lock:
+            options = profile_of(connection.dialect).lock_options
+            statement = self.sql.lock_one if options else self.sql.lock_one_fully
         row = connection.execute(statement, self.keys.parameters(workflow_key)).first()
         return None if row is None else self.snapshot_of(row)
 
@@ -173,20 +174,22 @@ class Statements(Generic[StateT]):
     ) -> Iterator[Any]:
         """Read the rows of *workflow_keys* in order, because they may be locked."""
         keys_in_order = sorted(workflow_keys)
-        alone = lock and len(keys_in_order) > 1 and has_shards(connection)
         statement = getattr(self.sql, name)
+        profile, size = profile_of(connection.dialect), CHUNK
         if lock:
-            statement = statement.with_for_update(**LOCKS[lock])
+            options = LOCKS[lock] if profile.lock_options else {}
+            statement = statement.with_for_update(**options)
+            if len(keys_in_order) > 1 and not profile_on(connection).locks_many:
+                size = 1
         # One array: for IN a server prepares a statement for each number of keys.
-        arrays = isinstance(connection.dialect, PGDialect) and not lock
-        if arrays and not self.keys.type.parts:
+        elif profile.is_postgresql and not self.keys.type.parts:
             if name not in self._of_arrays:
                 self._of_arrays[name] = statement.where(among(*self.keys.columns))
             for keys in chunks(keys_in_order):
                 parameters = {"wfs_key": list(keys)}
                 yield from connection.execute(self._of_arrays[name], parameters)
             return
-        for keys in chunks(keys_in_order, 1 if alone else CHUNK):
+        for keys in chunks(keys_in_order, size):
             yield from connection.execute(statement.where(self.keys.among(keys)))
 
     def swap(self, connection: Connection, write: Write) -> Written | None:
@@ -219,10 +222,10 @@ class Statements(Generic[StateT]):
 
     def inserted(self, connection: Connection, writes: Iterable[Write]) -> Any:
         """Insert rows, each with its own defaults; return the inserted ones."""
-        dialect = connection.dialect.name
-        if dialect not in self._creations:
-            creation = self.sql.creation(dialect, self.constants())
-            self._creations[dialect] = creation
+        profile = profile_of(connection.dialect)
+        if profile.name not in self._creations:
+            creation = self.sql.creation(profile, self.constants())
+            self._creations[profile.name] = creation
         c = self.columns
         rows = [
             {
@@ -237,7 +240,7 @@ class Statements(Generic[StateT]):
             for write in writes
         ]
         parameters: Any = rows if len(rows) > 1 else rows[0]
-        return connection.execute(self._creations[dialect], parameters)
+        return connection.execute(self._creations[profile.name], parameters)
 
     def _follow(self, connection: Connection, write: Write, row: Any) -> Written | None:
         if row is None:

@@ -12,7 +12,6 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -25,6 +24,7 @@ from ..payload.rebase import Rebase
 from ..row.batch import arrays_of
 from ..row.chunks import chunks
 from ..row.columns import evaluates
+from ..row.engine_profiles import profile_of
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
 from ..values.write import Batch, Written
@@ -224,7 +224,7 @@ def _send(
     swaps = batch.take([i for i, version in enumerate(batch.versions) if version > 1])
     if (
         len(batch) <= 1
-        or not isinstance(connection.dialect, PGDialect)
+        or not profile_of(connection.dialect).is_postgresql
         # An onupdate that Python calls would be called once for all rows.
         or (swaps and evaluates(statements.table, inserting=False))
     ):

@@ -13,6 +13,7 @@ from ..commit_listeners import listeners_of
 from ..orm.criteria import filtering
 from ..orm.events import attend
 from ..orm.routing import bind_arguments, by_shard
+from ..row.engine_profiles import profile_of
 from .arguments import require_bind
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Connections:
         self, isolation_level: str | None, keys: Sequence[Key], *, reads: bool = False
     ) -> Iterator[Connection]:
         if isinstance(self._bind, Engine):
-            options = _options(self._bind, isolation_level)
+            options = isolation(self._bind, isolation_level)
             with self._bind.connect() as connection:
                 yield connection.execution_options(**options)
         else:
@@ -92,7 +93,7 @@ class Connections:
                 bind = session.get_bind(**where)
                 connection = session.connection(
                     bind_arguments={"bind": bind},
-                    execution_options=_options(bind, isolation_level),
+                    execution_options=isolation(bind, isolation_level),
                 )
                 around = self._filtering.get(connection)
                 try:
@@ -142,27 +143,31 @@ class Connections:
         Sessions may differ from caller to caller. SQLite has one writer at a time.
         """
         bind = self._bind
-        return isinstance(bind, Engine) and bind.dialect.name == "postgresql"
+        return isinstance(bind, Engine) and profile_of(bind.dialect).groups
 
 
-def _options(bind: Engine | Connection, isolation_level: str | None) -> dict[str, str]:
+def isolation(bind: Engine | Connection, isolation_level: str | None) -> dict[str, Any]:
+    """Return the option for a level; none where *bind* cannot have it."""
     if isinstance(bind, Connection) and bind.in_transaction():
         return {}  # As in a test: its level cannot be changed any more.
-    if isolation_level == READ_COMMITTED and bind.dialect.name == "sqlite":
-        return {}  # SQLite knows no such level.
+    if (
+        isolation_level == READ_COMMITTED
+        and not profile_of(bind.dialect).read_committed
+    ):
+        return {}
     return {"isolation_level": isolation_level} if isolation_level else {}
 
 
 def limit_lock_waits(connection: Connection, seconds: float = 1.0) -> None:
     """Limit waits of the transaction of *connection* for a lock to *seconds*."""
-    if connection.dialect.name != "sqlite":
+    if profile_of(connection.dialect).timeouts:
         limit = f"SET LOCAL lock_timeout = {ceil(seconds * 1e3)}"
         connection.execute(text(limit))
 
 
 def limit_idle_time(connection: Connection, seconds: float) -> None:
     """Make the server end the transaction of *connection* after *seconds* idle."""
-    if connection.dialect.name != "sqlite":
+    if profile_of(connection.dialect).timeouts:
         limit = f"SET LOCAL idle_in_transaction_session_timeout = {ceil(seconds * 1e3)}"
         connection.execute(text(limit))
 

@@ -21,9 +21,9 @@ from ..orm.routing import by_shard
 from ..row.chunks import chunks
 from ..row.columns import evaluates
 from ..row.edits import Edit
+from ..row.engine_profiles import profile_on
 from ..row.patch_sql import parameters_of
 from ..row.patch_statements import patch_statements_of
-from ..row.shards import has_shards
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
@@ -149,7 +149,7 @@ class _Batch:
         if len(keys) > 1 and not evaluates(self._statements.table, inserting=False):
             for key in keys:
                 groups.setdefault(self._patches[key].shape.edits, []).append(key)
-        locked = bool(groups) and has_shards(self._connection)
+        locked = bool(groups) and not profile_on(self._connection).locks_many
         if locked:
             # Citus allows the subqueries of several edits for one key only.
             groups = {edits: of for edits, of in groups.items() if len(edits) == 1}

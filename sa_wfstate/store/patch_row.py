@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy.dialects.postgresql.base import PGDialect
-
 from ..commit_listeners import follow, listeners_of
 from ..errors import (
     ConflictReason,
@@ -22,6 +20,7 @@ from ..errors import (
 )
 from ..orm.conflicts import conflict_of
 from ..orm.criteria import visible
+from ..row.engine_profiles import profile_of
 from ..row.patch_sql import NO_PLACE
 from ..row.patch_statements import patch_statements_of
 from ..values.row_version import RowVersion
@@ -78,8 +77,8 @@ def patch_row(
 
 
 def require_postgresql(connection: Connection, statements: Statements[Any]) -> None:
-    """Raise MappingError on a database without the operators of JSONB."""
-    if not isinstance(connection.dialect, PGDialect):
+    """Raise MappingError on an engine without columns of JSONB."""
+    if not profile_of(connection.dialect).has_jsonb:
         raise MappingError(
             statements.entity,
             f"a patch needs PostgreSQL, not {connection.dialect.name}; read the state "

@@ -12,13 +12,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from sqlalchemy import text
-from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import ConflictReason, StateConflict
 from ..orm.conflicts import conflict_of, conflict_of_all
 from ..orm.write_log import written_on
 from ..retry import LOCK_NOT_AVAILABLE, SERIALIZATION_FAILURE, sqlstate
+from ..row.engine_profiles import profile_of
 from ..values.row_version import NOTHING, RowVersion
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class _Guard(NamedTuple):
         """Lock the rows; return the versions found, and what was refused."""
         connection = self.connection
         limited = bool(written_on(connection))
-        if not isinstance(connection.dialect, PGDialect) or not (
+        if not profile_of(connection.dialect).savepoints or not (
             limited or _has_snapshot(connection)
         ):
             return self._versions(keys), {}

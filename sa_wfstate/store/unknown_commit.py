@@ -32,8 +32,9 @@ from ..commit_listeners import KeepsEffects, listeners_of
 from ..orm.events import off_statement, on_statement
 from ..orm.write_log import Operation, OperationType, written_on
 from ..retry import ErrorKind, classify
+from ..row.engine_profiles import profile_on
 from ..values.row_version import RowVersion
-from .connections import limit_lock_waits
+from .connections import READ_COMMITTED, isolation, limit_lock_waits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +118,7 @@ class Evidence:
     def _ask(self, connection: Connection) -> None:
         dialect = connection.dialect
         version = dialect.server_version_info or ()
-        if dialect.name == "postgresql" and version >= _HAS_XACT_STATUS:
+        if version >= _HAS_XACT_STATUS and profile_on(connection).transaction_ids:
             self._transaction_id, self._read_only = connection.execute(
                 text(
                     "SELECT CAST(pg_current_xact_id_if_assigned() AS TEXT),"
@@ -158,7 +159,8 @@ class Evidence:
     def _reading(self) -> Iterator[Connection]:
         with self._engine.connect() as connection:
             connection.execution_options(
-                isolation_level="READ COMMITTED", schema_translate_map=self._schemas
+                schema_translate_map=self._schemas,
+                **isolation(self._engine, READ_COMMITTED),
             )
             limit_lock_waits(connection)
             yield connection

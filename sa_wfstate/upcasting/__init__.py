@@ -21,13 +21,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, func, inspect, select
-from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from ..errors import PayloadError
 from ..orm.mixin import WorkflowStateMixin
 from ..orm.schema_version import skip_unreadable
 from ..payload.schema_versions import Upcaster, payload_schema
 from ..row.columns import columns_of, key_columns
+from ..row.engine_profiles import profile_of
 from ..values.public_names import publish
 from .job import UpcastJob, UpcastProgress, UpcastReport
 
@@ -81,9 +81,10 @@ def upcast_all(
         keys={column.name: column.type for column in key_columns(mapped)},
         check=check,
     )
+    profile = profile_of(engine.dialect)
     if in_sql is None:
-        in_sql = job.sql is not None and isinstance(engine.dialect, PGDialect)
-    if isinstance(engine.dialect, PGDialect):
+        in_sql = job.sql is not None and profile.has_jsonb
+    if profile.read_committed:
         # Each row is compared when it is written, so no higher level is needed.
         engine = engine.execution_options(isolation_level="READ COMMITTED")
     return job.run(engine.begin, batch_size, progress, in_sql=in_sql)

@@ -28,15 +28,15 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import MappingError, PayloadError
 from ..retry import sqlstate
 from ..row.arrays import bound_table, of_keys
 from ..row.columns import quoted
+from ..row.engine_profiles import profile_of, profile_on
+from ..row.json_text import FromText
 from ..row.key_columns import KeyColumns
-from ..row.shards import has_shards
 
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
@@ -172,7 +172,7 @@ class UpcastJob:
             .order_by(*self._keys.columns)
             .limit(size)
         )
-        if not has_shards(connection):
+        if profile_on(connection).locks_many:
             # Else a row that has changed meanwhile is due no more, or another time.
             query = query.with_for_update(key_share=True, skip_locked=skip_locked)
         read = connection.execute(query).all()
@@ -196,7 +196,7 @@ class UpcastJob:
 
     def _swap(self, connection: Connection, swaps: Sequence[tuple[Any, ...]]) -> int:
         """Write the rows that are still as they were read; return their number."""
-        if not isinstance(connection.dialect, PGDialect):
+        if not profile_of(connection.dialect).is_postgresql:
             names = [f"wfs_{name}" for name in _ARRAYS]
             parameters: list[Any] = [bindparam(name) for name in names]
             parameters[-1] = type_coerce(parameters[-1], Text)
@@ -207,7 +207,7 @@ class UpcastJob:
             )
             return sum(connection.execute(swap, row).rowcount for row in rows)
         new = bound_table({**self._keys.types(), **_ARRAYS})
-        swap = self._swap_to(new.c.version, new.c.schema, cast(new.c.state, JSONB))
+        swap = self._swap_to(new.c.version, new.c.schema, FromText(new.c.state))
         keys, *values = zip(*swaps, strict=True)
         written = connection.execute(
             # As in row/batch.py, for partitions.

@@ -23,7 +23,7 @@ from sa_wfstate import (
     try_commit,
 )
 from sa_wfstate.errors import VersionNotSeen
-from sa_wfstate.row.shards import has_shards
+from sa_wfstate.row.engine_profiles import profile_on
 from sa_wfstate.versions import require_version
 
 from ..doctors import Base, Doctor, OnCall, Ward
@@ -216,7 +216,7 @@ def test_statements_of_a_guarded_commit(engine: Engine) -> None:
     with Session(engine, expire_on_commit=False) as session:
         doctor = session.get_one(Doctor, "alice")
         others = [*session.scalars(select(Doctor)), *session.scalars(select(Ward))]
-        has_shards(session.connection())  # Asked once for each connection.
+        profile_on(session.connection())  # Asked once for each pool.
         sent = verbs_of(engine)
         for other in others:
             require_version(session, other)
