@@ -134,14 +134,14 @@ class DedupLog:
     ) -> None:
         table = inspect(log).local_table
         assert isinstance(table, Table)  # noqa: S101
-        self._table = table
-        self._ttl = ttl
-        self._stored = StoredKey(key_type, table.c.workflow_key)
+        self.table = table
+        self.ttl = ttl
+        self.stored = StoredKey(key_type, table.c.workflow_key)
         self._inserts: dict[str, Any] = {}
         c = table.c
         self._found = (c.workflow_key, c.action_id, c.processed_at)
         # A default in Python would be called once for all rows of an array.
-        self._takes_arrays = not any(getattr(x.default, "is_callable", 0) for x in c)
+        self.takes_arrays = not any(getattr(x.default, "is_callable", 0) for x in c)
         lookup = select(*self._found[:2], c.request_hash, c.version, c.processed_at)
         self._lookup = lookup.where(
             tuple_(*self._found[:2]).in_(bindparam("pairs", expanding=True))
@@ -156,7 +156,7 @@ class DedupLog:
     ) -> dict[tuple[Any, UUID], Processed]:
         """Return the rows of *actions*, given as workflow key and action id."""
         found: dict[tuple[Any, UUID], Processed] = {}
-        load, store = self._stored.load, self._stored.store
+        load, store = self.stored.load, self.stored.store
         for chunk in chunks(actions):
             pairs = [(store(key), action_id) for key, action_id in chunk]
             if len(pairs) > 1 and profile_of(connection.dialect).is_postgresql:
@@ -177,16 +177,16 @@ class DedupLog:
         """
         profile = profile_of(connection.dialect)
         name = profile.name
-        until: dict[str, Any] = {"wfs_ttl": self._ttl}
+        until: dict[str, Any] = {"wfs_ttl": self.ttl}
         if not profile.is_postgresql:  # There is no clock of a server.
-            until = {"expires_at": datetime.now(UTC) + self._ttl}
-        store, load = self._stored.store, self._stored.load
+            until = {"expires_at": datetime.now(UTC) + self.ttl}
+        store, load = self.stored.store, self.stored.load
         claims = [claim._replace(workflow_key=store(claim[0])) for claim in claims]
         parameters: Any = [claim._asdict() | until for claim in claims]
         # For a list of one SQLAlchemy would take the slower path of many rows.
         if len(claims) == 1:
             parameters = parameters[0]
-        elif profile.is_postgresql and self._takes_arrays:
+        elif profile.is_postgresql and self.takes_arrays:
             name = "arrays"
             columns = zip(Claim._fields, zip(*claims, strict=True), strict=True)
             parameters = until | {f"wfs_{field}": list(each) for field, each in columns}
@@ -196,10 +196,10 @@ class DedupLog:
         return {(load(key), action_id): at for key, action_id, at in written}
 
     def _insert(self, profile: EngineProfile, *, arrays: bool) -> Any:
-        insert = profile.insert(self._table)
+        insert = profile.insert(self.table)
         until = func.now() + bindparam("wfs_ttl", type_=Interval())
         if arrays:
-            new = bound_table({f: self._table.c[f].type for f in Claim._fields})
+            new = bound_table({f: self.table.c[f].type for f in Claim._fields})
             rows = select(*(new.c[field] for field in Claim._fields), until)
             insert = insert.from_select([*Claim._fields, "expires_at"], rows)
         elif profile.is_postgresql:

@@ -83,6 +83,7 @@ class ActionBatch:
         self.answer: StateCommitted[Any] | None = None  # Of the write, before COMMIT.
         self.claimed: Mapping[tuple[str, UUID], datetime] = {}
         self.committing = False  # Whether COMMIT may have been sent.
+        self.one_statement = False  # The times of its claims come with its answer.
         self.spoils = False  # Whether it made the transaction of its group fail.
 
     @property

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from sqlalchemy import Connection, select, true
 
 from .._concurrency import raised_by_signal_handler
-from ..dedup import Claim
 from ..errors import StateConflict
-from ..payload.actions import Intent, digest
+from ..payload.actions import Intent
 from ..retry import ErrorKind, classify
 from ..store.bulk import commit_batch
 from ..store.connections import READ_COMMITTED, limit_idle_time, limit_lock_waits
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from ..values.write import Batch
 from .action_batch import replayed
+from .claimed_commits import ClaimedBefore, ClaimedCommits, claims_of
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -48,10 +48,6 @@ Writer = Callable[[Connection, WorkflowSnapshot[Any], Sequence[Intent]], None]
 
 LOCK_WAIT: Final = 0.1
 """For how many seconds a group waits for a lock that another transaction holds."""
-
-
-class ClaimedBefore(Exception):
-    """Some of the actions were processed by another transaction meanwhile."""
 
 
 class _Undo(Exception):
@@ -79,6 +75,9 @@ class Commits(Generic[StateT]):
         self._log = log
         self._writers = writers
         self._lock_limit = lock_limit
+        self._claimed = None
+        if log is not None and not writers:
+            self._claimed = ClaimedCommits(statements, connections, reductions, log)
 
     def commit_group(self, members: list[Member[ActionBatch, Outcome]]) -> None:
         """Commit the batches of *members*, or leave those that are to commit alone."""
@@ -96,14 +95,25 @@ class Commits(Generic[StateT]):
     def commit(
         self, batches: Sequence[ActionBatch], *, lock_wait: float | None = None
     ) -> list[Outcome]:
-        """Write the new states of *batches*, of one shard, in a transaction.
+        """Commit the new states of *batches*, of one shard.
 
-        If there is one statement to send only, it commits by itself.
+        If one statement does that, it commits by itself.
         """
         for batch in batches:
             batch.begin()
         if not any(batch.accepted for batch in batches):
             return [None] * len(batches)
+        if self._claimed is not None:
+            outcomes = self._claimed.commit(batches, lock_wait)
+            if outcomes is not None:
+                return outcomes
+            for batch in batches:
+                batch.begin()
+        return self._commit_in_transaction(batches, lock_wait)
+
+    def _commit_in_transaction(
+        self, batches: Sequence[ActionBatch], lock_wait: float | None
+    ) -> list[Outcome]:
         several = self._log is not None or bool(self._writers)
         keys = [batch.key for batch in batches]
         lent: AbstractContextManager[Connection]
@@ -170,6 +180,7 @@ class Commits(Generic[StateT]):
         assert batch.write is not None  # noqa: S101
         write, log = batch.write, self._log
         committed: bool | None = None
+        claimed: int | None = None
         snapshot: WorkflowSnapshot[StateT] | None = None
         transaction = self._connections.transaction(READ_COMMITTED, [batch.key])
         with suppress(_Undo), transaction as connection:
@@ -186,19 +197,14 @@ class Commits(Generic[StateT]):
                 committed = True
                 snapshot = self._statements.read(connection, batch.key)
             elif log is not None:
-                actions = [each.request.item.action_id for each in batch.accepted]
-                pairs = [(batch.key, action) for action in actions]
-                claims = log.lookup(connection, pairs)
-                # The transaction's time tells it from another delivery's.
-                committed = any(
-                    processed.processed_at == batch.claimed.get(action)
-                    for action, processed in claims.items()
-                )
+                claimed = _claimed_version(connection, batch, log)
+                committed = claimed is not None
             elif (version, effect_id) == (write.version - 1, write.base_effect_id):
                 committed = False
             raise _Undo
         if committed:
-            version = write.version if snapshot is None else snapshot.version
+            now = write.version if snapshot is None else snapshot.version
+            version = now if claimed is None else claimed
             if batch.answer is not None:
                 version, snapshot = batch.answer.version, batch.answer.snapshot
             entity = self._statements.entity
@@ -229,16 +235,10 @@ class Commits(Generic[StateT]):
         if self._log is None:
             return
         claims = [
-            Claim(
-                batch.key,
-                each.request.item.action_id,
-                digest(each.text),
-                each.request.item.payload_hash(),
-                batch.answer.version,
-            )
+            claim
             for batch in batches
             if batch.answer is not None
-            for each in batch.accepted
+            for claim in claims_of(batch, batch.answer.version)
         ]
         claimed = self._log.claim(connection, claims)
         if len(claimed) < len(claims):
@@ -262,3 +262,20 @@ class Commits(Generic[StateT]):
         # Fails if a writer has caught an error of the database: then COMMIT would roll
         # back, and say nothing.
         connection.execute(select(true()))
+
+
+def _claimed_version(
+    connection: Connection, batch: ActionBatch, log: DedupLog
+) -> int | None:
+    """Return the version of the claims of *batch*, None if it has not claimed."""
+    actions = [each.request.item.action_id for each in batch.accepted]
+    found = log.lookup(connection, [(batch.key, action) for action in actions])
+    versions = {claim.version for claim in found.values()}
+    if batch.one_statement:
+        # They may be another delivery's; there are no intents that both may deliver.
+        own = len(found) == len(actions) and len(versions) == 1
+    else:
+        # The transaction's time tells them from another delivery's.
+        times = batch.claimed
+        own = any(each.processed_at == times.get(at) for at, each in found.items())
+    return next(iter(versions)) if own else None

@@ -20,7 +20,7 @@ from ..hooks.base import notify
 from ..retry import ErrorKind, classify
 from ..store.compare_and_set import refused
 from .action_batch import ActionBatch
-from .commits import ClaimedBefore
+from .claimed_commits import ClaimedBefore
 from .nesting import attempt_on
 
 if TYPE_CHECKING:

@@ -8,15 +8,18 @@ from ..dedup import refuse_reuse
 from ..errors import ActionIdReused, PayloadError
 from ..orm.criteria import read_visible
 from .action_batch import ActionResult, replayed
+from .logged_reads import LoggedReads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from uuid import UUID
 
     from sqlalchemy import Connection
 
     from ..dedup import DedupLog, Processed
     from ..row.statements import Statements
     from ..store.connections import Connections
+    from ..values.keys import Key
     from ..values.snapshot import WorkflowSnapshot
     from .action_batch import ActionBatch, Baseline
     from .groups import Member
@@ -47,6 +50,7 @@ class Readings(Generic[StateT]):
         self._connections = connections
         self._reductions = reductions
         self._log = log
+        self._logged = None if log is None else LoggedReads(statements, log)
 
     def read_group(self, members: list[Member[ActionBatch, Reading]]) -> None:
         """Read what the batches of *members* need."""
@@ -57,8 +61,15 @@ class Readings(Generic[StateT]):
     def read_all(self, batches: Sequence[ActionBatch]) -> list[Reading]:
         """Read what *batches*, all of one shard, need, without a transaction."""
         keys = [batch.key for batch in batches]
+        actions = _actions_of(batches)
+        logged = self._logged
+        if logged and not (logged.take(keys, actions) and self._connections.plain()):
+            logged = None
         with self._connections.autocommit(keys) as connection:
-            return self.read(connection, batches)
+            if logged is None:
+                return self.read(connection, batches)
+            rows, processed = logged.read(connection, keys, actions)
+        return [Reading(rows.get(key), processed) for key in keys]
 
     def read(
         self,
@@ -73,12 +84,7 @@ class Readings(Generic[StateT]):
         rows = read_visible(connection, self._statements, keys, session, lock=lock)
         processed: Mapping[tuple[str, Any], Processed] = {}
         if self._log is not None:
-            actions = [
-                (batch.key, request.item.action_id)
-                for batch in batches
-                for request in batch.requests
-            ]
-            processed = self._log.lookup(connection, actions)
+            processed = self._log.lookup(connection, _actions_of(batches))
         return [Reading(rows.get(key), processed) for key in keys]
 
     def baseline(self, batch: ActionBatch, reading: Reading) -> Baseline:
@@ -103,3 +109,11 @@ class Readings(Generic[StateT]):
                 version = processed.version
                 outcome = replayed(entity, batch.key, version, reading.snapshot)
                 request.settle(ActionResult(outcome, ()))
+
+
+def _actions_of(batches: Sequence[ActionBatch]) -> list[tuple[Key, UUID]]:
+    return [
+        (batch.key, request.item.action_id)
+        for batch in batches
+        for request in batch.requests
+    ]

@@ -76,7 +76,7 @@ class Reductions(Generic[StateT]):
         self._waiting = waiting
         self._reducer = reducer
         self._initial = initial
-        self._takes_intents = takes_intents
+        self.takes_intents = takes_intents
         self.waits = iscoroutinefunction(reducer) or self._named is not None
 
     def baseline(
@@ -168,7 +168,7 @@ class Reductions(Generic[StateT]):
     def _check_intents(
         self, key: str, action: Action[Any], intents: Sequence[Intent]
     ) -> None:
-        if intents and not self._takes_intents:
+        if intents and not self.takes_intents:
             where = f"{self._statements.entity} {key!r} action {action.action_id}"
             problem = (
                 "would be dropped; give the ReducerService on_intents, or a writer "

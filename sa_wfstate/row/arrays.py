@@ -50,8 +50,8 @@ def of_keys(*pairs: tuple[Any, Any]) -> ColumnElement[bool]:
     )
 
 
-def bound_table(types: Mapping[str, Any]) -> TableValuedAlias:
+def bound_table(types: Mapping[str, Any], name: str = "wfs_new") -> TableValuedAlias:
     """Return the arrays ``wfs_…`` as a table with a column for each of *types*."""
-    arrays = (BoundArray(f"wfs_{name}", type_) for name, type_ in types.items())
-    columns = (column(name, type_) for name, type_ in types.items())
-    return func.unnest(*arrays).table_valued(*columns).render_derived(name="wfs_new")
+    arrays = (BoundArray(f"wfs_{each}", type_) for each, type_ in types.items())
+    columns = (column(each, type_) for each, type_ in types.items())
+    return func.unnest(*arrays).table_valued(*columns).render_derived(name=name)

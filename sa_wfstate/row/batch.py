@@ -22,7 +22,7 @@ the partitions without any of them. It would lock those on other servers as a wh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
@@ -41,6 +41,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB, insert
@@ -51,6 +52,7 @@ from .columns import columns_of, conflict_target
 from .sql import effect_id_of
 
 if TYPE_CHECKING:
+    from sqlalchemy import CTE
     from sqlalchemy.orm import Mapper
 
     from ..values.keys import Key
@@ -58,14 +60,29 @@ if TYPE_CHECKING:
     from .statements import Statements
 
 
+_FIRST: Final[ColumnElement[int]] = literal_column("1")
+
+
 class Shape(NamedTuple):
     """The properties that the rows of one statement share."""
 
-    creating: bool
+    swaps: bool
+    creates: bool
     based: bool
     """A write names the effect that it replaces, and may keep the state."""
 
     one_provenance: bool
+
+    @classmethod
+    def of(cls, batch: Batch) -> Self:
+        """Return the shape of the statement that writes *batch*."""
+        one = batch.provenances[0]
+        return cls(
+            swaps=any(version > 1 for version in batch.versions),
+            creates=1 in batch.versions,
+            based=any(batch.base_effect_ids),
+            one_provenance=all(each is one for each in batch.provenances),
+        )
 
 
 class Arrays:
@@ -76,19 +93,19 @@ class Arrays:
         self._built: dict[Shape, Any] = {}
 
     def write(self, connection: Connection, batch: Batch) -> dict[Key, Written]:
-        """Send *batch*, all creations or none; return the written rows by key."""
-        creating = batch.versions[0] == 1
-        one = batch.provenances[0]
-        shape = Shape(
-            creating=creating,
-            based=not creating and any(batch.base_effect_ids),
-            one_provenance=all(each is one for each in batch.provenances),
-        )
+        """Send *batch*; return the written rows by key."""
+        shape = Shape.of(batch)
         if shape not in self._built:
-            self._built[shape] = self._build(shape)
+            self._built[shape] = answer_of(self.written(shape))
+        parameters = self.parameters(shape, batch)
+        return written_of(batch, connection.execute(self._built[shape], parameters))
+
+    def parameters(self, shape: Shape, batch: Batch) -> dict[str, Any]:
+        """Return the parameters of the statement that writes *batch*."""
         stored = self._statements.schema.write
+        provenances = batch.provenances[:1] if shape.one_provenance else None
         texts = self._statements.provenance_texts(
-            batch.workflow_keys, [one] if shape.one_provenance else batch.provenances
+            batch.workflow_keys, provenances or batch.provenances
         )
         parameters: dict[str, Any] = {
             "wfs_rows": len(batch),
@@ -97,27 +114,23 @@ class Arrays:
             "wfs_schema": batch.schema_versions[0],
             "wfs_provenance": texts[0] if shape.one_provenance else texts,
         }
-        if not creating:
+        if shape.swaps:
             parameters["wfs_expected"] = [version - 1 for version in batch.versions]
         if shape.based:
             parameters["wfs_base"] = list(batch.base_effect_ids)
             for index, unchanged in enumerate(batch.unchanged):
                 if unchanged:
                     parameters["wfs_state"][index] = None
-        answer = connection.execute(self._built[shape], parameters).one()
-        count, updated_at, keys, times, versions = answer
-        if count == len(batch) and keys is None:
-            return dict.fromkeys(batch.workflow_keys, Written(updated_at))
-        each = map(Written, times or (), versions or ())
-        return dict(zip(keys or (), each, strict=True))
+        return parameters
 
-    def _build(self, shape: Shape) -> Any:
+    def written(self, shape: Shape, *criteria: ColumnElement[bool]) -> CTE[Any]:
+        """Return the rows that are written, if *criteria* are true."""
         keys = self._statements.keys
         arrays: dict[str, Any] = {**keys.types(), "state": Text()}
-        if not shape.creating:
+        if shape.swaps:
             arrays["expected"] = BigInteger()
-            if shape.based:
-                arrays["base"] = Text()
+        if shape.based:
+            arrays["base"] = Text()
         if not shape.one_provenance:
             arrays["provenance"] = Text()
         new = bound_table(arrays)
@@ -136,25 +149,22 @@ class Arrays:
             c.schema_version: bindparam("wfs_schema", type_=Integer()),
             c.provenance: provenance,
         }
-        write, sent = (
-            (self._creation(new, values), literal_column("1"))
-            if shape.creating
-            else (
-                self._swap(new, values, based=shape.based),
-                new.c.expected + literal_column("1"),
-            )
-        )
-        written = write.returning(
-            keys.value, c.updated_at, c.version, (c.version == sent).label("sent")
-        ).cte("wfs_written")
-        rows, begin, end = func.count(), func.min(written.c[1]), func.max(written.c[1])
-        alike = and_(
-            rows == bindparam("wfs_rows", type_=Integer()),
-            begin == end,
-            func.bool_and(written.c.sent),
-        )
-        lists = (func.array_agg(written.c[index]) for index in range(3))
-        return select(rows, begin, *(case((alike, None), else_=x) for x in lists))
+        writes: list[tuple[Any, Any]] = []
+        if shape.creates:
+            created = [*criteria, new.c.expected == 0] if shape.swaps else criteria
+            writes.append((self._creation(new, {**values}, *created), _FIRST))
+        if shape.swaps:
+            swap = self._swap(new, values, based=shape.based).where(*criteria)
+            writes.append((swap, new.c.expected + literal_column("1")))
+        written: list[CTE[Any]] = [
+            write.returning(
+                keys.value, c.updated_at, c.version, (c.version == sent).label("sent")
+            ).cte(f"wfs_written{number or ''}")
+            for number, (write, sent) in enumerate(writes)
+        ]
+        if len(written) == 1:
+            return written[0]
+        return union_all(*map(select, written)).cte("wfs_all_written")
 
     def _swap(self, new: Any, values: dict[Column[Any], Any], *, based: bool) -> Any:
         table = self._statements.table
@@ -178,7 +188,12 @@ class Arrays:
         values[c.version] = new.c.expected + literal_column("1")
         return swap.values(values)
 
-    def _creation(self, new: Any, values: dict[Column[Any], Any]) -> Any:
+    def _creation(
+        self,
+        new: Any,
+        values: dict[Column[Any], Any],
+        *criteria: ColumnElement[bool],
+    ) -> Any:
         """Insert the rows whose key does not exist."""
         table, constants = self._statements.table, self._statements.constants()
         keys = dict(self._statements.keys.pairs(new))
@@ -187,9 +202,30 @@ class Arrays:
         values |= {column: literal(value) for column, value in constants.items()}
         return (
             insert(table)
-            .from_select([*values], select(*values.values()))
+            .from_select([*values], select(*values.values()).where(*criteria))
             .on_conflict_do_nothing(index_elements=conflict_target(table))
         )
+
+
+def answer_of(written: CTE[Any]) -> Any:
+    """Return the statement that answers what was *written*; see written_of()."""
+    rows, begin, end = func.count(), func.min(written.c[1]), func.max(written.c[1])
+    alike = and_(
+        rows == bindparam("wfs_rows", type_=Integer()),
+        begin == end,
+        func.bool_and(written.c.sent),
+    )
+    lists = (func.array_agg(written.c[index]) for index in range(3))
+    return select(rows, begin, *(case((alike, None), else_=x) for x in lists))
+
+
+def written_of(batch: Batch, result: Any) -> dict[Key, Written]:
+    """Return the rows of *batch* that were written, by key."""
+    count, updated_at, keys, times, versions = result.one()
+    if count == len(batch) and keys is None:
+        return dict.fromkeys(batch.workflow_keys, Written(updated_at))
+    each = map(Written, times or (), versions or ())
+    return dict(zip(keys or (), each, strict=True))
 
 
 _arrays: WeakKeyDictionary[Mapper[Any], Arrays] = WeakKeyDictionary()

@@ -194,26 +194,43 @@ class Statements(Generic[StateT]):
 
     def swap(self, connection: Connection, write: Write) -> Written | None:
         """Replace the version ``write.base``; return None if the row is not at it."""
-        parameters = {
-            **self.keys.parameters(write.workflow_key),
-            "wfs_expected_version": write.base.version,
-            "wfs_schema_version": write.schema_version,
-            "wfs_provenance": self._provenance_text(
-                write.workflow_key, write.provenance
-            ),
-        }
+        parameters = self.parameters(write)
         statement = self.sql.swap
         if write.base_effect_id is not None:
             statement = self.sql.swap_same
-            parameters["wfs_base_effect_id"] = write.base_effect_id
         row = None
         if write.unchanged:
+            state = parameters.pop("wfs_state")
             row = connection.execute(self.sql.bump, parameters).first()
+            parameters["wfs_state"] = state
         if row is None:
             # Also for an unchanged state, whose row may have been upcast since.
-            parameters["wfs_state"] = self.state_type.stored(write.state_text)
             row = connection.execute(statement, parameters).first()
         return self._follow(connection, write, row)
+
+    def parameters(self, write: Write) -> dict[str, Any]:
+        """Return the parameters of the statement that sends *write*."""
+        key, text = write.workflow_key, self.state_type.stored(write.state_text)
+        provenance = self._provenance_text(key, write.provenance)
+        if write.version == 1:
+            c = self.columns
+            return {
+                **self.keys.named(key),
+                c.version.key: write.version,
+                c.state.key: text,
+                c.schema_version.key: write.schema_version,
+                c.provenance.key: provenance,
+            }
+        parameters = {
+            **self.keys.parameters(key),
+            "wfs_expected_version": write.base.version,
+            "wfs_state": text,
+            "wfs_schema_version": write.schema_version,
+            "wfs_provenance": provenance,
+        }
+        if write.base_effect_id is not None:
+            parameters["wfs_base_effect_id"] = write.base_effect_id
+        return parameters
 
     def create(self, connection: Connection, write: Write) -> Written | None:
         """Insert the row; return None if the key exists already."""
@@ -222,25 +239,17 @@ class Statements(Generic[StateT]):
 
     def inserted(self, connection: Connection, writes: Iterable[Write]) -> Any:
         """Insert rows, each with its own defaults; return the inserted ones."""
-        profile = profile_of(connection.dialect)
+        rows = list(map(self.parameters, writes))
+        parameters: Any = rows if len(rows) > 1 else rows[0]
+        creation = self.creation(profile_of(connection.dialect))
+        return connection.execute(creation, parameters)
+
+    def creation(self, profile: EngineProfile) -> Any:
+        """Return the INSERT of a row, unless its key exists."""
         if profile.name not in self._creations:
             creation = self.sql.creation(profile, self.constants())
             self._creations[profile.name] = creation
-        c = self.columns
-        rows = [
-            {
-                **self.keys.named(write.workflow_key),
-                c.version.key: write.version,
-                c.state.key: self.state_type.stored(write.state_text),
-                c.schema_version.key: write.schema_version,
-                c.provenance.key: self._provenance_text(
-                    write.workflow_key, write.provenance
-                ),
-            }
-            for write in writes
-        ]
-        parameters: Any = rows if len(rows) > 1 else rows[0]
-        return connection.execute(self._creations[profile.name], parameters)
+        return self._creations[profile.name]
 
     def _follow(self, connection: Connection, write: Write, row: Any) -> Written | None:
         if row is None:

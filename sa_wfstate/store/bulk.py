@@ -34,7 +34,7 @@ from .instances import adopt, held_instances
 from .rebasing import commit_all_on, rules_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import Connection
 
@@ -154,11 +154,15 @@ def commit_batch(
     batch: Batch,
     *,
     session: Session | None = None,
+    send: Callable[[Connection, Statements[StateT], Batch], dict[Key, Written]]
+    | None = None,
 ) -> list[StateCommitted[StateT] | StateConflict[StateT]]:
     """Send *batch*, of different keys, and return the outcome of each write.
 
-    The criteria of *session*, if given, filter the rows that may be written.
+    The criteria of *session*, if given, filter the rows that may be written. *send*
+    sends a batch, and returns the writes that won, by key.
     """
+    send = send or _send
     keys = batch.workflow_keys
     in_order = sorted(range(len(batch)), key=keys.__getitem__)
     written: dict[Key, Written] = {}
@@ -166,7 +170,7 @@ def commit_batch(
         chunk = batch.take(indices)
         try:
             own = chunk if session is None else _visible(session, statements, chunk)
-            written |= _send(connection, statements, own)
+            written |= send(connection, statements, own)
         except DBAPIError as error:
             # The database has refused the transaction: each write is lost.
             lost = {write.workflow_key: write.version - 1 for write in chunk}

@@ -13,7 +13,7 @@ from ..commit_listeners import listeners_of
 from ..orm.criteria import filtering
 from ..orm.events import attend
 from ..orm.routing import bind_arguments, by_shard
-from ..row.engine_profiles import profile_of
+from ..row.engine_profiles import profile_of, profile_on
 from .arguments import require_bind
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Connections:
         self._bind = bind
         self._mapper = mapper
         self._filtering: dict[Connection, Session] = {}
+        self._plain: bool | None = None
 
     @contextmanager
     def autocommit(
@@ -144,6 +145,20 @@ class Connections:
         """
         bind = self._bind
         return isinstance(bind, Engine) and profile_of(bind.dialect).groups
+
+    def plain(self) -> bool:
+        """Return whether one statement may do the work of a shared transaction.
+
+        It runs at READ COMMITTED, and no server with shards can route it. That is asked
+        once.
+        """
+        if self._plain is None and self.shared():
+            assert isinstance(self._bind, Engine)  # noqa: S101
+            with self._bind.connect() as connection:
+                level = connection.get_isolation_level()
+                routed = not profile_on(connection).locks_many
+                self._plain = level == READ_COMMITTED and not routed
+        return bool(self._plain)
 
 
 def isolation(bind: Engine | Connection, isolation_level: str | None) -> dict[str, Any]:
