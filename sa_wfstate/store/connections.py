@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, text
 
-from .._concurrency import refuse_sync
+from .._concurrency import raised_by_signal_handler, refuse_sync
 from ..commit_listeners import listeners_of
 from ..orm.criteria import filtering
 from ..orm.events import attend
@@ -52,7 +52,14 @@ class Connections:
         """Lend one in autocommit, without the round trips of BEGIN and COMMIT."""
         if isinstance(self._bind, Engine):
             with self._bind.connect() as connection:
-                yield connection.execution_options(isolation_level="AUTOCOMMIT")
+                try:
+                    yield connection.execution_options(isolation_level="AUTOCOMMIT")
+                except Exception as error:
+                    if raised_by_signal_handler(error):
+                        # Its statement may go on: the error of a ROLLBACK would hide
+                        # this one.
+                        connection.invalidate()
+                    raise
         else:
             with self._lend("AUTOCOMMIT", keys, reads=reads) as connection:
                 yield connection
