@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ..values.keys import Key
     from ..values.provenance import Provenance
     from ..values.write import Batch
+    from .engine_profiles import EngineProfile
     from .sql import Lock
     from .types import PydanticJSON
 

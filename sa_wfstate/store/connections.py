@@ -163,8 +163,9 @@ class Connections:
             assert isinstance(self._bind, Engine)  # noqa: S101
             with self._bind.connect() as connection:
                 level = connection.get_isolation_level()
-                routed = not profile_on(connection).locks_many
-                self._plain = level == READ_COMMITTED and not routed
+                server = profile_on(connection)
+                plain = server.groups and server.locks_many
+                self._plain = plain and level == READ_COMMITTED
         return bool(self._plain)
 
 
