@@ -106,9 +106,10 @@ class WorkflowStateMixin(Generic[StateT]):
     """
 
     __workflow_indexes__: ClassVar[tuple[str, ...]] = ()
-    """Optional indexes: any of "version", "updated", "state" and "provenance".
+    """Optional indexes: "version", "updated", "recent", "state", "provenance".
 
-    The first two are B-trees and cost the HOT update; the others are GIN.
+    The first two are B-trees and cost the HOT update, the last two are GIN. "recent" is
+    a BRIN index on updated_at, for projections: from PostgreSQL 16 on it keeps HOT.
     """
 
     __state_options__: ClassVar[Mapping[str, Any]] = {}

@@ -7,7 +7,7 @@ transaction; a killed worker loses it at once.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -26,6 +26,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ..row.engine_profiles import profile_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -65,6 +69,9 @@ class Watermarks:
         mine = table.c.partition_id == bindparam("id")
         self._read = select(table.c.offset, func.now()).where(mine)
         self._lock = self._read.with_for_update(skip_locked=True)
+        self._several = select(table.c.partition_id, table.c.offset).where(
+            table.c.partition_id.in_(bindparam("ids", expanding=True))
+        )
         self._create = (
             insert(table)
             .values(partition_id=bindparam("id"), offset=bindparam("offset"))
@@ -80,6 +87,14 @@ class Watermarks:
                 updated_at=func.now(),
             )
         )
+
+    def read(
+        self, connection: Connection, partitions: Sequence[str]
+    ) -> dict[str, datetime]:
+        """Return the watermarks of *partitions* that there are."""
+        names = {f"{self._projection}:{each}": each for each in partitions}
+        found = connection.execute(self._several, {"ids": list(names)})
+        return {names[name]: _time(offset) for name, offset in found}
 
     def take(
         self, connection: Connection, partition: str, *, initial: datetime | None = None
@@ -100,7 +115,7 @@ class Watermarks:
             found = connection.execute(lock, name).first()
         if found is None:
             return None
-        return Taken(_EPOCH + found[0] * _MICROSECOND, found[1])
+        return Taken(_time(found[0]), found[1])
 
     def advance(
         self, connection: Connection, partition: str, reached: datetime
@@ -111,6 +126,10 @@ class Watermarks:
             "reached": _microseconds(reached),
         }
         connection.execute(self._advance, parameters)
+
+
+def _time(offset: int) -> datetime:
+    return _EPOCH + offset * _MICROSECOND
 
 
 def _microseconds(time: datetime) -> int:

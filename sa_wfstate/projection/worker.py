@@ -4,11 +4,13 @@ A row is behind if the version of its projection is not that of the canonical ro
 versions are compared, so no commit is missed: not one that becomes visible late, was
 made by hand, or was made while no worker ran. A worker searches in two ways.
 
-*Following*, at each poll: among the rows written since the watermark of a partition,
-and shortly before it (*overlap*), because ``updated_at`` is when a transaction began,
-not when it became visible. The rows are projected and the watermark moves on in one
-transaction. ``updated_at`` only narrows the search: a transaction that stays open for
-longer than the overlap delays its rows until the next sweep.
+*Following*, at each poll: one search for all partitions, among the rows written since
+the last one, and since the beginning of any transaction that has ended meanwhile. The
+rows are projected and the watermark of their partition moves on in one transaction.
+``updated_at`` only narrows the search. It is when a transaction began, so the worker
+asks the server which transactions are open (``pg_stat_activity``). A session of another
+role is hidden from it without ``pg_read_all_stats``: a transaction of such a session
+that is open for longer than the *overlap* delays its rows until the next sweep.
 
 *Sweeping*, at the first start and every *sweep_every* seconds: through all keys, page
 by page, with following in between. A sweep also removes rows without a workflow, and
@@ -25,16 +27,7 @@ import logging
 from datetime import UTC, datetime, timedelta
 from random import randrange
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
-
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Engine,
-    func,
-    select,
-    true,
-)
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from .._concurrency import Blocking, Stop, Waiting, require_at_least
 from ..hooks.application_errors import outline
@@ -42,12 +35,14 @@ from ..hooks.base import Hooks, notify
 from ..store.connections import Connections
 from ..store.polling import poll_until
 from ..values.reports import ProjectionBatch
-from .sweep import Swept, joined, log_failure, project, sweep, write
+from .feed import Behind, Feed, Share
+from .sweep import Swept, log_failure, project, sweep, write
 from .watermarks import WatermarkMixin, Watermarks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.orm import sessionmaker
 
     from ..values.keys import Key
@@ -61,16 +56,6 @@ _log = logging.getLogger(__name__)
 _SWEEP = "sweep"
 _SWEEP_PAGE = 2000
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class _Behind(NamedTuple):
-    """A row that is behind; *projected* is None where the projection has no row."""
-
-    workflow_key: Key
-    version: int
-    projected: int | None
-    updated_at: datetime
-    seconds: float
 
 
 class ProjectionWorker(Generic[StateT]):
@@ -109,39 +94,19 @@ class ProjectionWorker(Generic[StateT]):
         self._connections = Connections(bind, projection.statements.mapper)
         self._watermarks = Watermarks(watermarks, projection.name)
         self._partitions = partitions
-        self._batch_size = batch_size
+        self._feed = Feed(
+            projection,
+            self._watermarks,
+            partitions=partitions,
+            batch_size=batch_size,
+            overlap=timedelta(seconds=overlap),
+        )
         self._poll = poll
-        self._overlap = timedelta(seconds=overlap)
         self._sweep_every = timedelta(seconds=sweep_every)
         self._next_look = 0.0
         self._sweeping: Iterator[Swept] | None = None
         self._hooks = hooks or Hooks()
         self._wait = self._waiting()
-        # By partition: versions that failed and are still found.
-        self._failed: dict[int, dict[Key, int]] = {}
-        self._behind = self._build()
-
-    def _build(self) -> Any:
-        mine, columns = self._projection.table, self._projection.statements.columns
-        keys = self._projection.statements.keys
-        version, updated_at = columns.version, columns.updated_at
-        age = func.clock_timestamp() - updated_at
-        return (
-            select(
-                keys.value,
-                version,
-                mine.c.version,
-                updated_at,
-                func.extract("epoch", age),
-            )
-            .select_from(joined(self._projection))
-            .where(
-                self._projection.statements.own_rows,
-                mine.c.version.is_(None) | (mine.c.version < version),
-            )
-            .order_by(updated_at, *keys.columns)
-            .limit(self._batch_size)
-        )
 
     def run(self, stop: Stop) -> None:
         """Work until *stop* is set; finish the transaction that is open then.
@@ -173,81 +138,46 @@ class ProjectionWorker(Generic[StateT]):
         return page is not None
 
     def follow(self) -> int:
-        """Follow each free partition once; return the number of rows applied."""
+        """Search once for rows that are behind; return the number of rows applied.
+
+        Rows of a partition that another worker has taken are left to it.
+        """
+        with self._connections.autocommit() as connection:
+            shares = self._feed.look(connection)
         first = randrange(self._partitions)  # noqa: S311 (spreads the workers)
-        return sum(
-            self._follow((first + number) % self._partitions)
-            for number in range(self._partitions)
-        )
+        shares.sort(key=lambda share: (share.partition - first) % self._partitions)
+        return sum(map(self._follow, shares))
 
     def sweep(self) -> int:
         """Compare all rows now; return the number of rows repaired."""
         return sum(page.applied + page.removed for page in self._sweep())
 
-    def _follow(self, partition: int) -> int:
-        name = f"{partition}/{self._partitions}"
+    def _follow(self, share: Share) -> int:
+        name = self._feed.name_of(share.partition)
         with self._connections.transaction("READ COMMITTED") as connection:
-            taken = self._watermarks.take(connection, name)
+            taken = self._watermarks.take(connection, name, initial=share.watermark)
             if taken is None:
                 return 0
-            behind, end = self._find_behind(connection, partition, taken.watermark)
-            batch = self._apply(connection, partition, behind)
-            reached = end or taken.now
-            # An idle worker moves it rarely: each move is a write.
-            if behind or reached - taken.watermark > self._overlap:
-                self._watermarks.advance(connection, name, reached)
+            behind = self._feed.still_behind(connection, share.rows)
+            batch = self._apply(connection, behind)
+            self._watermarks.advance(connection, name, share.watermark)
+        self._feed.done(share)
         if batch.applied or batch.failed:
             notify(self._hooks.projected, batch)
         return batch.applied
 
-    def _find_behind(
-        self, connection: Connection, partition: int, watermark: datetime
-    ) -> tuple[list[_Behind], datetime | None]:
-        """Return rows to project, and the end of the search, None if it is now.
-
-        Versions that have failed are skipped, however many they are.
-        """
-        share: ColumnElement[bool] = true()
-        if self._partitions > 1:
-            key = self._projection.statements.keys.text
-            share = func.abs(func.hashtext(key) % self._partitions) == partition
-        failed = self._failed.get(partition, {})
-        seen: dict[Key, int] = {}
-        columns = self._projection.statements.columns
-        place = columns.updated_at > watermark - self._overlap
-        while True:
-            found = connection.execute(self._behind.where(share, place)).all()
-            rows = [
-                _Behind(row[0], row[1], row[2], row[3], float(row[4])) for row in found
-            ]
-            seen |= {row.workflow_key: row.version for row in rows}
-            untried = [row for row in rows if failed.get(row[0]) != row.version]
-            if len(rows) < self._batch_size:
-                # Forget failures that were not found again.
-                self._failed[partition] = dict(failed.items() & seen.items())
-                return untried, None
-            if untried:
-                return untried, rows[-1].updated_at
-            last = rows[-1]
-            place = self._projection.statements.keys.after(
-                last.workflow_key, {columns.updated_at: last.updated_at}
-            )
-
-    def _apply(
-        self, connection: Connection, partition: int, behind: list[_Behind]
-    ) -> ProjectionBatch:
-        versions = {row.workflow_key: row.version for row in behind}
+    def _apply(self, connection: Connection, behind: list[Behind]) -> ProjectionBatch:
+        by_key = {row.workflow_key: row for row in behind}
         failures = []
-        failed = self._failed.setdefault(partition, {})
         log = log_failure(self._projection)
 
         def note(workflow_key: Key, error: BaseException) -> None:
             # Skipped until its next version, or the next sweep.
             failures.append(workflow_key)
-            failed[workflow_key] = versions[workflow_key]
+            self._feed.failed[workflow_key] = by_key[workflow_key]
             log(workflow_key, error)
 
-        rows = project(connection, self._projection, versions, note)
+        rows = project(connection, self._projection, by_key, note)
         written = write(connection, self._projection, rows, note)
         late = [row for row in behind if row.workflow_key in written]
         lags = [row.version - (row.projected or 0) for row in late]
@@ -272,5 +202,5 @@ class ProjectionWorker(Generic[StateT]):
         return True
 
     def _sweep(self) -> Iterator[Swept]:
-        self._failed.clear()
+        self._feed.failed.clear()
         yield from sweep(self._bind, self._projection, batch_size=_SWEEP_PAGE)

@@ -34,6 +34,15 @@ _MAX_IDENTIFIER_BYTES = 63
 _WORD = re.compile(r"\w+")
 _NOISE = re.compile(r"[\s()\"]")
 
+_INDEX_OPTIONS: Final[dict[str, dict[str, Any]]] = {
+    "recent": {
+        "using": "brin",
+        "with": {"pages_per_range": 16, "autosummarize": "on"},
+    },
+    "state": {"using": "gin"},
+    "provenance": {"using": "gin"},
+}
+
 COUNTERS = ("version", "schema_version")
 """The columns that count from 1, each with a CHECK."""
 
@@ -191,6 +200,7 @@ def add_indexes(entity: str, table: Table, wanted: Iterable[str]) -> None:
     columns: dict[str, tuple[Any, ...]] = {
         "version": (*key_columns(table), c.version),
         "updated": (c.updated_at.desc(),),
+        "recent": (c.updated_at,),
         "state": (c.state,),
         "provenance": (c.provenance,),
     }
@@ -201,8 +211,7 @@ def add_indexes(entity: str, table: Table, wanted: Iterable[str]) -> None:
                 f"__workflow_indexes__ has {which!r}, not one of {', '.join(columns)}",
             )
         index = Index(conv(f"idx_{table.name}_{which}"), *columns[which])
-        if which in {"state", "provenance"}:
-            index.dialect_options["postgresql"]["using"] = "gin"
+        index.dialect_options["postgresql"].update(_INDEX_OPTIONS.get(which, {}))
 
 
 def check_constraint_name(table: str, column: str) -> str:

@@ -202,12 +202,13 @@ def test_naming_convention_leaves_the_checks_alone() -> None:
 
     class Order(WorkflowStateMixin[OrderState], Base):
         __tablename__ = "orders"
-        __workflow_indexes__ = ("version", "updated", "state", "provenance")
+        __workflow_indexes__ = ("version", "updated", "recent", "state", "provenance")
 
     assert set(checks(Order)) == {"orders_version_check", "orders_schema_version_check"}
     assert {index.name for index in Order.__table__.indexes} == {
         "idx_orders_version",
         "idx_orders_updated",
+        "idx_orders_recent",
         "idx_orders_state",
         "idx_orders_provenance",
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import bindparam, create_engine, select, text, update
+from sqlalchemy import bindparam, create_engine, event, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
@@ -222,18 +222,91 @@ def test_late_commit_is_not_missed(engine: Engine) -> None:
 
 
 @pytest.mark.contract
-def test_commit_later_than_the_overlap_is_swept(engine: Engine) -> None:
-    """One that following looks too late for is found by the sweep."""
+@pytest.mark.parametrize("by", ["the same worker", "a new worker"])
+def test_commit_of_a_long_transaction_is_followed(engine: Engine, by: str) -> None:
+    """However long it was open, whether it wrote before later commits or after them.
+
+    A worker that is new starts from a watermark that had to wait for it.
+    """
+    one = worker(engine, overlap=0.0, partitions=2)
+    one.follow()
+    with Session(engine) as older, Session(engine) as longer, Session(engine) as other:
+        put(older, Order, "o-older", 1, "late")
+        longer.scalar(text("SELECT 1"))
+        other.scalar(text("SELECT 1"))
+        place(engine, "o-1", "o-2")
+        assert one.follow() == 2
+        place(engine, "o-3", "o-4")
+        assert one.follow() == 2
+        put(longer, Order, "o-longer", 1, "late")
+        assert one.follow() == 0
+        if by == "a new worker":
+            one = worker(engine, overlap=0.0, partitions=2)
+            assert one.follow() == 0
+        older.commit()
+        assert one.follow() == 1
+        assert one.follow() == 0
+        longer.commit()
+        assert one.follow() == 1
+        # The third one holds the watermark back, and nothing else.
+        assert one.follow() == 0
+    assert {key for key, (_, tag) in rows(engine).items() if tag == "late"} == {
+        "o-older",
+        "o-longer",
+    }
+
+
+def test_prepared_transaction_is_followed(engine: Engine) -> None:
+    """One that was prepared before a worker started, and one prepared meanwhile."""
+    one = worker(engine, overlap=0.0)
+    one.follow()
+    own = engine.url.database  # The names are those of the whole server.
+    for name in ("before", "meanwhile"):
+        with Session(engine) as session:
+            put(session, Order, f"o-{name}", 1, "late")
+            assert one.follow() == 0
+            session.execute(text(f"PREPARE TRANSACTION '{own}-{name}'"))
+        place(engine, name)
+        if name == "before":
+            one = worker(engine, overlap=0.0)
+        assert one.follow() == 1
+        with engine.connect().execution_options(
+            isolation_level="AUTOCOMMIT"
+        ) as connection:
+            connection.execute(text(f"COMMIT PREPARED '{own}-{name}'"))
+        assert one.follow() == 1
+    assert rows(engine).keys() == {"o-before", "o-meanwhile", "before", "meanwhile"}
+
+
+@pytest.mark.contract
+def test_row_with_an_older_time_is_swept(engine: Engine) -> None:
+    """One that following cannot find, as its time was set by hand, is found then."""
     one = worker(engine, overlap=0.0, sweep_every=0.0)
     one.follow()
-    with Session(engine) as late:
-        put(late, Order, "o-late", 1, "late")
-        place(engine, "o-1")
-        one.follow()
-        late.commit()
-    assert one.follow() == 0
+    place(engine, "o-1", "o-2")
+    with engine.begin() as connection:
+        old = "UPDATE orders SET updated_at = '2001-01-01' WHERE workflow_key = 'o-2'"
+        connection.execute(text(old))
+    assert one.follow() == 1
     assert one.sweep() == 1
-    assert rows(engine) == {"o-1": (1, "new"), "o-late": (1, "late")}
+    assert rows(engine) == {"o-1": (1, "new"), "o-2": (1, "new")}
+
+
+def test_idle_poll_is_the_same_for_any_number_of_partitions(engine: Engine) -> None:
+    """It reads the watermarks, what is open, and the rows: once each, not per share."""
+    statements: list[str] = []
+    event.listen(
+        engine,
+        "before_cursor_execute",
+        lambda *arguments: statements.append(arguments[2]),
+    )
+    for partitions in (1, 8):
+        one = worker(engine, partitions=partitions)
+        one.follow()
+        statements.clear()
+        one.follow()
+        assert len(statements) == 3
+        assert sum("FROM orders" in each for each in statements) == 1
 
 
 @pytest.mark.contract

@@ -32,6 +32,7 @@ WITHOUT_KEY: Final[dict[str, str]] = {
     "SET LOCAL": "names no row",
     "SELECT now() AS now_1": "names no row",
     "FROM pg_extension": "asks what the server is, once for each pool",
+    "FROM pg_stat_activity": "a worker asks which transactions are open",
     "SELECT true AS": "names no row",
     "watermarks": "a watermark is of a projection, not of a workflow",
     "DELETE FROM done": "cleanup_expired() looks at the whole log",

@@ -26,7 +26,7 @@ class Order(WorkflowStateMixin[dict[str, int]], Base):
         {"comment": "what was ordered"},
     )
     __mapper_args__ = {"confirm_deleted_rows": False}  # noqa: RUF012
-    __workflow_indexes__ = ("version", "updated", "state", "provenance")
+    __workflow_indexes__ = ("version", "updated", "recent", "state", "provenance")
 
     number: Mapped[int]
     city: Mapped[str | None]
