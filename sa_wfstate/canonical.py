@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from uuid import UUID
 
 from pydantic import Field
-from sqlalchemy import DateTime, Index, Text, Uuid
+from sqlalchemy import DateTime, Index, Table, Text, Uuid
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase
 
@@ -20,6 +20,7 @@ from .orm.mixin import WorkflowStateMixin
 from .outbox.table import IntentMixin
 from .projection.definition import ProjectionMixin
 from .projection.watermarks import WatermarkMixin
+from .row.ddl import add_indexes
 
 __all__ = [
     "ActionDedupLog",
@@ -30,6 +31,7 @@ __all__ = [
     "WorkflowIntent",
     "WorkflowProjection",
     "WorkflowState",
+    "replace_indexes",
 ]
 
 StateDict = Annotated[dict[str, Any], Field(min_length=1)]
@@ -52,6 +54,20 @@ class WorkflowState(WorkflowStateMixin[StateDict], CanonicalBase):
 
     __tablename__ = "workflow_state"
     __workflow_indexes__ = ("version", "updated")
+
+
+def replace_indexes(*wanted: str) -> None:
+    """Give WorkflowState the indexes *wanted* in place of its two B-trees.
+
+    *wanted* are names as in ``__workflow_indexes__``: none, or ``"recent"`` where a
+    projection follows it. Call it before the tables are created or compared, once; the
+    migration is ``op.replace_workflow_indexes("workflow_state", *wanted)``.
+    """
+    table = cast("Table", WorkflowState.__table__)
+    indexes = {f"idx_{table.name}_{name}" for name in ("version", "updated", "recent")}
+    for index in [each for each in table.indexes if each.name in indexes]:
+        table.indexes.remove(index)
+    add_indexes("WorkflowState", table, wanted)
 
 
 class ActionDedupLog(ActionDedupMixin, CanonicalBase):

@@ -1,4 +1,4 @@
-"""Sharding: the tables of workflows, and those beside them, distributed on Citus.
+"""Sharding: tables of workflows, and those beside them, distributed or partitioned.
 
 ::
 
@@ -8,17 +8,33 @@
 
 A row and what belongs to it, as its history, its intents and its log of actions, have
 the same key, and so they are on the same shard: a commit talks to one worker.
+
+On one server a table that is declared with ``postgresql_partition_by`` needs its hash
+partitions::
+
+    class Order(WorkflowStateMixin[OrderState], Base):
+        __tablename__ = "orders"
+        __table_args__ = {"postgresql_partition_by": "HASH (workflow_key)"}
+
+
+    for statement in hash_partitions(Base.metadata, 16):
+        event.listen(Base.metadata, "after_create", statement)
+
+Migrations have operations for the same, see :mod:`sa_wfstate.alembic`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import DDL, MetaData, UniqueConstraint
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase  # noqa: TC002 (for the annotations)
 
+from ._concurrency import require_at_least
 from .errors import MappingError
+from .row.columns import quoted
 from .values.public_names import publish
 
 if TYPE_CHECKING:
@@ -26,13 +42,14 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Table
 
-__all__ = ["distribute"]
+__all__ = ["distribute", "hash_partitions"]
 
-_SQL = (
+_MAX_IDENTIFIER_BYTES: Final = 63
+_SQL: Final = (
     "SELECT create_distributed_table({call}) WHERE NOT EXISTS (SELECT FROM "
     "pg_dist_partition WHERE logicalrelid = CAST({name} AS regclass))"
 )
-_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call]
+_DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def distribute(
@@ -57,21 +74,93 @@ def distribute(
     for table in metadata.sorted_tables:
         if column not in table.c:
             continue
-        for columns in _unique_sets(table):
-            if column not in columns:
-                raise MappingError(
-                    table.fullname,
-                    f"({', '.join(sorted(columns))}) is unique without {column}, which "
-                    "Citus cannot keep; add the column, or distribute by another one",
-                )
-        name = _literal(_DIALECT.identifier_preparer.format_table(table))
+        _check_unique_sets(table, column, "Citus")
         kind = table.c[column].type.compile(dialect=_DIALECT)
+        name = quoted_table(table.name, table.schema)
         beside = first.setdefault(kind, name)
-        colocated = _literal("default") if beside == name else beside
-        call = f"{name}, {_literal(column)}, colocate_with => {colocated}"
-        sql = _SQL.format(call=call, name=name).replace("%", "%%")
-        statements.append(DDL(sql))  # type: ignore[no-untyped-call]
+        colocated = "default" if beside == name else beside
+        statements.append(distribute_table(name, column, colocated))
     return statements
+
+
+def hash_partitions(
+    metadata: MetaData | type[DeclarativeBase],
+    count: int,
+    *,
+    column: str = "workflow_key",
+) -> list[DDL]:
+    """Return the statements that create *count* partitions of each partitioned table.
+
+    Those are the tables of *metadata* with ``postgresql_partition_by`` and the hash of
+    *column*. Execute the statements after the tables were created, or register each as
+    a listener of ``after_create``; partitions that exist are kept. Take the same number
+    every time: PostgreSQL cannot change it in a table with rows.
+
+    Raises MappingError for a primary key, or a unique constraint or index, without the
+    column: PostgreSQL cannot keep it. So it is for the name of a partition that would
+    be too long.
+    """
+    require_at_least(1, count=count)
+    if not isinstance(metadata, MetaData):
+        metadata = metadata.metadata
+    statements = []
+    for table in metadata.sorted_tables:
+        by = str(table.dialect_options["postgresql"]["partition_by"] or "")
+        by_hash = re.fullmatch(r"\s*hash\s*\(\s*(.+?)\s*\)\s*", by, re.IGNORECASE)
+        if by_hash is None or by_hash[1].strip('"') != column:
+            continue
+        _check_unique_sets(table, column, "a partitioned table")
+        statements += partition_table(table.name, table.schema, count)
+    return statements
+
+
+def distribute_table(name: str, column: str, colocated: str) -> DDL:
+    """Return the statement that distributes the table of the quoted *name*."""
+    call = f"{_literal(name)}, {_literal(column)}, "
+    call += f"colocate_with => {_literal(colocated)}"
+    sql = _SQL.format(call=call, name=_literal(name)).replace("%", "%%")
+    return DDL(sql)  # type: ignore[no-untyped-call]
+
+
+def undistribute_table(name: str) -> DDL:
+    """Return the statement that brings the table of the quoted *name* back."""
+    sql = f"SELECT undistribute_table({_literal(name)})".replace("%", "%%")
+    return DDL(sql)  # type: ignore[no-untyped-call]
+
+
+def partition_table(name: str, schema: str | None, count: int) -> list[DDL]:
+    """Return the statements that create *count* hash partitions of a table."""
+    if len(f"{name}_p{count - 1}".encode()) > _MAX_IDENTIFIER_BYTES:
+        raise MappingError(
+            name,
+            f"the name of a partition, {name}_p{count - 1}, would have more than "
+            f"{_MAX_IDENTIFIER_BYTES} bytes; give the table a shorter name",
+        )
+    statements = []
+    for number in range(count):
+        sql = (
+            f"CREATE TABLE IF NOT EXISTS {quoted_table(f'{name}_p{number}', schema)} "
+            f"PARTITION OF {quoted_table(name, schema)} "
+            f"FOR VALUES WITH (MODULUS {count}, REMAINDER {number})"
+        )
+        ddl: Any = DDL(sql.replace("%", "%%"))  # type: ignore[no-untyped-call]
+        statements.append(ddl.execute_if(dialect="postgresql"))
+    return statements
+
+
+def quoted_table(name: str, schema: str | None) -> str:
+    """Return the name of a table for SQL, with its schema."""
+    return ".".join(map(quoted, filter(None, (schema, name))))
+
+
+def _check_unique_sets(table: Table, column: str, which: str) -> None:
+    for columns in _unique_sets(table):
+        if column not in columns:
+            raise MappingError(
+                table.fullname,
+                f"({', '.join(sorted(columns))}) is unique without {column}, which "
+                f"{which} cannot keep; add the column, or distribute by another one",
+            )
 
 
 def _unique_sets(table: Table) -> Iterator[set[str]]:

@@ -47,8 +47,11 @@ NAMES = {
         "try_commit_many",
     },
     "sa_wfstate.alembic": {
+        "create_hash_partitions",
         "create_version_trigger",
+        "distribute_table",
         "drop_version_trigger",
+        "replace_workflow_indexes",
         "upcast_workflow_state",
     },
     "sa_wfstate.asyncio": {
@@ -75,6 +78,7 @@ NAMES = {
         "WorkflowIntent",
         "WorkflowProjection",
         "WorkflowState",
+        "replace_indexes",
     },
     "sa_wfstate.dedup": {
         "ActionDedupMixin",
@@ -182,7 +186,7 @@ NAMES = {
         "temporary_database",
         "temporary_server",
     },
-    "sa_wfstate.sharding": {"distribute"},
+    "sa_wfstate.sharding": {"distribute", "hash_partitions"},
     "sa_wfstate.upcasting": {
         "UpcastProgress",
         "UpcastReport",

@@ -1,12 +1,29 @@
-"""The statements that distribute tables on Citus; tests/citus executes them."""
+"""The statements that distribute tables on Citus, and those that make partitions.
+
+tests/citus executes the former.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    Column,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    event,
+    insert,
+    text,
+)
+from sqlalchemy.schema import CreateSchema, DropSchema
 
 from sa_wfstate.errors import MappingError
-from sa_wfstate.sharding import distribute
+from sa_wfstate.sharding import distribute, hash_partitions
 
 from .drives import Base
 
@@ -37,9 +54,9 @@ def test_keys_of_another_type_have_shards_of_their_own() -> None:
             Column("workflow_key", Text, primary_key=True),
         )
     assert [parts_of(each) for each in distribute(metadata, column="tenant")] == [
-        ['"Shop"."A%%b"', "tenant", "default"],
+        ['"Shop"."A%b"', "tenant", "default"],
         ['"Shop"."B"', "tenant", "default"],
-        ['"Shop"."C"', "tenant", '"Shop"."A%%b"'],
+        ['"Shop"."C"', "tenant", '"Shop"."A%b"'],
     ]
 
 
@@ -55,3 +72,53 @@ def test_unique_without_the_column_is_refused() -> None:
     )
     with pytest.raises(MappingError, match=r"orders.*\(number\) is unique without"):
         distribute(metadata)
+
+
+def partitioned(name: str, *columns: Any, by: str = "HASH (workflow_key)") -> MetaData:
+    """Return the metadata of a table that is partitioned *by* its key."""
+    metadata = MetaData(schema='Shop "5%"')
+    key = Column("workflow_key", Text, primary_key=True)
+    Table(name, metadata, key, *columns, postgresql_partition_by=by)
+    return metadata
+
+
+@pytest.mark.contract
+def test_partitions_are_created_with_the_table(engine: Engine) -> None:
+    """By the event of the metadata, each time only those that are not there."""
+    metadata = partitioned('A "b" 100% :c', by='hash( "workflow_key" )')
+    for statement in hash_partitions(metadata, 4):
+        event.listen(metadata, "after_create", statement)
+    (table,) = metadata.tables.values()
+    with engine.begin() as connection:
+        connection.execute(CreateSchema(str(metadata.schema)))
+    try:
+        for _ in range(2):
+            metadata.create_all(engine)
+        keys = [{"workflow_key": f"o-{number}"} for number in range(40)]
+        with engine.begin() as connection:
+            connection.execute(insert(table), keys)
+            spread = connection.scalars(
+                text(
+                    "SELECT relname FROM pg_inherits JOIN pg_class ON oid = inhrelid"
+                    " WHERE reltuples <> 0 ORDER BY 1"
+                )
+            ).all()
+        assert spread == [f"{table.name}_p{number}" for number in range(4)]
+    finally:
+        metadata.drop_all(engine)
+        with engine.begin() as connection:
+            connection.execute(DropSchema(str(metadata.schema)))
+
+
+def test_partitions_are_those_of_the_tables_that_have_them() -> None:
+    """Others are created as usual; what PostgreSQL could not keep is refused."""
+    assert hash_partitions(partitioned("orders", by="LIST (workflow_key)"), 2) == []
+    assert hash_partitions(Base, 2) == []
+    with pytest.raises(
+        MappingError, match=r"\(number\) is unique without workflow_key"
+    ):
+        hash_partitions(partitioned("orders", Column("number", Text, unique=True)), 2)
+    with pytest.raises(MappingError, match="give the table a shorter name"):
+        hash_partitions(partitioned("o" * 60), 11)
+    with pytest.raises(ValueError, match="count must be 1 or more, got 0"):
+        hash_partitions(partitioned("orders"), 0)

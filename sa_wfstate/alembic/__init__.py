@@ -10,17 +10,26 @@ from importlib import import_module
 from typing import Any
 
 __all__ = [
+    "create_hash_partitions",
     "create_version_trigger",
+    "distribute_table",
     "drop_version_trigger",
+    "replace_workflow_indexes",
     "upcast_workflow_state",
 ]
+_OF_SHARDING = {
+    "create_hash_partitions",
+    "distribute_table",
+    "replace_workflow_indexes",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(".operations", __name__), name)
+        module = ".sharding" if name in _OF_SHARDING else ".operations"
+        return getattr(import_module(module, __name__), name)
     except ModuleNotFoundError as error:
         if error.name != "alembic":
             raise

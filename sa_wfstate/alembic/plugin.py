@@ -10,7 +10,8 @@ uses by default (``autogenerate_plugins=["alembic.autogenerate.*"]``). From then
   workflow table that differ from the mapped ones (:mod:`.autogenerate`);
 * columns that a table with rows lacks are filled before they are NOT NULL
   (:mod:`.backfill`);
-* ``op.upcast_workflow_state`` exists (:mod:`.operations`).
+* partitions of a mapped table are left alone (:mod:`.partitions`);
+* ``op.upcast_workflow_state`` and others exist (:mod:`.operations`, :mod:`.sharding`).
 
 :func:`setup` is called while Alembic is half imported, and an error in it would break
 ``import alembic``. So it logs errors, and nothing of Alembic is imported before.
@@ -46,11 +47,17 @@ def setup(plugin: Plugin) -> None:
             "sa_wfstate_backfill",
             priority=DispatchPriority.LAST,
         )
+        plugin.add_autogenerate_comparator(
+            _leave_partitions,
+            "autogenerate",
+            "sa_wfstate_partitions",
+            priority=DispatchPriority.LAST,
+        )
         # Last, so that findings of Alembic are not repeated.
         plugin.add_autogenerate_comparator(
             _compare_table, "table", "sa_wfstate", priority=DispatchPriority.LAST
         )
-        from . import operations  # noqa: F401 - it registers them itself
+        from . import operations, sharding  # noqa: F401 - they register them themselves
     except Exception:
         logging.getLogger("alembic.sa_wfstate").exception(
             "sa_wfstate could not register all of its Alembic operations"
@@ -83,6 +90,12 @@ def _split_additions(*arguments: Any) -> Any:
     from .backfill import split_additions
 
     split_additions(*arguments)
+
+
+def _leave_partitions(*arguments: Any) -> Any:
+    from .partitions import leave_partitions
+
+    leave_partitions(*arguments)
 
 
 class _EntryPoint(ModuleType):
