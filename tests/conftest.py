@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -70,6 +72,27 @@ class Driver:
     def run(self, function: Callable[..., object], **arguments: Any) -> None:
         function(**arguments)
 
+    def together(self, *functions: Callable[[], Any]) -> list[Any]:
+        """Call *functions* at the same time; return what each returned."""
+        with ThreadPoolExecutor(len(functions)) as pool:
+            return [each.result() for each in [pool.submit(f) for f in functions]]
+
+    def meeting(self, parties: int) -> Callable[[float], bool]:
+        """Return a function that waits until so many of *together* have called it.
+
+        For a number of seconds; it returns whether all came.
+        """
+        barrier = threading.Barrier(parties)
+
+        def wait(seconds: float) -> bool:
+            try:
+                barrier.wait(seconds)
+            except threading.BrokenBarrierError:
+                return False
+            return True
+
+        return wait
+
     def close(self) -> None:
         for engine in self._engines:
             engine.dispose()
@@ -94,6 +117,21 @@ class AsyncDriver(Driver):
 
     def run(self, function: Callable[..., object], **arguments: Any) -> None:
         self._runner.run(greenlet_spawn(function, **arguments))
+
+    def together(self, *functions: Callable[[], Any]) -> list[Any]:
+        return list(await_only(asyncio.gather(*map(greenlet_spawn, functions))))
+
+    def meeting(self, parties: int) -> Callable[[float], bool]:
+        barrier = asyncio.Barrier(parties)
+
+        def wait(seconds: float) -> bool:
+            try:
+                await_only(asyncio.wait_for(barrier.wait(), seconds))
+            except (TimeoutError, asyncio.BrokenBarrierError):
+                return False
+            return True
+
+        return wait
 
     def close(self) -> None:
         for engine in self._async_engines:

@@ -7,7 +7,8 @@ chooses another. A database without unnest, as SQLite, gets one statement per ro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -77,7 +78,8 @@ def try_commit_many(
     behaves as :func:`~sa_wfstate.try_commit`, also in what it raises.
 
     With *rebase*, those whose rows have moved on are merged with them and sent again,
-    together. Each commit needs its *base* then, unless it creates a workflow.
+    together. Each commit needs its *base* then, unless it creates a workflow. The rows
+    are locked first, in the order of the keys, by one statement more.
 
     A key that is given twice raises PayloadError before any SQL is sent.
     """
@@ -100,6 +102,8 @@ def try_commit_many(
         own, of_own = batch.take(indices), [bases[index] for index in indices]
         connection = connection_of(session, statements, own.workflow_keys)
         send = partial(commit_batch, connection, statements, session=filtering(session))
+        if rules is not None:
+            _lock(connection, statements, own)
         own, made = commit_all_on(statements, own, of_own, rules, send)
         adopt(session, connection, statements, own, made, held)
         outcomes.update(zip(indices, made, strict=True))
@@ -168,16 +172,9 @@ def commit_batch(
     written: dict[Key, Written] = {}
     for indices in chunks(in_order):
         chunk = batch.take(indices)
-        try:
+        with _refusing(statements, chunk):
             own = chunk if session is None else _visible(session, statements, chunk)
             written |= send(connection, statements, own)
-        except DBAPIError as error:
-            # The database has refused the transaction: each write is lost.
-            lost = {write.workflow_key: write.version - 1 for write in chunk}
-            conflict = refused(statements, lost, error)
-            if conflict is None:
-                raise
-            raise conflict from error
     if len(written) == len(batch):
         return statements.all_committed(batch, written)
     losers = {
@@ -196,6 +193,31 @@ def commit_batch(
         else unwritten(statements, write, found.get(write.workflow_key))
         for write in batch
     ]
+
+
+@contextmanager
+def _refusing(statements: Statements[Any], batch: Batch) -> Iterator[None]:
+    """Raise a conflict of all writes if the database has refused the transaction."""
+    try:
+        yield
+    except DBAPIError as error:
+        lost = {write.workflow_key: write.version - 1 for write in batch}
+        conflict = refused(statements, lost, error)
+        if conflict is None:
+            raise
+        raise conflict from error
+
+
+def _lock(connection: Connection, statements: Statements[Any], batch: Batch) -> None:
+    """Lock the rows that *batch* may have to write twice, in the order of the keys.
+
+    What has won at first holds its row while the rest is sent again: two batches would
+    wait for each other.
+    """
+    keys = [write.workflow_key for write in batch if write.version > 1]
+    if len(keys) > 1:
+        with _refusing(statements, batch):
+            statements.versions(connection, keys, lock="no key")
 
 
 def _visible(session: Session, statements: Statements[Any], batch: Batch) -> Batch:

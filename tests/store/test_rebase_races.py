@@ -1,14 +1,14 @@
-"""Two threads rebase: disjoint changes all win, overlapping ones are merged or lost."""
+"""Two writers rebase: disjoint changes all win, overlapping ones are merged or lost."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from random import Random
-from threading import Barrier
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel
+from sqlalchemy import event
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_wfstate import (
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Engine, MetaData
+
+    from ..conftest import Driver
 
 
 STEPS = 40
@@ -100,18 +102,20 @@ WAYS: list[Callable[[Engine, Callable[[OrderState], object]], None]] = [
 ]
 
 
-def race(engine: Engine, change: Callable[[OrderState, str, int], object]) -> int:
-    """Let two threads make their changes, in any way; count those that were lost."""
+def race(
+    driver: Driver, engine: Engine, change: Callable[[OrderState, str, int], object]
+) -> int:
+    """Let two writers make their changes, in any way; count those that were lost."""
     with Session(engine) as session:
         session.add(Order(workflow_key="k", state=OrderState()))
         session.commit()
-    barrier = Barrier(2)
+    meet = driver.meeting(2)
 
     def run(name: str) -> int:
         chance, lost = Random(name), 0
         for step in range(STEPS):
             if not step % 10:
-                barrier.wait(30)
+                assert meet(30)
             try:
                 chance.choice(WAYS)(engine, lambda state: change(state, name, step))  # noqa: B023 - called at once
             except StateConflict as conflict:
@@ -119,18 +123,18 @@ def race(engine: Engine, change: Callable[[OrderState, str, int], object]) -> in
                 lost += bool(conflict.changes and conflict.changes.overlapping)
         return lost
 
-    with ThreadPoolExecutor(2) as pool:
-        return sum(pool.map(run, ("one", "two")))
+    return sum(driver.together(*(partial(run, name) for name in ("one", "two"))))
 
 
-def read(engine: Engine) -> tuple[int, OrderState]:
+def read(engine: Engine, key: str = "k") -> tuple[int, OrderState]:
     """Return the row's version and state."""
     with Session(engine) as session:
-        snapshot = get_state(session, Order, "k")
+        snapshot = get_state(session, Order, key)
     return snapshot.version, snapshot.state
 
 
-def test_disjoint_and_merged_changes_all_win(engine: Engine) -> None:
+@pytest.mark.contract
+def test_disjoint_and_merged_changes_all_win(driver: Driver, engine: Engine) -> None:
     """Each has its own key, and the counter, the list and the set have their rules."""
 
     def change(state: OrderState, name: str, step: int) -> None:
@@ -139,7 +143,7 @@ def test_disjoint_and_merged_changes_all_win(engine: Engine) -> None:
         state.notes.append(f"{name}-{step}")
         state.tags = {*state.tags, f"{name}-{step % 10}"}
 
-    assert race(engine, change) == 0
+    assert race(driver, engine, change) == 0
     version, state = read(engine)
     assert version == 1 + 2 * STEPS
     assert state.own == {"one": STEPS, "two": STEPS}
@@ -151,15 +155,65 @@ def test_disjoint_and_merged_changes_all_win(engine: Engine) -> None:
     assert len(state.tags) == 20
 
 
-def test_overlapping_changes_are_refused(engine: Engine) -> None:
+@pytest.mark.contract
+def test_overlapping_changes_are_refused(driver: Driver, engine: Engine) -> None:
     """Without a rule each change is there as a whole, or its writer knows."""
 
     def change(state: OrderState, name: str, _: int) -> None:
         state.own[name] = state.own.get(name, 0) + 1
         state.paid += 1
 
-    lost = race(engine, change)
+    lost = race(driver, engine, change)
     version, state = read(engine)
     assert version == 1 + 2 * STEPS - lost
     assert lost  # They did race.
     assert state.paid == sum(state.own.values()) == 2 * STEPS - lost
+
+
+@pytest.mark.contract
+def test_batches_that_rebase_do_not_deadlock(driver: Driver, engine: Engine) -> None:
+    """Each has lost one of two rows that the other holds: they wait in turn."""
+    with Session(engine) as session:
+        for key in "ab":
+            session.add(Order(workflow_key=key, state=OrderState()))
+        session.commit()
+    meet = driver.meeting(2)
+    waited: set[str] = set()
+
+    def run(stale: str) -> int:
+        with Session(engine) as session:
+            bases = {key: get_state(session, Order, key) for key in "ab"}
+            session.rollback()
+            in_flush_of(engine, stale)
+            fresh = "ab".replace(stale, "")
+            assert meet(30)
+            bases[fresh] = get_state(session, Order, fresh)
+            session.rollback()
+            commits = []
+            for key in (stale, fresh):
+                state = bases[key].state.model_copy(deep=True)
+                state.visits += 1
+                commits.append(
+                    Commit(base=bases[key], state=state, provenance=Provenance.now())
+                )
+
+            @event.listens_for(session.connection(), "after_cursor_execute")
+            def sent(*_: Any) -> None:
+                if stale not in waited:
+                    waited.add(stale)
+                    meet(0.3)  # The other one may wait for the rows of this one.
+
+            outcomes = try_commit_many(session, Order, commits, rebase=True)
+            session.commit()
+        return sum(not isinstance(each, StateConflict) for each in outcomes)
+
+    assert driver.together(partial(run, "a"), partial(run, "b")) == [2, 2]
+    for key in "ab":
+        assert read(engine, key)[1].visits == 3
+
+
+def in_flush_of(engine: Engine, key: str) -> None:
+    """Commit a change of a row."""
+    with Session(engine) as session:
+        session.get_one(Order, key).state.visits += 1
+        session.commit()

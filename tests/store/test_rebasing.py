@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel, ValidationError, model_validator
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_wfstate import (
@@ -350,11 +351,14 @@ def test_batch_is_rebased_as_a_whole(engine: Engine) -> None:
         other.get_one(Order, "k-3").state.status = "sent"
         other.delete(other.get_one(Order, "k-4"))
         other.commit()
-    rivals = [lambda: rival(engine, "k-2")]
+    rival(engine, "k-2")
 
     def slowly(before: int, own: int, other: int) -> int:
-        if rivals:
-            rivals.pop()()
+        # All rows are held by then: no other writer comes in between.
+        with Session(engine) as late:
+            late.execute(text("SET LOCAL lock_timeout = '10ms'"))
+            with pytest.raises(DBAPIError, match="lock timeout"):
+                late.get_one(Order, "k-0", with_for_update={"key_share": True})
         return own - before + other
 
     commits = [
