@@ -3,15 +3,27 @@
 A flush that loses is compared with the same one whose conflict is asked for its
 changes; a commit that wins, with and without ``base=`` and ``rebase=True``. A flush of
 a session that rebases sends one statement more, for the lock.
+
+The last table has what a loss pays for the changes that it could be asked for: CPU of
+the client, and calls of Python, which do not depend on the machine, with what keeps the
+texts for them and without.
 """
 
 from __future__ import annotations
 
+import random
+import statistics
+import sys
+import time
+from contextlib import ExitStack
 from itertools import count
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from _harness import compare, postgresql, print_table
 from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
 from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Session
 
@@ -53,6 +65,10 @@ class Order(WorkflowStateMixin[OrderState], Base):
 
 NUMBERS = count()
 SIZES = {"0.3 kB": 6, "2 kB": 45, "20 kB": 450}
+ROUNDS = 31
+OUTCOMES = (StateConflict, StateCommitted)
+EXPLAIN = ("sa_wfstate.orm.conflicts.explain", "sa_wfstate.store.rebasing.explain")
+"""What keeps the texts for the changes of a conflict."""
 
 
 def main() -> None:
@@ -68,11 +84,89 @@ def main() -> None:
                 session.commit()
             for title, runs in contenders(engine, size).items():
                 first = next(iter(runs))
-                result = compare(runs, baseline=first, rounds=60)
+                result = compare(runs, baseline=first, rounds=ROUNDS)
                 tables.setdefault(title, {})[size] = result
         for title, table in tables.items():
             print_table(title, table)
+        show_unasked(engine)
         engine.dispose()
+
+
+def show_unasked(engine: Engine) -> None:
+    """Print what is paid for changes that are not asked for."""
+    store = CanonicalStore(engine, Order)
+    table = Table("", "CPU", "calls", title="Changes that are not asked for")
+    for size in SIZES:
+        losses = {
+            "a flush that loses": lambda: lose(engine, size, ask=False),  # noqa: B023 - called at once
+            "a try_commit that loses": lambda: lose_commit(store, size),  # noqa: B023
+            "a try_commit that wins": lambda: win(store, size, rebase=False),  # noqa: B023
+        }
+        for title, run in losses.items():
+            cpu: dict[bool, list[float]] = {True: [], False: []}
+            calls = {with_them: calls_of(run, with_them) for with_them in cpu}
+            for _ in range(2 * ROUNDS):
+                for with_them in random.sample([True, False], 2):
+                    cpu[with_them].append(cpu_of(run, with_them))
+            ratio = statistics.median(
+                a / b for a, b in zip(cpu[True], cpu[False], strict=True)
+            )
+            more = calls[True] / calls[False] - 1
+            table.add_row(
+                f"{title}, {size}",
+                f"{ratio - 1:+.1%}",
+                f"{more:+.2%} of {calls[False]:.0f}",
+            )
+    Console(width=100).print(table)
+
+
+def unasked(with_them: bool) -> ExitStack:
+    """Return a context in which conflicts keep the texts for their changes, or not."""
+    stack = ExitStack()
+    if not with_them:
+        for place in EXPLAIN:
+            stack.enter_context(patch(place, _unexplained))
+    return stack
+
+
+def _unexplained(*given: Any) -> Any:
+    return next(each for each in given if isinstance(each, OUTCOMES))
+
+
+def cpu_of(run: Callable[[], None], with_them: bool) -> float:
+    """Return the CPU seconds of some calls."""
+    with unasked(with_them):
+        begin = time.process_time()
+        for _ in range(5):
+            run()
+        return time.process_time() - begin
+
+
+def calls_of(run: Callable[[], None], with_them: bool) -> float:
+    """Return how many functions are called, in Python and in C."""
+    found = 0
+
+    def note(_: object, what: str, __: object) -> None:
+        nonlocal found
+        found += what in {"call", "c_call"}
+
+    with unasked(with_them):
+        for _ in range(8):  # Caches, and statements that the driver prepares.
+            run()
+        sys.setprofile(note)
+        for _ in range(5):
+            run()
+        sys.setprofile(None)
+    return found / 5
+
+
+def lose_commit(store: CanonicalStore[OrderState], key: str) -> None:
+    """Commit on a base that has moved."""
+    base = store.get_state(key)
+    win(store, key)
+    base.state.note = str(next(NUMBERS))
+    outcome = store.try_commit(base=base, state=base.state, provenance=Provenance.now())
+    assert isinstance(outcome, StateConflict)
 
 
 def contenders(engine: Engine, key: str) -> dict[str, dict[str, Callable[[], None]]]:

@@ -56,7 +56,7 @@ def main() -> None:
             session.commit()
         for title, runs in contenders(engine).items():
             first = next(iter(runs))
-            print_table(title, {"": compare(runs, baseline=first, rounds=60)})
+            print_table(title, {"": compare(runs, baseline=first, rounds=31)})
         engine.dispose()
 
 

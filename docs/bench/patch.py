@@ -2,11 +2,13 @@
 
 The first table has time and CPU of the client for each, in rounds that take turns: the
 median of the ratios, and in brackets that of the fastest rounds. The second one has a
-counter on one key that several processes increment: by patches, and by reading and
-committing until the commit wins, with the pauses of ``RetryPolicy``. ``--seconds`` is
-the length of each run there.
+counter on one key that several processes increment: by reading and committing until the
+commit wins, with the pauses of ``RetryPolicy``; by patches; and by psycopg alone, with
+the three statements of a patch, and with the UPDATE only, which then commits before its
+result is validated. ``--seconds`` is the length of each run there.
 
-Commits do not wait for the disk: a slow one hides all else.
+Commits do not wait for the disk, unless ``--durable`` is given: a slow one hides all
+else.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ import time
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import psycopg
 from _harness import postgresql
 from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.orm import DeclarativeBase
 
 from sa_wfstate import (
@@ -44,6 +47,16 @@ SIZES = {"0.3 kB": 6, "2 kB": 50, "20 kB": 510}
 
 CALLS = 20
 """Calls of each contender in a round."""
+
+
+WAYS = ("read and commit", "try_patch")
+BY_HAND = ("psycopg, the same", "psycopg, one statement")
+
+INCREMENT = """
+    UPDATE orders SET version = version + 1, updated_at = now(), provenance = %s::jsonb,
+        state = jsonb_set(state, '{visits}', to_jsonb((state->>'visits')::int + 1))
+    WHERE workflow_key = 'counter' AND schema_version = 1 RETURNING state::text
+"""
 
 
 class Base(DeclarativeBase):
@@ -140,19 +153,47 @@ def compare(url: Any, rounds: int) -> None:
 def count(address: str, way: str, seconds: float, done: Any) -> None:
     """Increment the counter for some seconds, in a process of its own."""
     engine = create_engine(address)
-    store = CanonicalStore(engine, Order)
-    edits, policy = [increment(VISITS, 1)], RetryPolicy()
+    store, policy = CanonicalStore(engine, Order), RetryPolicy()
     store.get_state("counter")
+    make = attempt_of(store, address, way)
     until, won, lost = time.monotonic() + seconds, 0, 0
     while time.monotonic() < until:
-        attempt, outcome = 1, once(store, way, edits)
+        attempt, outcome = 1, make()
         while isinstance(outcome, StateConflict) and time.monotonic() < until:
             lost += 1
             time.sleep(random.random() * policy.ceiling(attempt))
-            attempt, outcome = attempt + 1, once(store, way, edits)
+            attempt, outcome = attempt + 1, make()
         won += not isinstance(outcome, StateConflict)
     engine.dispose()
     done.put((won, lost))
+
+
+def attempt_of(
+    store: CanonicalStore[OrderState], address: str, way: str
+) -> Callable[[], object]:
+    """Return what makes one attempt to increment the counter."""
+    if way in BY_HAND:
+        return by_hand(address, in_transaction=way == BY_HAND[0])
+    edits = [increment(VISITS, 1)]
+    return lambda: once(store, way, edits)
+
+
+def by_hand(address: str, *, in_transaction: bool) -> Callable[[], object]:
+    """Return what a patch does, without a library."""
+    dsn = make_url(address).set(drivername="postgresql")
+    connection = psycopg.connect(
+        dsn.render_as_string(hide_password=False), autocommit=not in_transaction
+    )
+
+    def increment_it() -> object:
+        provenance = Provenance.now().model_dump_json()
+        row = connection.execute(INCREMENT, (provenance,)).fetchone()
+        assert row is not None
+        state = OrderState.model_validate_json(row[0])
+        connection.commit()
+        return state
+
+    return increment_it
 
 
 def once(store: CanonicalStore[OrderState], way: str, edits: Any) -> Any:
@@ -178,9 +219,9 @@ def contend(url: Any, processes: list[int], seconds: float, rounds: int) -> None
     engine.dispose()
     address = url.render_as_string(hide_password=False)
     context = multiprocessing.get_context("fork")
-    table = Table("processes", "read and commit", "try_patch", "ratio", "conflicts")
+    table = Table("processes", *WAYS, *BY_HAND, "conflicts")
     for number in processes:
-        rates: dict[str, list[float]] = {"commit": [], "try_patch": []}
+        rates: dict[str, list[float]] = {way: [] for way in (*WAYS, *BY_HAND)}
         conflicts = dict.fromkeys(rates, 0)
         for _ in range(rounds):
             for way, each in rates.items():
@@ -196,13 +237,13 @@ def contend(url: Any, processes: list[int], seconds: float, rounds: int) -> None
                     worker.join()
                 each.append(sum(won for won, _ in answers) / seconds)
                 conflicts[way] += sum(lost for _, lost in answers)
-        pairs = zip(rates["try_patch"], rates["commit"], strict=True)
-        table.add_row(
-            str(number),
-            *(f"{statistics.median(each):.0f}/s" for each in rates.values()),
-            f"{statistics.median(a / b for a, b in pairs):.1f}",
-            " and ".join(map(str, conflicts.values())),
-        )
+        cells = []
+        for each in rates.values():
+            pairs = zip(each, rates[WAYS[0]], strict=True)
+            ratio = statistics.median(a / b for a, b in pairs)
+            cells.append(f"{statistics.median(each):.0f}/s ({ratio:.1f})")
+        lost = [str(conflicts[way]) for way in WAYS]
+        table.add_row(str(number), *cells, " and ".join(lost))
     Console(width=120).print(table)
 
 
@@ -214,9 +255,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25, help="of one writer")
     parser.add_argument("--processes", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--seconds", type=float, default=3.0, help="for each run")
+    parser.add_argument("--durable", action="store_true")
     parser.add_argument("--runs", type=int, default=3, help="of each contender")
     options = parser.parse_args()
-    with postgresql(fsync="off") as url:
+    settings = {} if options.durable else {"fsync": "off"}
+    with postgresql(**settings) as url:
         engine = create_engine(url)
         Base.metadata.create_all(engine)
         engine.dispose()

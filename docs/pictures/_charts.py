@@ -92,31 +92,58 @@ def contention(theme: str) -> str:
     return drawing.render(y + 10)
 
 
-def optional(name: str, theme: str) -> str | None:
-    """Draw a file of the form {title, x, series, unit}, if there is one."""
-    if not (BENCH / f"{name}.json").exists():
-        return None
-    results = _read(f"{name}.json")
+def options(theme: str) -> str:
+    """Draw what each option of a commit costs."""
+    results = _read("options.json")
+    drawing = Drawing(theme, "What each option of a commit costs, nothing = 1")
+    top = _legend(drawing, ["time", "CPU of the client"])
+    unit = (WIDTH - 170) / max(max(each.values()) for each in results.values())
+    for number, (name, ratios) in enumerate(results.items()):
+        y = top + number * 46
+        drawing.text(0, y + 22, name)
+        for row, (ratio, color) in enumerate(
+            zip(ratios.values(), COLORS, strict=False)
+        ):
+            drawing.bar(130, y + 18 * row, unit * ratio, 15, color)
+            label = f"{ratio:.2f}"
+            drawing.text(136 + unit * ratio, y + 12 + 18 * row, label, size=13)
+    bottom = top + 46 * len(results)
+    drawing.text(0, bottom + 16, "One action, nothing = 1", size=13, color="muted")
+    return drawing.render(bottom + 26)
+
+
+def growth(theme: str) -> str:
+    """Draw the cost of commits, reads and upkeep by the rows of the tables."""
+    results = _read("growth.json")
     drawing = Drawing(theme, results["title"])
-    series: dict[str, list[float]] = results["series"]
-    top = _legend(drawing, list(series))
-    _lines(drawing, (0, top, WIDTH, 240), results["title"], results["x"], series)
-    drawing.text(0, top + 262, results["unit"], size=13, color="muted")
-    return drawing.render(top + 272)
+    series = list(results["series"].items())
+    y = 0.0
+    for title, some in (
+        ("Reads and commits", dict(series[:4])),
+        ("Upkeep", dict(series[4:])),
+    ):
+        y = _legend(drawing, list(some), y)
+        _lines(drawing, (0, y, WIDTH, 180), title, results["x"], some)
+        y += 200
+    drawing.text(0, y + 4, results["unit"], size=13, color="muted")
+    return drawing.render(y + 14)
 
 
 def _read(name: str) -> Any:
     return json.loads((BENCH / name).read_text())
 
 
-def _legend(drawing: Drawing, names: Sequence[str]) -> float:
-    """Name the colours in one line; return where the chart begins."""
-    x = 6.0
+def _legend(drawing: Drawing, names: Sequence[str], top: float = 0.0) -> float:
+    """Name the colours in lines from *top* on; return where the chart begins."""
+    x, y = 6.0, top + 12
     for name, color in zip(names, COLORS, strict=False):
-        drawing.dot(x, 12, color)
-        drawing.text(x + 11, 17, name, size=13)
-        x += 36 + 7.2 * len(name)
-    return 38
+        width = 36 + 7.2 * len(name)
+        if x > 6 and x + width - 24 > WIDTH:
+            x, y = 6.0, y + 20
+        drawing.dot(x, y, color)
+        drawing.text(x + 11, y + 5, name, size=13)
+        x += width
+    return y + 26
 
 
 def _lines(
