@@ -407,41 +407,56 @@ COUNTED = """
 """
 
 
+TUNED = "fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02"
+
+
 def churn(engine: Engine, seconds: float) -> None:
     """Commit to random workflows, and print what becomes of the tables."""
-    classes = mapped(CHURNED)
-    fill(engine, classes)
-    names = [classes.order.__tablename__, classes.sale.__tablename__]
+    plain, tuned = mapped(CHURNED), mapped(CHURNED + 1)
+    tuned.base.metadata.create_all(engine)
+    run(engine, f"ALTER TABLE {tuned.order.__tablename__} SET ({TUNED})")
+    for classes in (plain, tuned):
+        fill(engine, classes)
+    commits, tuned_commits = (
+        Sizes(engine, classes).contenders() for classes in (plain, tuned)
+    )
+    tables = {
+        plain.order.__tablename__: ("as it is", commits["try_commit"]),
+        tuned.order.__tablename__: (TUNED, tuned_commits["try_commit"]),
+        plain.sale.__tablename__: (
+            "index on updated_at",
+            commits["with history and an index"],
+        ),
+    }
 
     def look() -> dict[str, Any]:
         with engine.connect() as connection:
             return {
                 name: connection.execute(text(COUNTED), {"name": name}).one()
-                for name in names
+                for name in tables
             }
 
     before, begin = look(), datetime.now(UTC)
-    commits = Sizes(engine, classes).contenders()
     until, number = time.monotonic() + seconds, 0
     while time.monotonic() < until:
-        for name in ("try_commit", "with history and an index"):
-            commits[name]()
+        for _, commit in tables.values():
+            commit()
         number += CALLS
     time.sleep(1.0)  # Statistics are reported with a delay.
     after = look()
     print(f"{number:,} commits to each table in {datetime.now(UTC) - begin}")
     table = Table("", "HOT", "table", "indexes", "dead rows", "autovacuums")
-    for name in names:
+    for name, (title, _) in tables.items():
         old, new = before[name], after[name]
         table.add_row(
-            name,
+            title,
             f"{new[1] / new[0]:.0%}",
             f"x {new[4] / old[4]:.2f}",
             f"x {new[5] / old[5]:.2f}",
             f"{new[2]:,}",
             f"{new[3]}",
         )
-    Console(width=100).print(table)
+    Console(width=120).print(table)
 
 
 def main() -> None:
