@@ -11,6 +11,7 @@ WorkflowStateMixin: it is put in place when SQLAlchemy instruments the attribute
 from __future__ import annotations
 
 from contextlib import suppress
+from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,10 @@ from sqlalchemy.orm import (
     InstanceState,
     Mapper,
     PassiveFlag,
-    strategies,
 )
 from sqlalchemy.orm.attributes import History, InstrumentedAttribute, instance_state
 from sqlalchemy.orm.instrumentation import manager_of_class
+from sqlalchemy.orm.interfaces import LoaderStrategy
 
 from ..errors import MappingError, PayloadError
 from ..payload.losses import losses
@@ -43,10 +44,6 @@ if TYPE_CHECKING:
 
 
 _PLAIN = (("deferred", False), ("instrument", True))
-# SQLAlchemy 2.1 has put an underscore in front of it.
-_ColumnLoader: Any = getattr(
-    strategies, "_ColumnLoader", getattr(strategies, "ColumnLoader", None)
-)
 
 
 class TrackedAttribute(InstrumentedAttribute[Any]):
@@ -146,8 +143,7 @@ def _tracked_impl(impl: Any) -> type[Any]:
     return type(f"Tracked{impl.__name__}", (_TrackedImpl, impl), {"__slots__": ()})
 
 
-@ColumnProperty.strategy_for(deferred=False, instrument=True, sa_wfstate=True)
-class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
+class _UnreadLoader(LoaderStrategy):
     """Load the text only; where that does not work, the value as of any column.
 
     A state is read together with its schema version and its key. So it need not be
@@ -155,21 +151,24 @@ class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
     an alias, which may be a subquery without them, or an eager load has it marked.
     """
 
-    __slots__ = ("_load", "_plain", "_row", "_schema")
-    columns: Any
+    __slots__ = ("_load", "_marked", "_plain", "_row", "_schema")
 
-    def __init__(self, parent: Any, strategy_key: Any) -> None:
-        super().__init__(parent, strategy_key)
-        self._plain = parent._get_strategy(_PLAIN)  # noqa: SLF001
-        (column,) = self.columns
+    def __init__(self, prop: Any) -> None:
+        super().__init__(prop, prop.strategy_key)
+        self._plain = prop.strategy
+        (column,) = prop.columns
         unread = column.type.unread()
-        self.columns = [type_coerce(column, unread).label(column.key)]
+        self._marked = copy(self._plain)
+        self._marked.columns = [type_coerce(column, unread).label(column.key)]
         self._schema, self._load, self._row = unread.payload_schema, unread.load, ()
         rows = column.table
         beside = [column_of(rows, "schema_version"), *key_columns(rows)]
         if self._schema is not None and all(each is not None for each in beside):
             text = type_coerce(column, UnreadJSON(unread.type_))
             self._row = (text.label(column.key), *beside)
+
+    def init_class_attribute(self, mapper: Mapper[Any]) -> None:
+        self._plain.init_class_attribute(mapper)
 
     def setup_query(
         self,
@@ -178,26 +177,19 @@ class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
         path: Any,
         loadopt: Any,
         adapter: Any,
-        column_collection: Any,
-        memoized_populators: Any,
         **kwargs: Any,
     ) -> None:
         # With RETURNING, only the columns of the table itself can be adapted.
         returning = kwargs.get("check_for_adapt")
         if self._row and not adapter and not returning:
             for column in self._row:
-                compile_state._append_dedupe_col_collection(column, column_collection)  # noqa: SLF001
+                if column not in compile_state.dedupe_columns:
+                    compile_state.dedupe_columns.add(column)
+                    kwargs["column_collection"].append(column)
             return
-        setup: Any = self._plain.setup_query if returning else super().setup_query
-        setup(
-            compile_state,
-            query_entity,
-            path,
-            loadopt,
-            adapter,
-            column_collection,
-            memoized_populators,
-            **kwargs,
+        loader = self._plain if returning else self._marked
+        loader.setup_query(
+            compile_state, query_entity, path, loadopt, adapter, **kwargs
         )
 
     def create_row_processor(
@@ -219,7 +211,7 @@ class _UnreadLoader(_ColumnLoader):  # type: ignore[misc]
                 )
                 return
         before = len(populators["quick"])
-        super().create_row_processor(
+        self._marked.create_row_processor(
             context, query_entity, path, loadopt, mapper, result, adapter, populators
         )
         if len(populators["quick"]) == before:
@@ -275,9 +267,9 @@ def attribute_instrument(
     impl_class: Any = type(impl)
     impl.__class__ = _tracked_impl(impl_class)
     plain = prop.strategy_key == _PLAIN and len(prop.columns) == 1
+    plain = plain and not isinstance(prop.strategy, _UnreadLoader)  # Of a base class.
     if plain and not issubclass(cls, BaseModel):  # A model is dumped as it is held.
-        prop.strategy_key = (*_PLAIN, ("sa_wfstate", True))
-        prop.strategy = prop._get_strategy(prop.strategy_key)  # noqa: SLF001
+        prop.strategy = _UnreadLoader(prop)
     return column.type
 
 

@@ -95,6 +95,7 @@ LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...
     (Session, "do_orm_execute", statement_guard.do_orm_execute, FIRST),
     (Session, "do_orm_execute", stale_loads.do_orm_execute, FIRST),
     (Workflow, "load", version_guard.load, RAW),
+    (Workflow, "refresh", stale_loads.refresh, RAW | {"restore_load_context": True}),
     (Workflow, "refresh", version_guard.refresh, RAW),
     (Workflow, "expire", stale_loads.expire, RAW),
     (Session, "detached_to_persistent", tracking.detached_to_persistent, FIRST | RAW),
@@ -132,12 +133,10 @@ LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...
 )
 
 METHODS: Final[dict[str, Callable[..., Any]]] = {
-    "merge": stale_loads.merge,
-    "merge_all": stale_loads.merge_all,
-    "refresh": stale_loads.refresh,
+    "_merge": stale_loads.merge,  # Every way to merge calls it.
     "bulk_save_objects": statement_guard.bulk_save_objects,
-    "bulk_insert_mappings": statement_guard.bulk_insert_mappings,
-    "bulk_update_mappings": statement_guard.bulk_update_mappings,
+    # The two bulk_…_mappings() call it.
+    "_bulk_save_mappings": statement_guard.bulk_save_mappings,
 }
 """The methods of Session that send no event: what is put around them."""
 
@@ -173,6 +172,8 @@ def attend(engine: Engine) -> None:
     if engine.hide_parameters:
         event.listen(engine.dialect, "handle_error", error_details.handle_error)
     event.listen(engine.dialect, "handle_error", conflicts.handle_error)
+    event.listen(engine, "savepoint", write_log.savepoint)
+    event.listen(engine, "release_savepoint", write_log.release_savepoint)
     event.listen(engine, "rollback_savepoint", write_log.rollback_savepoint)
 
 

@@ -26,9 +26,7 @@ def patch_session(wrappers: Mapping[str, Callable[..., Any]]) -> None:
     Each is called with its method, the session, and the arguments by their names.
     """
     for name, wrapper in wrappers.items():
-        method = Session.__dict__.get(name)  # merge_all() is new in SQLAlchemy 2.1.
-        if method is not None:
-            setattr(Session, name, _wrapped(method, wrapper))
+        setattr(Session, name, _wrapped(getattr(Session, name), wrapper))
 
 
 def _wrapped(method: Callable[..., Any], wrapper: Callable[..., Any]) -> Any:

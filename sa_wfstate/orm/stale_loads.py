@@ -3,7 +3,8 @@
 ``Session.merge()`` of a detached object, and ``Session.get(…, with_for_update=…)`` of
 one that the session holds, compare versions and raise StaleDataError. An error that
 comes out of them is looked at closer. The SELECT of a get passes ``do_orm_execute``; a
-merge passes no event, so it is wrapped when the first workflow class is mapped.
+merge passes no event, so the method that every merge calls, for each object that it
+cascades to, is wrapped when the first workflow class is mapped.
 
 SQLAlchemy compares the version attributes alone, and inserts what it does not find. So
 a merge is refused before it copies anything
@@ -17,8 +18,8 @@ a merge is refused before it copies anything
 and its next flush is checked against that. So does one that is merged from an object
 without a base, and cannot be written before it is loaded.
 
-``refresh()`` and ``expire()`` of some attributes take the version and the provenance
-together, so that the base is always of one row.
+``expire()`` of some attributes expires the version and the provenance together, and so
+does ``refresh()``, which then loads them all at once: the base is always of one row.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import InstanceState, ORMExecuteState, Session
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.orm.util import identity_key
 
@@ -35,7 +35,7 @@ from ..errors import ConflictReason, StateConflict
 from ..retry import SERIALIZATION_FAILURE, sqlstate
 from ..values.row_version import NOTHING, RowVersion
 from .attempts import explain_unflushed
-from .conflicts import conflict_of, conflict_of_all, read_again
+from .conflicts import conflict_of, read_again
 from .entity import statements_of
 from .mixin import WorkflowStateMixin
 from .routing import connection_for
@@ -45,27 +45,42 @@ from .tracking import check_unchanged
 from .version_guard import OF_A_BASE, seen_of, take_over
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+
+    from sqlalchemy.orm import InstanceState, ORMExecuteState, Session
 
     from ..values.keys import Key
 
 
 def merge(
-    method: Callable[..., Any], session: Session, instance: Any, **options: Any
-) -> Any:
-    with _Merging(session, [instance], options):
-        return method(session, instance, **options)
-
-
-def merge_all(
     method: Callable[..., Any],
     session: Session,
-    instances: Iterable[Any],
+    state: InstanceState[Any],
+    state_dict: Any,
     **options: Any,
 ) -> Any:
-    instances = list(instances)
-    with _Merging(session, instances, options):
-        return method(session, instances, **options)
+    if not issubclass(state.class_, WorkflowStateMixin):
+        return method(session, state, state_dict, **options)
+    load, held = options["load"], None
+    if not load:  # It compares, and sends no SQL.
+        check_unchanged(state)
+    elif state.key is not None:
+        # It is kept until the end: the identity map would let go of it.
+        held = _refuse_stale(session, state, options.get("options"))
+    elif "workflow_key" in state.dict:
+        _refuse_to_replace(session, state)
+    try:
+        merged = method(session, state, state_dict, **options)
+    except StaleDataError as error:
+        if type(error) is StaleDataError and session.is_active and held is not None:
+            for conflict in _lost(session, state, inspect(held)):
+                raise conflict from error
+        raise
+    # What was loaded for the merge has the base of *state* already, if it has one.
+    copied = merged is not state.obj() and state.key is not None and _carries(state)
+    if copied and (not load or seen_of(state) is None):
+        take_over(inspect(merged), state)
+    return merged
 
 
 def do_orm_execute(execute: ORMExecuteState) -> Any:
@@ -87,115 +102,48 @@ def do_orm_execute(execute: ORMExecuteState) -> Any:
         raise
 
 
-class _Merging:
-    """Check the instances of a merge before it, and translate its errors."""
+def _refuse_stale(session: Session, state: InstanceState[Any], options: Any) -> Any:
+    """Refuse to merge a detached object that is not based on its row.
 
-    def __init__(
-        self, session: Session, instances: list[Any], options: Mapping[str, Any]
-    ) -> None:
-        self._session = session
-        self._instances = instances
-        self._load = options.get("load", True)
-        self._options = options.get("options")
-        self._kept: list[object] = []  # The identity map would let go of them.
+    Returns the session's own object of the row.
+    """
+    entity, identity = state.class_, state.identity
+    held = session.get(
+        entity, identity, identity_token=state.identity_token, options=options
+    )
+    if held is state.obj():
+        return held
+    conflicts: list[StateConflict] = []
+    if held is None:
+        base = seen_of(state) or RowVersion(state.dict.get("version", 1), None)
+        conflicts = _conflicts(session, entity, key_of(state), [(base, state)])
+    elif _carries(state) and state.dict.get("version") in {None, held.version}:
+        # The merge compares the versions only.
+        conflicts = _lost(session, state, inspect(held))
+    if conflicts:
+        raise conflicts[0]
+    return held
 
-    def __enter__(self) -> None:
-        if not self._load:  # It compares, and sends no SQL.
-            check_unchanged(self.workflows())
-            return
-        for state in self.workflows():
-            if state.key is not None:
-                self._refuse_stale(state)
-            elif "workflow_key" in state.dict:
-                self._refuse_to_replace(state)
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if error is None:
-            for state in self.workflows():
-                self._hand_over(state)
-        if (
-            type(error) is not StaleDataError
-            or not self._session.is_active
-            or not self._load
-        ):
-            return
-        with self._session.no_autoflush:
-            conflict = conflict_of_all(
-                [each for state in self.workflows() for each in self._lost(state)]
-            )
-        if conflict is not None:
-            raise conflict from error
+def _refuse_to_replace(session: Session, state: InstanceState[Any]) -> None:
+    identity = state.mapper.primary_key_from_instance(state.obj())
+    if None in identity:
+        return  # The INSERT makes it.
+    there = session.get(state.class_, tuple(identity))
+    if there is not None and inspect(there) is not state:
+        bases = [(NOTHING, None)]
+        for conflict in _conflicts(session, state.class_, key_of(state), bases):
+            raise conflict
 
-    def workflows(self) -> Iterator[InstanceState[Any]]:
-        """Return the workflow instances that the merge cascades to."""
-        for instance in self._instances:
-            state: Any = inspect(instance, raiseerr=False)
-            if not isinstance(state, InstanceState):
-                continue  # SQLAlchemy says what is wrong.
-            reached = state.mapper.cascade_iterator("merge", state)
-            for each in (state, *(found[2] for found in reached)):
-                if issubclass(each.class_, WorkflowStateMixin):
-                    yield each
 
-    def _refuse_stale(self, state: InstanceState[Any]) -> None:
-        """Refuse to merge a detached object that is not based on its row."""
-        held = self._session.get(
-            state.class_,
-            state.key[1],  # type: ignore[index]
-            identity_token=state.identity_token,
-            options=self._options,
-        )
-        if held is state.obj():
-            return
-        conflicts: list[StateConflict] = []
-        if held is None:
-            base = seen_of(state) or RowVersion(state.dict.get("version", 1), None)
-            bases = [(base, state)]
-            conflicts = _conflicts(self._session, state.class_, key_of(state), bases)
-        elif _carries(state) and state.dict.get("version") in {None, held.version}:
-            conflicts = self._lost(state)  # The merge compares the versions only.
-        if conflicts:
-            raise conflicts[0]
-        self._kept.append(held)
-
-    def _hand_over(self, state: InstanceState[Any]) -> None:
-        """Give the session's own object the base of *state*, whose values it has now.
-
-        What was loaded for the merge has the same one, but if *state* has none.
-        """
-        held = None if state.key is None else self._held(state)
-        if held is None or held is state.obj() or not _carries(state):
-            return
-        if not self._load or seen_of(state) is None:
-            take_over(inspect(held), state)
-
-    def _refuse_to_replace(self, state: InstanceState[Any]) -> None:
-        identity = state.mapper.primary_key_from_instance(state.obj())
-        if None in identity:
-            return  # The INSERT makes it.
-        key = key_of(state)
-        there = self._session.get(state.class_, tuple(identity))
-        if there is not None and inspect(there) is not state:
-            bases = [(NOTHING, None)]
-            conflicts = _conflicts(self._session, state.class_, key, bases)
-            if conflicts:
-                raise conflicts[0]
-
-    def _lost(self, state: InstanceState[Any]) -> list[StateConflict]:
-        """Either the detached or the session's own object may be the stale one."""
-        held = self._held(state)
-        if held is None or inspect(held) is state:
-            return []
-        states = [state, inspect(held)]
-        bases = [(seen_of(each), each) for each in states]
-        if bases[0][0] == bases[1][0]:
-            return []
-        return _conflicts(self._session, state.class_, key_of(state), bases)[:1]
-
-    def _held(self, state: InstanceState[Any]) -> Any:
-        """Return the session's own object of the row."""
-        identity = state.key or state.mapper.identity_key_from_instance(state.obj())
-        return self._session.identity_map.get(identity)
+def _lost(
+    session: Session, state: InstanceState[Any], held: InstanceState[Any]
+) -> list[StateConflict]:
+    """Either the detached or the session's own object may be the stale one."""
+    bases = [(seen_of(each), each) for each in (state, held)]
+    if held is state or bases[0][0] == bases[1][0]:
+        return []
+    return _conflicts(session, state.class_, key_of(state), bases)[:1]
 
 
 def _carries(state: InstanceState[Any]) -> bool:
@@ -214,17 +162,18 @@ def expire(state: InstanceState[Any], attributes: Iterable[str] | None) -> None:
 
 
 def refresh(
-    method: Callable[..., None],
-    session: Session,
-    instance: object,
-    attribute_names: Iterable[str] | None = None,
-    **options: Any,
+    state: InstanceState[Any], _: object, attributes: Iterable[str] | None
 ) -> None:
-    state = inspect(instance, raiseerr=False)
-    if isinstance(instance, WorkflowStateMixin) and attribute_names and state:
-        attribute_names = [*attribute_names]
-        attribute_names += _beside(state, attribute_names)
-    method(session, instance, attribute_names, **options)
+    """Load again, together, what a refresh by name has left expired beside it."""
+    expired = [
+        name for name in _beside(state, attributes) if name in state.expired_attributes
+    ]
+    if attributes and expired:
+        session: Any = state.session
+        with session.no_autoflush:
+            session.refresh(
+                state.obj(), [*OF_A_BASE.intersection(attributes), *expired]
+            )
 
 
 def _beside(state: InstanceState[Any], attributes: Iterable[str] | None) -> list[str]:

@@ -129,7 +129,7 @@ def bulk_save_objects(
     objects: Iterable[object],
     **options: Any,
 ) -> None:
-    objects = list(objects)
+    objects = list(objects)  # All of them, before the first is sent.
     for instance in objects:
         state: Any = inspect(instance, raiseerr=False)
         if isinstance(instance, WorkflowStateMixin) and state is not None:
@@ -144,25 +144,22 @@ def bulk_save_objects(
     method(session, objects, **options)
 
 
-def bulk_insert_mappings(
+def bulk_save_mappings(
     method: Callable[..., None],
     session: Session,
     mapper: Any,
     mappings: Iterable[Any],
+    *,
+    isupdate: bool,
+    isstates: bool,
     **options: Any,
 ) -> None:
     workflow = workflow_mapper(mapper)
-    if workflow is not None:
+    if workflow is not None and not isstates:
+        if isupdate:
+            name = workflow.class_.__name__
+            raise UnversionedWrite(name, "bulk_update_mappings()", _MANY)
         mappings = list(mappings)
         check_rows(workflow, mappings)
+    options |= {"isupdate": isupdate, "isstates": isstates}
     method(session, mapper, mappings, **options)
-
-
-def bulk_update_mappings(
-    method: Callable[..., None], session: Session, mapper: Any, mappings: Iterable[Any]
-) -> None:
-    workflow = workflow_mapper(mapper)
-    if workflow is not None:
-        name = workflow.class_.__name__
-        raise UnversionedWrite(name, "bulk_update_mappings()", _MANY)
-    method(session, mapper, mappings)

@@ -39,7 +39,7 @@ from .collecting import has_changes, prepare_again
 from .session_state import existing_state_of, state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, MutableMapping
+    from collections.abc import MutableMapping
 
     from sqlalchemy.orm import SessionTransaction
 
@@ -143,21 +143,20 @@ def changed_in_place(instance: object) -> bool:
     return any(is_changed(state, key) for key in [*baselines_of(state)])
 
 
-def check_unchanged(states: Iterable[InstanceState[Any]]) -> None:
-    """Check that *states* can be merged without loading, as the content of their rows.
+def check_unchanged(state: InstanceState[Any]) -> None:
+    """Check that *state* can be merged without loading, as the content of its row.
 
     Raises InvalidRequestError, as SQLAlchemy does for an assigned change, if one was
     changed in place. One that was only looked at is not dirty once it is detached.
     """
-    for state in states:
-        if any(is_changed(state, key) for key in tracked(state)):
-            raise InvalidRequestError(
-                "merge() with load=False does not support a changed "
-                f"{state.class_.__name__}, and {state.identity} was changed in place; "
-                "flush the change first, or merge with load=True"
-            )
-        if state.session is None and not has_changes(state):
-            state.modified = False
+    if any(is_changed(state, key) for key in tracked(state)):
+        raise InvalidRequestError(
+            "merge() with load=False does not support a changed "
+            f"{state.class_.__name__}, and {state.identity} was changed in place; "
+            "flush the change first, or merge with load=True"
+        )
+    if state.session is None and not has_changes(state):
+        state.modified = False
 
 
 def altered_in(session: Session) -> MutableMapping[InstanceState[Any], object]:

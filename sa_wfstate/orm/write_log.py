@@ -123,7 +123,7 @@ class WriteLog:
         self._connection = ref(connection)
         self.engine: Engine = connection.engine
         self._groups: list[Operations] = []
-        self._savepoints: dict[str, int] = {}
+        self._savepoints: list[int] = []
 
     @property
     def connection(self) -> Connection:
@@ -138,19 +138,22 @@ class WriteLog:
         return list(chain.from_iterable(self._groups))
 
     def add(self, group: Operations) -> None:
-        """Add *group*, as part of all savepoints that the connection is in."""
-        savepoint: Any = self.connection.get_nested_transaction()
-        while savepoint is not None:
-            # The event of a rollback has the name only, that of a savepoint not yet.
-            name = savepoint._savepoint  # noqa: SLF001
-            self._savepoints.setdefault(name, len(self._groups))
-            savepoint = savepoint._previous_nested  # noqa: SLF001
+        """Add *group* to what the transaction has written."""
         self._groups.append(group)
 
-    def undo(self, savepoint: str) -> None:
-        """Forget what was written in *savepoint*."""
-        start = self._savepoints.pop(savepoint, len(self._groups))
-        del self._groups[start:]
+    def begin_savepoint(self) -> None:
+        self._savepoints.append(len(self._groups))
+
+    def end_savepoint(self) -> int:
+        """Leave the innermost savepoint; return where what it has written begins.
+
+        One that was begun before the log was holds all of it.
+        """
+        return self._savepoints.pop() if self._savepoints else 0
+
+    def undo_savepoint(self) -> None:
+        """Leave the innermost savepoint, and forget what was written in it."""
+        del self._groups[self.end_savepoint() :]
 
 
 _logs: WeakKeyDictionary[RootTransaction, WriteLog] = WeakKeyDictionary()
@@ -172,5 +175,14 @@ def written_on(connection: Connection) -> list[Operation]:
     return write_log_of(connection).operations
 
 
-def rollback_savepoint(connection: Connection, name: str, _: object) -> None:
-    write_log_of(connection).undo(name)
+# The event of a savepoint does not tell its name yet, so they are known by their order.
+def savepoint(connection: Connection, _: str | None) -> None:
+    write_log_of(connection).begin_savepoint()
+
+
+def release_savepoint(connection: Connection, _: str, __: object) -> None:
+    write_log_of(connection).end_savepoint()
+
+
+def rollback_savepoint(connection: Connection, _: str, __: object) -> None:
+    write_log_of(connection).undo_savepoint()
