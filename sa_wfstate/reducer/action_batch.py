@@ -75,6 +75,7 @@ class ActionBatch:
         self.resume: Callable[[], StateCommitted[Any] | StateConflict | None] | None
         self.resume = None
         self.began = 0.0
+        self.apart = False  # Row and claims are written by a statement each.
         self.begin()
 
     def begin(self) -> None:

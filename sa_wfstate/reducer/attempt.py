@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from ..row.statements import Statements
     from ..store.connections import Connections
     from .action_batch import ActionBatch, Baseline
-    from .commits import Outcome, Writer
+    from .claimed_commits import Outcome
+    from .commits import Writer
     from .dependencies import Dependencies
     from .readings import Reading
     from .reductions import Reductions
@@ -228,13 +229,19 @@ class Attempts(Generic[StateT]):
         return self._commits.commit(batches)
 
     def _make_locked(self, batch: ActionBatch) -> Outcome:
+        plain = self._connections.plain()
         # At a stricter level the lock would end in a serialization failure.
         with self._connections.transaction(READ_COMMITTED, [batch.key]) as connection:
-            limit_idle_time(connection, self._lock_limit)
-            (reading,) = self._readings.read(connection, [batch], lock=True)
+            if plain:
+                reading = self._readings.read_locked(
+                    connection, batch, self._lock_limit
+                )
+            else:
+                limit_idle_time(connection, self._lock_limit)
+                (reading,) = self._readings.read(connection, [batch], lock=True)
             baseline = self._readings.baseline(batch, reading)
             self._reductions.reduce(batch, baseline)
-            (outcome,) = self._commits.write(connection, [batch])
+            outcome = self._commits.write_locked(connection, batch)
             batch.committing = True
         return outcome
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sqlalchemy.exc import IntegrityError
 
 from ..dedup import Claim
+from ..errors import StateConflict
 from ..payload.actions import digest
 from ..retry import UNIQUE_VIOLATION, sqlstate
 from ..store.bulk import commit_batch
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from ..dedup import DedupLog
-    from ..errors import StateConflict
     from ..row.statements import Statements
     from ..store.connections import Connections
     from ..values.keys import Key
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 StateT = TypeVar("StateT")
+Outcome = StateCommitted[Any] | StateConflict | None
 
 
 class ClaimedBefore(Exception):
@@ -60,8 +61,50 @@ class ClaimedCommits(Generic[StateT]):
 
     def commit(
         self, batches: Sequence[ActionBatch], lock_wait: float | None
-    ) -> list[StateCommitted[Any] | StateConflict | None] | None:
+    ) -> list[Outcome] | None:
         """Commit *batches* and return their outcomes; None if that is not done."""
+        accepted = [batch for batch in batches if batch.accepted]
+        given = self._given(accepted)
+        if given is None:
+            return None
+        writes, claims = given
+        send = partial(self._send, claims, lock_wait)
+        try:
+            with self._connections.autocommit(writes.workflow_keys) as connection:
+                for batch in accepted:
+                    batch.committing = batch.one_statement = True
+                made = commit_batch(connection, self._statements, writes, send=send)
+        except IntegrityError as error:
+            if sqlstate(error) != UNIQUE_VIOLATION:
+                raise
+            return None
+        outcomes = dict(zip(writes.workflow_keys, made, strict=True))
+        for batch in accepted:
+            _note(batch, outcomes[batch.key])
+        return [outcomes.get(batch.key) for batch in batches]
+
+    def write(self, connection: Connection, batch: ActionBatch) -> list[Outcome] | None:
+        """Write *batch* in the transaction that has locked its row; None as above."""
+        given = self._given([batch])
+        if given is None:
+            return None
+        writes, claims = given
+        send = partial(self._send, claims, None)
+        batch.one_statement = True
+        try:
+            (outcome,) = commit_batch(connection, self._statements, writes, send=send)
+        except IntegrityError as error:
+            if sqlstate(error) != UNIQUE_VIOLATION:
+                raise
+            batch.apart = True  # To learn whether it was a claim.
+            raise ClaimedBefore from error
+        _note(batch, outcome)
+        return [outcome]
+
+    def _given(
+        self, batches: Sequence[ActionBatch]
+    ) -> tuple[Batch, list[Claim]] | None:
+        """Return what *batches* write, None if one statement cannot do all of it."""
         if (
             # Whose claim it is, whose answer was lost, is not known: see
             # Commits.was_committed(). Both may deliver the intents.
@@ -70,32 +113,14 @@ class ClaimedCommits(Generic[StateT]):
             or not self._connections.plain()
         ):
             return None
-        accepted = [batch for batch in batches if batch.accepted]
         claims: list[Claim] = []
         writes = []
-        for batch in accepted:
+        for batch in batches:
             batch.write = self._reductions.write(batch)
             writes.append(batch.write)
             claims += claims_of(batch, batch.write.version)
         given = Batch.of(writes)
-        if not self._writes.take(given, claims):
-            return None
-        try:
-            with self._connections.autocommit(given.workflow_keys) as connection:
-                for batch in accepted:
-                    batch.committing = batch.one_statement = True
-                send = partial(self._send, claims, lock_wait)
-                made = commit_batch(connection, self._statements, given, send=send)
-        except IntegrityError as error:
-            if sqlstate(error) != UNIQUE_VIOLATION:
-                raise
-            return None
-        outcomes = dict(zip(given.workflow_keys, made, strict=True))
-        for batch in accepted:
-            outcome = outcomes[batch.key]
-            if isinstance(outcome, StateCommitted):
-                batch.answer = outcome
-        return [outcomes.get(batch.key) for batch in batches]
+        return (given, claims) if self._writes.take(given, claims) else None
 
     def _send(
         self,
@@ -111,6 +136,11 @@ class ClaimedCommits(Generic[StateT]):
             if self._log.lookup(connection, [claim[:2]]):
                 raise ClaimedBefore
         return written
+
+
+def _note(batch: ActionBatch, outcome: Outcome) -> None:
+    if isinstance(outcome, StateCommitted):
+        batch.answer = outcome
 
 
 def claims_of(batch: ActionBatch, version: int) -> list[Claim]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from sqlalchemy import Connection, select, true
 
 from .._concurrency import raised_by_signal_handler
-from ..errors import StateConflict
 from ..payload.actions import Intent
 from ..retry import ErrorKind, classify
 from ..store.bulk import commit_batch
@@ -24,12 +23,13 @@ from ..store.connections import READ_COMMITTED, limit_idle_time, limit_lock_wait
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from ..values.write import Batch
 from .action_batch import replayed
-from .claimed_commits import ClaimedBefore, ClaimedCommits, claims_of
+from .claimed_commits import ClaimedBefore, ClaimedCommits, Outcome, claims_of
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ..dedup import DedupLog
+    from ..errors import StateConflict
     from ..row.statements import Statements
     from ..store.connections import Connections
     from ..values.keys import Key
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 
 StateT = TypeVar("StateT")
-Outcome = StateCommitted[Any] | StateConflict | None
-
 Writer = Callable[[Connection, WorkflowSnapshot[Any], Sequence[Intent]], None]
 """Called in the transaction of each commit, with its snapshot and all its intents."""
 
@@ -169,6 +167,15 @@ class Commits(Generic[StateT]):
             self._claim(connection, committing)
             self._call_writers(connection, committing)
         return [outcomes.get(batch.key) for batch in batches]
+
+    def write_locked(self, connection: Connection, batch: ActionBatch) -> Outcome:
+        """Write the new state of *batch*, whose row is locked."""
+        if self._claimed is not None and batch.accepted and not batch.apart:
+            outcomes = self._claimed.write(connection, batch)
+            if outcomes is not None:
+                return outcomes[0]
+        (outcome,) = self.write(connection, [batch])
+        return outcome
 
     def was_committed(self, batch: ActionBatch) -> bool | None:
         """Return whether *batch*, whose COMMIT was not answered, is committed.

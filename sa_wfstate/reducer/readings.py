@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from sqlalchemy import Text, bindparam, func, select, true
 
 from ..dedup import refuse_reuse
 from ..errors import ActionIdReused, PayloadError
 from ..orm.criteria import read_visible
+from ..store.connections import IDLE_LIMIT
 from .action_batch import ActionResult, replayed
 from .logged_reads import LoggedReads
 
@@ -51,6 +55,11 @@ class Readings(Generic[StateT]):
         self._reductions = reductions
         self._log = log
         self._logged = None if log is None else LoggedReads(statements, log)
+        limit = bindparam("wfs_idle_limit", type_=Text())
+        setting = func.set_config(IDLE_LIMIT, limit, true())
+        # A subquery runs first: so the limit holds as soon as the row is locked.
+        limited = select(setting).scalar_subquery().is_not(None)
+        self._lock_one = statements.sql.lock_one.where(limited)
 
     def read_group(self, members: list[Member[ActionBatch, Reading]]) -> None:
         """Read what the batches of *members* need."""
@@ -86,6 +95,20 @@ class Readings(Generic[StateT]):
         if self._log is not None:
             processed = self._log.lookup(connection, _actions_of(batches))
         return [Reading(rows.get(key), processed) for key in keys]
+
+    def read_locked(
+        self, connection: Connection, batch: ActionBatch, limit: float
+    ) -> Reading:
+        """Lock the row of *batch*, for *limit* idle seconds at most, and read it."""
+        parameters = self._statements.keys.parameters(batch.key)
+        parameters["wfs_idle_limit"] = f"{ceil(limit * 1e3)}"
+        row = connection.execute(self._lock_one, parameters).first()
+        snapshot = None if row is None else self._statements.snapshot_of(row)
+        processed: Mapping[tuple[str, Any], Processed] = {}
+        if self._log is not None:
+            # By a statement of its own: the first may have waited for the lock.
+            processed = self._log.lookup(connection, _actions_of([batch]))
+        return Reading(snapshot, processed)
 
     def baseline(self, batch: ActionBatch, reading: Reading) -> Baseline:
         """Settle the actions of *batch* that were processed; return its baseline."""

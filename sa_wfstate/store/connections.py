@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 READ_COMMITTED = "READ COMMITTED"
+IDLE_LIMIT = "idle_in_transaction_session_timeout"
 
 
 class Connections:
@@ -191,8 +192,7 @@ def limit_lock_waits(connection: Connection, seconds: float = 1.0) -> None:
 def limit_idle_time(connection: Connection, seconds: float) -> None:
     """Make the server end the transaction of *connection* after *seconds* idle."""
     if profile_of(connection.dialect).timeouts:
-        limit = f"SET LOCAL idle_in_transaction_session_timeout = {ceil(seconds * 1e3)}"
-        connection.execute(text(limit))
+        connection.execute(text(f"SET LOCAL {IDLE_LIMIT} = {ceil(seconds * 1e3)}"))
 
 
 def sync_bind(bind: AsyncEngine | async_sessionmaker[Any]) -> Any:

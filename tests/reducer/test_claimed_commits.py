@@ -25,7 +25,7 @@ from sa_wfstate import (
     TenantKey,
     WorkflowStateMixin,
 )
-from sa_wfstate.dedup import ActionDedupMixin
+from sa_wfstate.dedup import ActionDedupMixin, remember
 from sa_wfstate.errors import VersionNotKept
 from sa_wfstate.reducer.groups import FLIGHTS
 from sa_wfstate.row.engine_profiles import PROFILES
@@ -143,6 +143,20 @@ def test_statements_of_one_action(engine: Engine) -> None:
     event.remove(engine, "before_cursor_execute", see)
     assert stored(engine) == {"o-0": [1], "o-1": [1, 1, 1, 1]}
     assert claims(engine) == 5
+
+
+@pytest.mark.contract
+def test_statements_of_a_locked_attempt(engine: Engine) -> None:
+    """The lock with its limit, the log, and row and claim, in a transaction."""
+    orders, one = service(engine), action(2)
+    orders.handle(action(1))
+    sent = verbs_of(engine)
+    for given, verbs in ((one, ["UPDATE"]), (action(3), ["UPDATE"]), (one, [])):
+        orders._keys._idle["o-1"].locks = 1
+        replayed = orders.handle(given).replayed
+        assert (replayed, sent) == (verbs == [], ["SELECT", "SELECT", *verbs])
+        sent.clear()
+    assert (stored(engine), claims(engine)) == ({"o-1": [1, 2, 3]}, 3)
 
 
 @pytest.mark.contract
@@ -346,6 +360,23 @@ def test_other_delivery_has_committed_it(engine: Engine) -> None:
     outcome = orders.handle(one)
     assert (outcome.replayed, outcome.version) == (True, 2)
     assert stored(engine) == {"o-1": [1, 2, 99]}
+
+
+def test_claim_beside_a_lock(engine: Engine) -> None:
+    """Where the application itself remembers an action, it has no second effect."""
+    one = action(2)
+
+    def reducer(state: OrderState, given: Action[int]) -> OrderState:
+        if given is one:
+            with Session(engine) as session, session.begin():
+                remember(session, OrderActions, "o-1", one.action_id, result="{}")
+        return note(state, given)
+
+    orders = service(engine, reducer=reducer)
+    orders.handle(action(1))
+    orders._keys._idle["o-1"].locks = 1
+    assert orders.handle(one).replayed
+    assert (stored(engine), claims(engine)) == ({"o-1": [1]}, 2)
 
 
 @pytest.mark.parametrize("where", ["level", "shards"])
