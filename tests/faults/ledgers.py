@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import DeclarativeBase
 
 from sa_wfstate import WorkflowStateMixin
+from sa_wfstate.dedup import ActionDedupMixin
 
 AUDIT = """
 CREATE TABLE audit (
-    workflow_key text, version bigint, effect_id text,
+    workflow_key text, version bigint, effect_id text, action_id text,
     PRIMARY KEY (workflow_key, version)
 );
 CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO audit
-    VALUES (NEW.workflow_key, NEW.version, NEW.provenance->>'effect_id');
+    VALUES (NEW.workflow_key, NEW.version, NEW.provenance->>'effect_id',
+            NEW.provenance->>'action_id');
     RETURN NULL;
 END $$;
 CREATE TRIGGER note AFTER INSERT OR UPDATE ON counters
@@ -41,6 +44,10 @@ class Tally(WorkflowStateMixin[Count], Base):
     __tablename__ = "counters"
 
 
+class TallyActions(ActionDedupMixin, Base):
+    __tablename__ = "counter_actions"
+
+
 @dataclass
 class Claims:
     """What clients were told of their effects."""
@@ -48,6 +55,12 @@ class Claims:
     done: dict[str, tuple[str, int]] = field(default_factory=dict)
     not_done: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)
+    handled: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Of actions."""
+
+    unhandled: set[str] = field(default_factory=set)
+    """Actions that a service has given up."""
+
     replayed: int = 0
 
 
@@ -62,21 +75,29 @@ def check(engine: Engine, claims: Claims) -> dict[str, int]:
     """Fail unless nothing was lost, doubled, or told wrongly; return the figures."""
     with engine.connect() as connection:
         audit = connection.execute(text("SELECT * FROM audit ORDER BY 1, 2")).all()
+        logged = connection.execute(
+            text("SELECT action_id::text, workflow_key, version FROM counter_actions")
+        ).all()
         rows = connection.execute(
             text(
                 "SELECT workflow_key, version, (state->>'value')::bigint FROM counters"
             )
         ).all()
     chains: dict[str, list[int]] = {}
-    for key, version, _ in audit:
+    check_actions(audit, logged, claims)
+    for key, version, *_ in audit:
         chains.setdefault(key, []).append(version)
     for key, version, value in rows:
         assert chains[key] == list(range(1, version + 1)), f"{key} has gaps"
         assert value == version, f"{key}: {version - value} updates are lost"
-    effects = Counter(effect for _, _, effect in audit)
+    effects = Counter(effect for _, _, effect, _ in audit)
     doubled = {effect for effect, times in effects.items() if times > 1}
     assert not doubled, f"{len(doubled)} effects are doubled"
-    written = {effect: (key, version) for key, version, effect in audit}
+    written = {
+        effect: (key, version)
+        for key, version, effect, action in audit
+        if action is None
+    }
     wrong = {e for e, place in claims.done.items() if written.get(e) != place}
     assert not wrong, f"{len(wrong)} acknowledged effects are not there"
     false = claims.not_done & written.keys()
@@ -85,9 +106,27 @@ def check(engine: Engine, claims: Claims) -> dict[str, int]:
     assert not untold, f"{len(untold)} effects are there that nobody was told of"
     return {
         "versions": len(audit),
+        "actions": len(claims.handled),
         "acknowledged": len(claims.done),
         "replayed": claims.replayed,
         "denied": len(claims.not_done),
         "unknown, done": len(claims.unknown & written.keys()),
         "unknown, not done": len(claims.unknown - written.keys()),
     }
+
+
+def check_actions(audit: Any, logged: Any, claims: Claims) -> None:
+    """Fail unless each action took effect once, and its claim says where."""
+    effects = Counter(action for *_, action in audit if action is not None)
+    doubled = {action for action, times in effects.items() if times > 1}
+    assert not doubled, f"{len(doubled)} actions took effect twice"
+    places = {
+        action: (key, version)
+        for key, version, _, action in audit
+        if action is not None
+    }
+    assert {action: (key, version) for action, key, version in logged} == places
+    wrong = {a for a, place in claims.handled.items() if places.get(a) != place}
+    assert not wrong, f"{len(wrong)} acknowledged actions are not there"
+    untold = places.keys() - claims.handled.keys() - claims.unhandled
+    assert not untold, f"{len(untold)} actions are there that no caller was told of"

@@ -10,31 +10,36 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import URL, Engine, NullPool, create_engine, select, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 import sa_wfstate.asyncio
 from sa_wfstate import (
+    Action,
     CanonicalStore,
     ErrorKind,
     Provenance,
+    ReducerService,
     RetryPolicy,
     StateCommitted,
     StateConflict,
     classify,
     run_transaction,
 )
-from sa_wfstate.errors import OutcomeUnknown
+from sa_wfstate.errors import OutcomeUnknown, ReducerGaveUp
 from sa_wfstate.testing import temporary_database, temporary_server
 
-from .ledgers import Claims, Count, Tally, check, prepare
+from .ledgers import Claims, Count, Tally, TallyActions, check, prepare
 from .proxy import losing_commits
 
 pytestmark = pytest.mark.faults
@@ -42,6 +47,7 @@ pytestmark = pytest.mark.faults
 COMMITS = int(os.environ.get("SA_WFSTATE_FAULT_COMMITS", "100000"))
 KEYS = [f"hot-{n}" for n in range(2)] + [f"cold-{n}" for n in range(48)]
 RETRY = RetryPolicy(max_attempts=4)
+DELIVERIES = 3
 RESOLVE = RetryPolicy(max_attempts=None, base_delay=0.05, max_delay=0.5, deadline=40)
 
 # A killed server must find in its log what it has acknowledged.
@@ -98,7 +104,8 @@ class Fire:
 
     @property
     def burning(self) -> bool:
-        return len(self.claims.done) < self._commits and not self._stop.is_set()
+        done = len(self.claims.done) + len(self.claims.handled)
+        return done < self._commits and not self._stop.is_set()
 
     def run(self, *targets: Callable[[], object]) -> None:
         def guarded(target: Callable[[], object]) -> None:
@@ -199,6 +206,66 @@ class Fire:
         await asyncio.gather(*(writer() for _ in range(4)))
         await engine.dispose()
 
+    def service(self, engine: Engine, seed: int) -> None:
+        """Handle actions in eight threads, whose commits are groups."""
+        service = ReducerService(engine, Tally, add, dedup=TallyActions, retry=RETRY)
+
+        def caller(number: int) -> None:
+            rng = random.Random(seed + number)
+            while self.burning:
+                action = next_action(rng)
+                for _ in range(DELIVERIES):
+                    try:
+                        outcome = service.handle(action)
+                    except Exception as error:  # noqa: BLE001 - judged there
+                        self.undelivered(action, error)
+                    else:
+                        self.delivered(action, outcome)
+                        break
+
+        with ThreadPoolExecutor(8) as threads:
+            for each in [threads.submit(caller, 100 * n) for n in range(8)]:
+                each.result()
+
+    def async_service(self, url: URL, seed: int) -> None:
+        asyncio.run(self._async_service(url, seed))
+
+    async def _async_service(self, url: URL, seed: int) -> None:
+        """Handle actions in thirty tasks, whose commits are groups."""
+        engine = create_async_engine(url.set(drivername="postgresql+asyncpg"))
+        service = sa_wfstate.asyncio.ReducerService(
+            engine, Tally, add, dedup=TallyActions, retry=RETRY
+        )
+
+        async def caller(number: int) -> None:
+            rng = random.Random(seed + number)
+            while self.burning:
+                action = next_action(rng)
+                for _ in range(DELIVERIES):
+                    try:
+                        outcome = await service.handle(action)
+                    except Exception as error:  # noqa: BLE001 - judged there
+                        self.undelivered(action, error)
+                    else:
+                        self.delivered(action, outcome)
+                        break
+
+        await asyncio.gather(*(caller(100 * n) for n in range(30)))
+        await engine.dispose()
+
+    def delivered(self, action: Action[int], outcome: Any) -> None:
+        key = str(action.action_id)
+        self.claims.unhandled.discard(key)
+        self.claims.handled[key] = action.workflow_key, outcome.version
+        self.claims.replayed += outcome.replayed
+
+    def undelivered(self, action: Action[int], error: Exception) -> None:
+        """Note that it may be there or not; it is delivered again, as by a queue."""
+        lost = isinstance(error, OutcomeUnknown | ReducerGaveUp | PoolTimeout)
+        if not lost and classify(error) is ErrorKind.FATAL:
+            raise error
+        self.claims.unhandled.add(str(action.action_id))
+
     def succeeded(self, done: dict[str, Any], attempts: list[dict[str, str]]) -> None:
         self.claims.done.update(done)
         self.claims.not_done |= {e for a in attempts for e in a} - done.keys()
@@ -230,6 +297,16 @@ class Fire:
                 connection.execute(victim)
 
 
+def add(state: Count, _: Action[int]) -> Count:
+    """Count on."""
+    return Count(value=state.value + 1)
+
+
+def next_action(rng: random.Random) -> Action[int]:
+    """Make an action of one of the keys."""
+    return Action(workflow_key=rng.choice(KEYS), action_id=uuid4(), payload=1)
+
+
 def pause(error: BaseException) -> None:
     """Give a server that is away some time."""
     if not isinstance(error, (StateConflict, OutcomeUnknown)):
@@ -259,7 +336,10 @@ def create_counters(engine: Engine, claims: Claims) -> None:
 
 
 def test_commits_under_fire(server: Server) -> None:
-    """100,000 commits, while the server, backends and connections die."""
+    """100,000 commits, while the server, backends and connections die.
+
+    Of stores, transactions, and services that commit in groups.
+    """
     calm = create_engine(server.url, poolclass=NullPool)
     prepare(calm)
     fire = Fire(COMMITS)
@@ -274,6 +354,10 @@ def test_commits_under_fire(server: Server) -> None:
             lambda: fire.transactions(flaky, 4),
             lambda: fire.async_transactions(server.url, 5),
             lambda: fire.async_transactions(proxied, 6),
+            lambda: fire.service(direct, 7),
+            lambda: fire.service(flaky, 8),
+            lambda: fire.async_service(server.url, 9),
+            lambda: fire.async_service(proxied, 10),
             lambda: fire.kill_servers(server, 15),
             lambda: fire.terminate_backends(server.url, 0.5),
         )
@@ -282,7 +366,8 @@ def test_commits_under_fire(server: Server) -> None:
     figures = check(calm, fire.claims) | {"kills": server.kills} | proxy.lost
     figures["seconds"] = round(time.monotonic() - started)
     print("\n", figures)  # noqa: T201
-    assert figures["acknowledged"] >= COMMITS
+    assert figures["acknowledged"] + figures["actions"] >= COMMITS
+    assert figures["actions"] > COMMITS / 10
 
 
 def test_checker_sees_what_it_should(database: URL) -> None:
