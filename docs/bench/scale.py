@@ -1,10 +1,11 @@
 """What a commit, a read, a page and the upkeep cost as the tables grow.
 
 Each size has tables of its own, filled by SQL (``INSERT … SELECT generate_series``), so
-all sizes are measured side by side, in rounds that take turns: workflows, without an
-index and with one on ``updated_at``; the history and the projection of the latter; a
-deduplication log. ``--largest`` is the last size, in rows of each of these tables, and
-``--save`` keeps the figures for the picture. 10,000,000 rows need some 20 GB.
+all sizes are measured side by side, in rounds that take turns: workflows without an
+index, and others with one on ``updated_at`` (``--index``: "recent", a BRIN index, or
+"updated", a B-tree), a history and a projection of the latter, a deduplication log.
+``--largest`` is the last size, in rows of each of these tables; ``--save`` keeps the
+figures for the picture. 10,000,000 rows need some 20 GB.
 
     python docs/bench/scale.py [--largest 1000000] [--save]
     python docs/bench/scale.py --cleanup 10000000
@@ -88,8 +89,8 @@ class Mapped(NamedTuple):
     log: Any
 
 
-def mapped(rows: int) -> Mapped:
-    """Map classes of their own for a size."""
+def mapped(rows: int, index: str = "recent") -> Mapped:
+    """Map classes of their own for a size; sales have an *index* on updated_at."""
 
     class Base(DeclarativeBase):
         pass
@@ -99,7 +100,7 @@ def mapped(rows: int) -> Mapped:
 
     class Sale(WorkflowStateMixin[OrderState], Base):
         __tablename__ = f"sales_{rows}"
-        __workflow_indexes__ = ("updated",)
+        __workflow_indexes__ = (index,)
 
     class History(HistoryMixin, Base):
         __tablename__ = f"history_{rows}"
@@ -273,13 +274,13 @@ def timed(call: Callable[[], None], calls: int) -> float:
     return (time.perf_counter() - begin) / calls
 
 
-def grow(engine: Engine, largest: int, *, keep: bool) -> None:
+def grow(engine: Engine, largest: int, index: str, *, keep: bool) -> None:
     """Measure all sizes, and print and keep the growth."""
     sizes = [rows for n in range(4, 9) if (rows := 10**n) <= largest]
     runs: dict[int, dict[str, Callable[[], float]]] = {}
     space: dict[str, list[float]] = {}
     for rows in sizes:
-        classes = mapped(rows)
+        classes = mapped(rows, index)
         fill(engine, classes)
         runs[rows] = Sizes(engine, classes).contenders()
         for name, each in bytes_per_row(engine, rows).items():
@@ -407,27 +408,24 @@ COUNTED = """
 """
 
 
-TUNED = "fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02"
+TUNED = "fillfactor = 70"
 
 
 def churn(engine: Engine, seconds: float) -> None:
     """Commit to random workflows, and print what becomes of the tables."""
-    plain, tuned = mapped(CHURNED), mapped(CHURNED + 1)
+    plain, tuned = mapped(CHURNED), mapped(CHURNED + 1, "updated")
     tuned.base.metadata.create_all(engine)
     run(engine, f"ALTER TABLE {tuned.order.__tablename__} SET ({TUNED})")
-    for classes in (plain, tuned):
+    tables: dict[str, tuple[str, Callable[[], float]]] = {}
+    for classes, titles in (
+        (plain, ("as it is", "BRIN index on updated_at")),
+        (tuned, (TUNED, "B-tree on updated_at")),
+    ):
         fill(engine, classes)
-    commits, tuned_commits = (
-        Sizes(engine, classes).contenders() for classes in (plain, tuned)
-    )
-    tables = {
-        plain.order.__tablename__: ("as it is", commits["try_commit"]),
-        tuned.order.__tablename__: (TUNED, tuned_commits["try_commit"]),
-        plain.sale.__tablename__: (
-            "index on updated_at",
-            commits["with history and an index"],
-        ),
-    }
+        runs = Sizes(engine, classes).contenders()
+        order, sale = classes.order.__tablename__, classes.sale.__tablename__
+        tables[order] = titles[0], runs["try_commit"]
+        tables[sale] = titles[1], runs["with history and an index"]
 
     def look() -> dict[str, Any]:
         with engine.connect() as connection:
@@ -465,6 +463,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--largest", type=int, default=1_000_000)
+    parser.add_argument("--index", choices=["recent", "updated"], default="recent")
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--cleanup", type=int, metavar="ROWS")
     parser.add_argument("--churn", type=float, metavar="SECONDS")
@@ -478,7 +477,7 @@ def main() -> None:
         elif options.churn:
             churn(engine, options.churn)
         else:
-            grow(engine, options.largest, keep=options.save)
+            grow(engine, options.largest, options.index, keep=options.save)
         engine.dispose()
 
 
