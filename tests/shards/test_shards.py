@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -24,6 +24,8 @@ from sa_wfstate import (
     try_commit,
     try_commit_many,
 )
+from sa_wfstate.sharding import hash_partitions
+from sa_wfstate.testing import temporary_database
 
 from ..drives import DRIVES, Base, Job, State
 from .cluster import cluster
@@ -73,6 +75,29 @@ def test_all_but_upserts_run_on_foreign_partitions(
             f"\n{len(DRIVES) - len(failed)} of {len(DRIVES)} drives pass\n"
         )
     assert failed.keys() == UPSERTS
+
+
+def test_all_runs_on_hash_partitions_of_one_server(
+    servers: tuple[URL, list[URL]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every drive passes where the tables are partitioned by the key."""
+    metadata = MetaData()
+    for table in Base.metadata.sorted_tables:
+        copy = table.to_metadata(metadata)
+        if "workflow_key" in copy.c:
+            options = copy.dialect_options["postgresql"]
+            options["partition_by"] = "HASH (workflow_key)"
+    for statement in hash_partitions(metadata, 8):
+        event.listen(metadata, "after_create", statement)
+    with temporary_database(servers[0]) as url:
+        engine = create_engine(url)
+        metadata.create_all(engine)
+        assert "jobs_p7" in inspect(engine).get_table_names()
+        for drive in DRIVES.values():
+            drive(engine)
+        engine.dispose()
+    with capsys.disabled():
+        sys.stdout.write(f"\n{len(DRIVES)} drives pass on partitions of one server\n")
 
 
 def test_rows_are_on_both_shards(
