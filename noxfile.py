@@ -103,9 +103,22 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def shards(session: nox.Session) -> None:
-    """Run the drives of the public API on tables distributed over two servers."""
+    """Run the drives of the public API on tables distributed over two servers.
+
+    And commits while these servers are killed: ``SA_WFSTATE_SHARD_COMMITS``, or 2,000.
+    """
     install(session, "test")
     session.run("pytest", "-m", "shards", "tests/shards", *session.posargs)
+
+
+@nox.session
+def replicas(session: nox.Session) -> None:
+    """Read from a standby that lags, and let one take over while commits go on.
+
+    ``SA_WFSTATE_REPLICA_COMMITS`` says how many commits, 3,000 by default.
+    """
+    install(session, "test")
+    session.run("pytest", "-m", "replicas", "tests/replicas", *session.posargs)
 
 
 @nox.session
