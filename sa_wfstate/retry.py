@@ -151,11 +151,18 @@ _TRANSIENT: Final = {
     "25P04": "transaction_timeout",
     "25006": "read_only_sql_transaction: connected to what is a standby now",
     "53300": "too_many_connections",
+    "OC000": "Aurora DSQL: another transaction changed the same row",
+    "OC001": "Aurora DSQL: the schema has changed",
 }
+"""Of all engines: no code means one thing on one of them, and another elsewhere."""
 _CONNECTION: Final = ("08", "57P0")
 """Prefixes of the codes of a connection that is lost or refused."""
 
 _STATEMENT_COMPLETION_UNKNOWN: Final = "40003"
+"""CockroachDB has lost the answer to a COMMIT between its nodes."""
+
+_INTERNAL_ERROR: Final = "XX000"
+"""Citus says that of a COMMIT that it has lost at SERIALIZABLE."""
 
 
 def require_policies(**given: Any) -> None:
@@ -220,12 +227,26 @@ def classify(error: BaseException, *, committing: bool = False) -> ErrorKind:
     code = sqlstate(error)
     if code in _TRANSIENT:
         return ErrorKind.TRANSIENT
-    if code == _STATEMENT_COMPLETION_UNKNOWN:
-        return ErrorKind.UNKNOWN
     lost = _is_lost_connection(error, code)
-    if committing and (lost or isinstance(error, asyncio.CancelledError)):
+    uncertain = lost or isinstance(error, asyncio.CancelledError)
+    uncertain = uncertain or (code == _INTERNAL_ERROR and _is_of_commit(error))
+    if code == _STATEMENT_COMPLETION_UNKNOWN or (committing and uncertain):
         return ErrorKind.UNKNOWN
     return ErrorKind.TRANSIENT if lost else ErrorKind.FATAL
+
+
+def is_undone_by_now(error: BaseException) -> bool:
+    """Return whether *error* left an outcome unknown, which was found out since.
+
+    If the transaction was not committed, it may be repeated.
+    """
+    of_database = isinstance(error, DBAPIError)
+    return of_database and classify(error, committing=True) is ErrorKind.UNKNOWN
+
+
+def _is_of_commit(error: BaseException) -> bool:
+    # SQLAlchemy knows no statement of a COMMIT.
+    return isinstance(error, DBAPIError) and error.statement is None
 
 
 def _is_lost_connection(error: BaseException, code: str | None) -> bool:

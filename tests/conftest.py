@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,16 +16,19 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from .dialects.lacks import LACKS, refuse
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from sqlalchemy import URL, MetaData
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+DIALECT = os.environ.get("SA_WFSTATE_DIALECT", "postgresql")
 DRIVERS = {
-    "psycopg": "postgresql+psycopg",
-    "psycopg_async": "postgresql+psycopg",
-    "asyncpg": "postgresql+asyncpg",
+    "psycopg": f"{DIALECT}+psycopg",
+    "psycopg_async": f"{DIALECT}+psycopg",
+    "asyncpg": f"{DIALECT}+asyncpg",
 }
 # Objects that a database was not created with have a number from here on.
 CATALOG = text(
@@ -66,6 +70,8 @@ class Driver:
     def create_engine(self, **options: Any) -> Engine:
         """Make another engine on the same database, disposed of after the test."""
         engine = create_engine(self.url, **options)
+        if DIALECT in LACKS:
+            refuse(engine, DIALECT)
         self._engines.append(engine)
         return engine
 

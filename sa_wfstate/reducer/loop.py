@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from .._concurrency import raised_by_signal_handler
 from ..errors import ReducerGaveUp, StateConflict
 from ..hooks.base import notify
-from ..retry import ErrorKind, classify
+from ..retry import ErrorKind, classify, is_undone_by_now
 from ..store.compare_and_set import refused
 from .action_batch import ActionBatch
 from .claimed_commits import ClaimedBefore
@@ -134,7 +134,8 @@ class ReducerLoop:
                 if self._attempt(queue, batch) is None:
                     return
             except Exception as error:
-                if not _is_transient(error):
+                # Of one that left the outcome unknown, _try() has found it out.
+                if not _is_transient(error) and not is_undone_by_now(error):
                     raise
                 cause = error
             seconds = monotonic() - began

@@ -117,11 +117,11 @@ class KeyColumns:
     def among(self, workflow_keys: Collection[Key]) -> ColumnElement[bool]:
         """Return the criterion for the rows of *workflow_keys*."""
         keys = list(workflow_keys)
-        if not self.type.parts:
-            return self.columns[0].in_(keys)  # type: ignore[no-any-return]
         if len(keys) == 1:
             pairs = zip(self.columns, parts_of(keys[0]), strict=True)
             return and_(*(c == part for c, part in pairs))
+        if not self.type.parts:
+            return self.columns[0].in_(keys)  # type: ignore[no-any-return]
         tenants = sorted({parts_of(key)[0] for key in keys})
         # By these PostgreSQL leaves out the partitions without any of the keys.
         return and_(self.columns[0].in_(tenants), _Among(self.columns, keys))

@@ -29,6 +29,7 @@ from ..retry import (
     ErrorKind,
     RetryPolicy,
     classify,
+    is_undone_by_now,
     require_policies,
     sqlstate,
 )
@@ -89,6 +90,7 @@ def run(
 
 def _is_worth_another(error: BaseException) -> bool:
     worth = classify(error) in {ErrorKind.CONFLICT, ErrorKind.TRANSIENT}
+    worth = worth or is_undone_by_now(error)
     return worth and not raised_by_signal_handler(error)
 
 
