@@ -34,6 +34,20 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 OLDEST = PYTHONS[0]
 # The oldest that the package says it supports, and what was released since.
+DIALECT_TESTS = [
+    f"tests/{path}"
+    for path in (
+        "store/test_api.py",
+        "store/test_bulk.py",
+        "store/test_read_guards.py",
+        "store/test_rebasing.py",
+        "orm/test_conflicts.py",
+        "test_dedup.py",
+        "outbox",
+        "history",
+    )
+]
+"""The contract tests that are run over the dialects of other engines."""
 ALEMBICS = ["1.19.2", "1.20.0", "1.20.1"]
 
 
@@ -131,6 +145,31 @@ def citus(session: nox.Session) -> None:
         session.skip("SA_WFSTATE_CITUS_URL does not name a Citus coordinator")
     install(session, "test")
     session.run("pytest", "-m", "citus", "tests/citus", *session.posargs)
+
+
+@nox.session
+def dialects(session: nox.Session) -> None:
+    """Run drives and contract tests over the dialects of CockroachDB and Aurora DSQL.
+
+    Against a PostgreSQL that refuses what those engines lack; they are not here.
+    """
+    install(session, "test")
+    # They need SQLAlchemy 2.0.
+    session.install("sqlalchemy-cockroachdb", "aurora-dsql-sqlalchemy")
+    session.run("pytest", "-m", "dialects", "tests/dialects", *session.posargs)
+    # SQLAlchemy warns of the first; the library sees by RETURNING what was written.
+    quiet = "ignore:Dialect cockroachdb+psycopg does not support updated rowcount"
+    contract = ["-W", quiet, "-m", "contract", "-k", "psycopg and not psycopg_async"]
+    # What is skipped asks itself for what the engine lacks.
+    for dialect, test in {
+        # The rows of a class without versions are not counted.
+        "cockroachdb": "tests/orm/test_conflicts.py::test_other_errors_pass_through",
+        # A PostgreSQL refuses a lock that would not be taken there.
+        "auroradsql": "tests/store/test_read_guards.py::"
+        "test_row_that_moved_at_repeatable_read",
+    }.items():
+        arguments = [*contract, "--deselect", test, *DIALECT_TESTS]
+        run_pytest(session, *arguments, SA_WFSTATE_DIALECT=dialect)
 
 
 @nox.session

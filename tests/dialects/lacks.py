@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import pytest
 from sqlalchemy import event
+
+import sa_wfstate
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
+PACKAGE: Final = Path(sa_wfstate.__file__).parent
 NO_TRANSACTION_IDS: Final = r"pg_current_xact_id|pg_xact_status|pg_snapshot|xmin"
 LACKS: Final[dict[str, list[str]]] = {
     "cockroachdb": [NO_TRANSACTION_IDS, r"CREATE TRIGGER", r"\bON ONLY\b"],
@@ -44,23 +50,48 @@ class Lacking(Exception):
     """The engine does not have it."""
 
 
-def refuse(engine: Engine, name: str) -> None:
-    """Make *engine* refuse what the engine *name* lacks."""
+def refuse(engine: Engine, name: str, *, skip: bool = False) -> None:
+    """Make *engine* refuse what the engine *name* lacks.
+
+    *skip* ends a test as skipped that asks for it itself, not through the library.
+    """
+
+    def error(problem: str) -> BaseException:
+        if skip and not _sent_by_library():
+            return pytest.skip.Exception(problem)
+        return Lacking(problem)
+
     lacks = [re.compile(each, re.IGNORECASE) for each in LACKS[name]]
 
     @event.listens_for(engine, "before_cursor_execute", retval=True)
     def before(
-        connection: Connection, _: Any, statement: str, parameters: Any, *__: Any
+        _: Connection, __: Any, statement: str, parameters: Any, *___: Any
     ) -> tuple[str, Any]:
         # What the dialect itself asks of the catalogs is its own affair.
-        if "pg_catalog" not in statement:
-            text = " ".join(statement.split())
-            for each in lacks:
-                if each.search(text):
-                    raise Lacking(f"{name} has no {each.pattern}: {text}")
-        level = connection.get_execution_options().get("isolation_level")
-        if level is not None and level not in LEVELS.get(name, {level}):
-            raise Lacking(f"{name} has no {level}")
+        text = " ".join(statement.split())
+        found = next((each for each in lacks if each.search(text)), None)
+        if found is not None and "pg_catalog" not in text:
+            raise error(f"{name} has no {found.pattern}: {text}")
         for words, instead in SPELLINGS.get(name, {}).items():
             statement = statement.replace(words, instead)
         return statement, parameters
+
+    @event.listens_for(engine, "set_connection_execution_options")
+    @event.listens_for(engine, "set_engine_execution_options")
+    def set_level(_: Any, options: dict[str, Any]) -> None:
+        level = options.get("isolation_level")
+        if level is not None and level not in LEVELS.get(name, {level}):
+            raise error(f"{name} has no {level}")
+
+
+def _sent_by_library() -> bool:
+    """Return whether the library itself, not its user, has called SQLAlchemy."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(PACKAGE):
+            return True
+        if "sqlalchemy" not in path.parts and path != Path(__file__):
+            return False
+        frame = frame.f_back
+    return False
