@@ -12,6 +12,7 @@ from alembic.operations import ops
 from sqlalchemy import text
 
 from ..row.columns import column_of
+from ..row.engine_profiles import profile_of
 
 if TYPE_CHECKING:
     from alembic.autogenerate.api import AutogenContext
@@ -31,7 +32,11 @@ def leave_partitions(autogen_context: AutogenContext, upgrade_ops: Any) -> None:
     """Remove from *upgrade_ops* what concerns partitions of mapped tables."""
     connection = autogen_context.connection
     dropped = [op for op in upgrade_ops.ops if isinstance(op, ops.DropTableOp)]
-    if not dropped or connection is None or connection.dialect.name != "postgresql":
+    if (
+        not dropped
+        or connection is None
+        or not profile_of(connection.dialect).partitions
+    ):
         return
     default = connection.dialect.default_schema_name
     mapped = {

@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.schema import CreateIndex, DropIndex
 
 from ..row.ddl import add_indexes
+from ..row.engine_profiles import profile_of
 from ..sharding import (
     distribute_table as distribution,
 )
@@ -218,7 +219,7 @@ def _indexes(operation: WorkflowIndexesOp, wanted: Any) -> list[Any]:
 
 
 def _require_postgresql(operations: Operations, what: str) -> None:
-    if operations.get_context().dialect.name != "postgresql":
+    if not profile_of(operations.get_context().dialect).partitions:
         raise CommandError(f"{what} is for PostgreSQL only")
 
 

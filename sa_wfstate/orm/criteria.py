@@ -138,10 +138,11 @@ def select_rows(
         options: dict[str, Any] = {"key_share": True, "of": statements.table}
         query = query.with_for_update(**(options if profile.lock_options else {}))
         size = CHUNK if profile.locks_many else 1
+    one_by_one = lock and (size == 1 or len(ordered) == 1)
     for keys in chunks(ordered, size):
         shard = shard_of(session, statements.mapper, keys[0])
         where = {} if shard is None else {"shard_id": shard}
-        one = query.where(keys_of.among(keys))
+        one = query.where(keys_of.only(keys[0]) if one_by_one else keys_of.among(keys))
         with session.no_autoflush:
             for row in session.execute(one, bind_arguments=where):
                 yield key_of_parts(*row[: len(key)]), *row[len(key) :]

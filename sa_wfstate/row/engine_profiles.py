@@ -57,6 +57,9 @@ class EngineProfile:
     triggers: bool = False
     """The version trigger works."""
 
+    partitions: bool = False
+    """It has tables PARTITION BY HASH, and the catalog pg_inherits."""
+
     rows: int | None = None
     """How many rows a transaction may write, if that is limited."""
 
@@ -67,7 +70,7 @@ class EngineProfile:
 
 
 _POSTGRESQL: Final = EngineProfile(
-    "postgresql", transaction_ids=True, groups=True, triggers=True
+    "postgresql", transaction_ids=True, groups=True, triggers=True, partitions=True
 )
 _SQLITE: Final = EngineProfile(
     "sqlite",
@@ -84,7 +87,7 @@ PROFILES: Final = {
         _POSTGRESQL,
         replace(_POSTGRESQL, name="citus", locks_many=False, triggers=False),
         EngineProfile("cockroachdb"),
-        EngineProfile("yugabytedb", triggers=True),
+        EngineProfile("yugabytedb", triggers=True, partitions=True),
         EngineProfile(
             "auroradsql",
             has_jsonb=False,

@@ -114,14 +114,21 @@ class KeyColumns:
         parts = parts_of(workflow_key)
         return {c.key: part for c, part in zip(self.columns, parts, strict=True)}
 
+    def only(self, workflow_key: Key) -> ColumnElement[bool]:
+        """Return the criterion for the row of *workflow_key*: an engine may ask for it.
+
+        Aurora DSQL locks a row if all of its key is compared for equality.
+        """
+        pairs = zip(self.columns, parts_of(workflow_key), strict=True)
+        return and_(*(column == part for column, part in pairs))
+
     def among(self, workflow_keys: Collection[Key]) -> ColumnElement[bool]:
         """Return the criterion for the rows of *workflow_keys*."""
         keys = list(workflow_keys)
-        if len(keys) == 1:
-            pairs = zip(self.columns, parts_of(keys[0]), strict=True)
-            return and_(*(c == part for c, part in pairs))
         if not self.type.parts:
             return self.columns[0].in_(keys)  # type: ignore[no-any-return]
+        if len(keys) == 1:
+            return self.only(keys[0])
         tenants = sorted({parts_of(key)[0] for key in keys})
         # By these PostgreSQL leaves out the partitions without any of the keys.
         return and_(self.columns[0].in_(tenants), _Among(self.columns, keys))

@@ -20,7 +20,7 @@ from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot, with_source
 from ..values.write import Write, Written
 from .arrays import among
-from .chunks import CHUNK, chunks
+from .chunks import chunks
 from .columns import columns_of, key_columns, without_value
 from .engine_profiles import profile_of, profile_on
 from .key_columns import KeyColumns
@@ -176,12 +176,14 @@ class Statements(Generic[StateT]):
         """Read the rows of *workflow_keys* in order, because they may be locked."""
         keys_in_order = sorted(workflow_keys)
         statement = getattr(self.sql, name)
-        profile, size = profile_of(connection.dialect), CHUNK
+        profile = profile_of(connection.dialect)
         if lock:
             options = LOCKS[lock] if profile.lock_options else {}
             statement = statement.with_for_update(**options)
-            if len(keys_in_order) > 1 and not profile_on(connection).locks_many:
-                size = 1
+            if len(keys_in_order) == 1 or not profile_on(connection).locks_many:
+                for key in keys_in_order:
+                    yield from connection.execute(statement.where(self.keys.only(key)))
+                return
         # One array: for IN a server prepares a statement for each number of keys.
         elif profile.is_postgresql and not self.keys.type.parts:
             if name not in self._of_arrays:
@@ -190,7 +192,7 @@ class Statements(Generic[StateT]):
                 parameters = {"wfs_key": list(keys)}
                 yield from connection.execute(self._of_arrays[name], parameters)
             return
-        for keys in chunks(keys_in_order, size):
+        for keys in chunks(keys_in_order):
             yield from connection.execute(statement.where(self.keys.among(keys)))
 
     def swap(self, connection: Connection, write: Write) -> Written | None:

@@ -19,8 +19,9 @@ from sa_wfstate import (
     get_state,
     run_transaction,
 )
+from sa_wfstate.outbox import store_intents
 
-from ..drives import Base, Done, Job, State
+from ..drives import Base, Job, Mail, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,8 +122,9 @@ def test_service_processes_the_action_once(
         return state.model_copy(update={"count": state.count + 1})
 
     lost = LosesCommit(engine, code, done=done)
-    # With a log it needs a transaction, and so a COMMIT.
-    service = ReducerService(engine, Job, rename, dedup=Done)
+    # With a writer it needs a transaction, and so a COMMIT.
+    writers = [store_intents(Mail)]
+    service = ReducerService(engine, Job, rename, writers=writers)
     service.handle(Action(workflow_key="t-1", action_id=uuid4(), payload=None))
     assert lost.losses == 1
     assert version(engine) == 2
