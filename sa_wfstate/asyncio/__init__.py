@@ -160,8 +160,11 @@ class CanonicalStore(Generic[StateT]):
         entity: Entity[StateT],
         *,
         resolve: RetryPolicy = RetryPolicy.for_lock_wait(),  # noqa: B008 - it is frozen
+        group: bool = False,
     ) -> None:
-        self._store = _AwaitingStore(sync_bind(bind), entity, resolve=resolve)
+        self._store = _AwaitingStore(
+            sync_bind(bind), entity, resolve=resolve, group=group
+        )
 
     async def get_state(
         self,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..errors import OutcomeUnknown, VersionNotKept
 from ..payload.actions import Action
+from ..store.requests import Request
 from ..values.row_version import NOTHING, RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
-from .key_queue import KeyQueue, Request
+from .key_queue import KeyQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """One attempt: read, reduce, compare and set.
 
 The database is read, and written, for this batch alone or together with those of other
-keys (:mod:`sa_wfstate.reducer.groups`); the reducer runs in between, in the thread or
+keys (:mod:`sa_wfstate.store.groups`); the reducer runs in between, in the thread or
 task of the batch.
 
 A decision on a stale state is discarded, an exception of the reducer too: it is raised
@@ -22,9 +22,9 @@ from ..errors import (
     WorkflowNotFound,
 )
 from ..store.connections import READ_COMMITTED, limit_idle_time
+from ..store.groups import Groups
 from ..values.snapshot import StateCommitted
 from .commits import Commits
-from .groups import Groups
 from .nesting import attempt_on
 from .readings import Readings
 from .reductions import Awaits

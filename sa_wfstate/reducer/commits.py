@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from ..errors import StateConflict
     from ..row.statements import Statements
     from ..store.connections import Connections
+    from ..store.groups import Member
     from ..values.keys import Key
     from ..values.write import Write
     from .action_batch import ActionBatch
     from .dependencies import Dependencies
-    from .groups import Member
     from .reductions import Reductions
 
 

@@ -25,7 +25,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .._concurrency import reset_after_fork
-from .key_queue import KeyQueue, Request
+from ..store.requests import Request
+from .key_queue import KeyQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence

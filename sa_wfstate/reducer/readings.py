@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from ..dedup import DedupLog, Processed
     from ..row.statements import Statements
     from ..store.connections import Connections
+    from ..store.groups import Member
     from ..values.keys import Key
     from ..values.snapshot import WorkflowSnapshot
     from .action_batch import ActionBatch, Baseline
-    from .groups import Member
     from .reductions import Reductions
 
 

@@ -3,12 +3,12 @@
 A task with a greenlet for each action takes longer than the work of an action in a
 large group. So actions of different keys make their first attempt in one task: they are
 read by one statement, reduced one after the other, each in the context of its caller,
-and join the same :mod:`group <sa_wfstate.reducer.groups>` of commits. What an action
+and join the same :mod:`group <sa_wfstate.store.groups>` of commits. What an action
 does after that, a retry for example, is done in a task of its own.
 
 Nothing waits for company: an idle service starts a round at once. While
-:data:`~sa_wfstate.reducer.groups.FLIGHTS` rounds are in progress, actions wait, for
-:data:`~sa_wfstate.reducer.groups.PATIENCE` seconds at most.
+:data:`~sa_wfstate.store.groups.FLIGHTS` rounds are in progress, actions wait, for
+:data:`~sa_wfstate.store.groups.PATIENCE` seconds at most.
 
 There are no rounds in threads, and none for a reducer that awaits something: those run
 at the same time.
@@ -22,15 +22,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from .._concurrency import reset_after_fork
-from .groups import FLIGHTS, PATIENCE
+from ..store.groups import FLIGHTS, PATIENCE
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
     from .._concurrency import Awaiting
-    from .key_queue import KeyQueue, Request
-
+    from ..store.requests import Request
+    from .key_queue import KeyQueue
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")

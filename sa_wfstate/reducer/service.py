@@ -26,7 +26,7 @@ An action passes through these modules:
 * :mod:`sa_wfstate.reducer.attempt` makes one attempt, and
   :mod:`sa_wfstate.reducer.reductions` calls the reducer;
 * :mod:`sa_wfstate.reducer.rounds` lets tasks of asyncio start attempts together;
-* :mod:`sa_wfstate.reducer.groups` lets what arrives meanwhile be read, and committed,
+* :mod:`sa_wfstate.store.groups` lets what arrives meanwhile be read, and committed,
   together (:mod:`~sa_wfstate.reducer.readings`, :mod:`~sa_wfstate.reducer.commits`).
 """
 

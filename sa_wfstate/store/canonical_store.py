@@ -24,11 +24,12 @@ from .compare_and_set import (
 )
 from .connections import READ_COMMITTED, Connections, limit_lock_waits
 from .freshness import read_at, required_of
+from .grouped_commits import GroupedCommits
 from .rebasing import commit_on, rules_of
 from .unknown_commit import may_pass
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Engine
     from sqlalchemy.orm import sessionmaker
@@ -55,6 +56,9 @@ class CanonicalStore(Generic[StateT]):
     *bind* is an Engine, or a sessionmaker where sessions choose their engine. When the
     answer to a commit is lost, it is sent again by the policy *resolve*.
 
+    With *group*, where *bind* is an Engine of PostgreSQL, try_commit() calls for
+    different workflows that arrive while others commit are committed together.
+
     >>> store = CanonicalStore(engine, Order)  # doctest: +SKIP
     >>> store.get_state("order-42").version  # doctest: +SKIP
     7
@@ -68,11 +72,23 @@ class CanonicalStore(Generic[StateT]):
         entity: Entity[StateT],
         *,
         resolve: RetryPolicy = RetryPolicy.for_lock_wait(),  # noqa: B008 - it is frozen
+        group: bool = False,
     ) -> None:
         self._resolve = resolve
         self._wait = self._waiting()
         self._statements = statements_of(entity)
         self._connections = Connections(bind, self._statements.mapper)
+        self._send_one: Callable[
+            [Write], StateCommitted[StateT] | StateConflict[StateT]
+        ] = self._send
+        if group:
+            self._send_one = GroupedCommits(
+                self._statements,
+                self._connections,
+                self._wait,
+                alone=self._send,
+                again=self._commit_again,
+            ).send
 
     def get_state(
         self,
@@ -138,7 +154,7 @@ class CanonicalStore(Generic[StateT]):
                 session = self._connections.filtering(connection)
                 return conflict_of_bases(connection, statements, base, named, session)
         rules = rules_of(statements, rebase, base)
-        _, outcome = commit_on(statements, write, base, rules, self._send)
+        _, outcome = commit_on(statements, write, base, rules, self._send_one)
         return outcome
 
     def _send(self, write: Write) -> StateCommitted[StateT] | StateConflict[StateT]:

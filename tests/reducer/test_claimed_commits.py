@@ -27,9 +27,9 @@ from sa_wfstate import (
 )
 from sa_wfstate.dedup import ActionDedupMixin, remember
 from sa_wfstate.errors import VersionNotKept
-from sa_wfstate.reducer.groups import FLIGHTS
 from sa_wfstate.row.engine_profiles import PROFILES
 from sa_wfstate.store import connections
+from sa_wfstate.store.groups import FLIGHTS
 
 from ..verbs import verbs_of
 

@@ -26,12 +26,8 @@ from sa_wfstate._concurrency import Blocking
 from sa_wfstate.errors import OutcomeUnknown
 from sa_wfstate.hooks import Hooks
 from sa_wfstate.reducer.contention import KeyQueues
-from sa_wfstate.reducer.key_queue import (
-    MOST_LOCKED,
-    STICKY,
-    KeyQueue,
-    Request,
-)
+from sa_wfstate.reducer.key_queue import MOST_LOCKED, STICKY, KeyQueue
+from sa_wfstate.store.requests import Request
 
 from ..orders import Base, Order, OrderActions, OrderState
 

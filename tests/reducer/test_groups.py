@@ -34,7 +34,7 @@ from sa_wfstate.errors import ActionIdReused, QueueFull
 from sa_wfstate.history import HistoryMixin, keep_history
 from sa_wfstate.hooks import Hooks
 from sa_wfstate.outbox import IntentMixin, store_intents
-from sa_wfstate.reducer.groups import FLIGHTS, HEAVIEST, PATIENCE, Groups
+from sa_wfstate.store.groups import FLIGHTS, HEAVIEST, PATIENCE, Groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -33,11 +33,12 @@ from sa_wfstate import (
 )
 from sa_wfstate import _concurrency as waiting
 from sa_wfstate._concurrency import Blocking
-from sa_wfstate.reducer import action_batch, contention, groups, key_queue, nesting
+from sa_wfstate.reducer import action_batch, contention, key_queue, nesting
 from sa_wfstate.reducer import attempt as attempts
 from sa_wfstate.reducer import loop as reducer_loop
 from sa_wfstate.reducer import service as reducer
 from sa_wfstate.reducer.contention import KeyQueues
+from sa_wfstate.store import groups, requests
 
 from ..orders import Base, Order, OrderActions, OrderState
 
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 LIMIT = 10.0
-QUEUE = (contention, key_queue, waiting)
+QUEUE = (contention, key_queue, requests, waiting)
 SERVICE = (*QUEUE, nesting, reducer, reducer_loop, action_batch, attempts)
 
 

@@ -16,8 +16,8 @@ import sa_wfstate.asyncio
 from sa_wfstate import Action, StateCommitted
 from sa_wfstate._concurrency import Awaiting
 from sa_wfstate.errors import NestedHandle
-from sa_wfstate.reducer.groups import FLIGHTS
 from sa_wfstate.reducer.rounds import SPLIT, Rounds
+from sa_wfstate.store.groups import FLIGHTS
 
 from ..orders import Base, Order, OrderState
 

@@ -21,7 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .._concurrency import raised_by_signal_handler, reset_after_fork
-from .key_queue import Request
+from .requests import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
