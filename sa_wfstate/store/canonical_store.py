@@ -24,7 +24,6 @@ from .compare_and_set import (
 )
 from .connections import READ_COMMITTED, Connections, limit_lock_waits
 from .freshness import read_at, required_of
-from .grouped_commits import GroupedCommits
 from .rebasing import commit_on, rules_of
 from .unknown_commit import may_pass
 
@@ -82,6 +81,8 @@ class CanonicalStore(Generic[StateT]):
             [Write], StateCommitted[StateT] | StateConflict[StateT]
         ] = self._send
         if group:
+            from .grouped_commits import GroupedCommits
+
             self._send_one = GroupedCommits(
                 self._statements,
                 self._connections,
