@@ -98,6 +98,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def lint_sql(session: nox.Session) -> None:
+    """Run the tests; one fails in which a statement could not be sent to one shard."""
+    install(session, "test")
+    run_pytest(session, *session.posargs, SA_WFSTATE_LINT_SQL="1")
+
+
+@nox.session
 def stress(session: nox.Session) -> None:
     """Try more random operations, and kill processes and a server; takes minutes."""
     install(session, "test")

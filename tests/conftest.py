@@ -10,13 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from .dialects.lacks import LACKS, refuse
+from .statements import Lint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -151,6 +152,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         contract = metafunc.definition.get_closest_marker("contract")
         names = list(DRIVERS) if contract else ["psycopg"]
         metafunc.parametrize("driver", names, indirect=True, scope="function")
+
+
+LINT = Lint()
+if "SA_WFSTATE_LINT_SQL" in os.environ:
+    event.listen(Engine, "before_cursor_execute", LINT.note)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Any:  # noqa: ARG001 - of the hook
+    """Fail a test in which the library sends what some engine would refuse."""
+    LINT.take()
+    outcome = yield
+    assert LINT.take() == []
+    return outcome
 
 
 @pytest.hookimpl(wrapper=True)
