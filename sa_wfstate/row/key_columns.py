@@ -161,8 +161,8 @@ class _Among(FunctionElement[bool]):
 
     def __init__(self, columns: tuple[Any, ...], keys: Sequence[Any]) -> None:
         arrays = [
-            bindparam("wfs_keys", list(parts), type_=ARRAY(column.type), unique=True)
-            for parts, column in zip(zip(*keys, strict=True), columns, strict=True)
+            bindparam("wfs_keys", list(parts), type_=ARRAY(c.type), unique=True)
+            for parts, c in zip(zip(*keys, strict=True), columns, strict=True)
         ]
         names = [column(f"key_{n}", c.type) for n, c in enumerate(columns)]
         rows = func.unnest(*arrays).table_valued(*names).render_derived("wfs_keys")
