@@ -129,6 +129,7 @@ def test_engine_of_another_name_is_not_asked() -> None:
     Base.metadata.create_all(engine, [Task.__table__])  # type: ignore[list-item]
     with Session(engine) as session:
         assert profile_on(session.connection()).name == "sqlite"
+    engine.dispose()
 
 
 def test_only_the_profiles_look_at_a_dialect() -> None:
