@@ -615,3 +615,17 @@ def patches_of_many_rows(engine: Engine) -> None:
         patches = [Patch(key, edits, **stamp()) for key in keys]
         try_patch_many(session, Job, patches)
     assert [version_of(engine, key) for key in keys] == [2] * 20
+
+
+def lose_a_race(engine: Engine) -> None:
+    """Check that the second writer of a row learns that it has moved."""
+    with Session(engine) as session, session.begin():
+        session.add(Job(workflow_key="raced", state=State()))
+    with Session(engine) as one, Session(engine) as two:
+        job = one.get_one(Job, "raced")
+        two.get_one(Job, "raced").state.count = 1
+        two.commit()
+        job.state.count = 2
+        with pytest.raises(StateConflict) as caught:
+            one.commit()
+    assert caught.value.actual_version == 2

@@ -6,11 +6,16 @@ registers what is called with each commit of a class.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from sa_wfstate import WorkflowStateMixin
+from sa_wfstate import CanonicalStore, Provenance, StateCommitted, WorkflowStateMixin
 from sa_wfstate.dedup import ActionDedupMixin
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 
 class Base(DeclarativeBase):
@@ -48,3 +53,16 @@ class Customer(Base):
     revision: Mapped[int] = mapped_column()
 
     __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012 - SQLAlchemy's way
+
+
+def write_as_another(engine: Engine) -> None:
+    """Commit a note to the order ``o-1`` as another process would."""
+    store = CanonicalStore(engine, Order)
+    current = store.get_state("o-1")
+    outcome = store.try_commit(
+        workflow_key="o-1",
+        expected_version=current.version,
+        state=OrderState(notes=[*current.state.notes, 99]),
+        provenance=Provenance.now(),
+    )
+    assert isinstance(outcome, StateCommitted)

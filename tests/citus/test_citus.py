@@ -19,14 +19,13 @@ from sa_wfstate import (
     ReducerService,
     Reduction,
     StateCommitted,
-    StateConflict,
     get_state,
     try_commit_many,
 )
 from sa_wfstate.outbox import IntentDispatcher, store_intents
 from sa_wfstate.sharding import distribute
 
-from ..drives import DRIVES, Base, Job, Mail, State
+from ..drives import DRIVES, Base, Job, Mail, State, lose_a_race
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,15 +141,6 @@ def test_two_dispatchers_deliver_each_intent_once(engine: Engine) -> None:
 
 def test_lost_race_is_a_conflict(engine: Engine) -> None:
     """A writer that waited for another shard's row learns of the version there."""
-    with Session(engine) as session, session.begin():
-        session.add(Job(workflow_key="raced", state=State()))
-    with Session(engine) as one, Session(engine) as two:
-        job = one.get_one(Job, "raced")
-        two.get_one(Job, "raced").state.count = 1
-        two.commit()
-        job.state.count = 2
-        with pytest.raises(StateConflict) as caught:
-            one.commit()
-    assert caught.value.actual_version == 2
+    lose_a_race(engine)
     with Session(engine) as session:
         assert get_state(session, Job, "raced").state.count == 1

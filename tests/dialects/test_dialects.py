@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.exc import NoSuchModuleError
-from sqlalchemy.orm import Session
 
-from sa_wfstate import StateConflict
 from sa_wfstate.row.engine_profiles import profile_on
 
-from ..drives import DRIVES, Base, Job, State
+from ..drives import DRIVES, Base, lose_a_race
 from .lacks import LACKS, refuse
 
 if TYPE_CHECKING:
@@ -82,13 +80,4 @@ def test_public_api_works_without_what_the_engine_lacks(other_engine: Engine) ->
 def test_second_writer_gets_conflict(other_engine: Engine) -> None:
     """The second writer of a row learns that it has moved."""
     Base.metadata.create_all(other_engine)
-    with Session(other_engine) as session, session.begin():
-        session.add(Job(workflow_key="raced", state=State()))
-    with Session(other_engine) as one, Session(other_engine) as two:
-        job = one.get_one(Job, "raced")
-        two.get_one(Job, "raced").state.count = 1
-        two.commit()
-        job.state.count = 2
-        with pytest.raises(StateConflict) as caught:
-            one.commit()
-    assert caught.value.actual_version == 2
+    lose_a_race(other_engine)

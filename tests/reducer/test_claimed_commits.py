@@ -10,27 +10,24 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
-from pydantic import BaseModel
 from sqlalchemy import Text, event, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sa_wfstate import (
     Action,
-    CanonicalStore,
-    Provenance,
     ReducerService,
     RetryPolicy,
-    StateCommitted,
     TenantKey,
     WorkflowStateMixin,
 )
-from sa_wfstate.dedup import ActionDedupMixin, remember
+from sa_wfstate.dedup import remember
 from sa_wfstate.errors import VersionNotKept
 from sa_wfstate.row.engine_profiles import PROFILES
 from sa_wfstate.store import connections
 from sa_wfstate.store.groups import FLIGHTS
 
+from ..orders import Base, Order, OrderActions, OrderState, write_as_another
 from ..verbs import verbs_of
 
 if TYPE_CHECKING:
@@ -39,29 +36,17 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 
-class Base(DeclarativeBase):
+class Others(DeclarativeBase):
     pass
 
 
-class OrderState(BaseModel):
-    notes: list[int] = []
-
-
-class Order(WorkflowStateMixin[OrderState], Base):
-    __tablename__ = "orders"
-
-
-class OrderActions(ActionDedupMixin, Base):
-    __tablename__ = "order_actions"
-
-
-class Parcel(WorkflowStateMixin[OrderState], Base):
+class Parcel(WorkflowStateMixin[OrderState], Others):
     __tablename__ = "parcels"
 
     workflow_key: Mapped[UUID] = mapped_column(primary_key=True)
 
 
-class Lease(WorkflowStateMixin[OrderState], Base):
+class Lease(WorkflowStateMixin[OrderState], Others):
     __tablename__ = "leases"
 
     tenant: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -70,7 +55,7 @@ class Lease(WorkflowStateMixin[OrderState], Base):
 
 @pytest.fixture(autouse=True)
 def _tables(create_tables: Callable[..., None]) -> None:
-    create_tables(Base.metadata)
+    create_tables(Base.metadata, Others.metadata)
 
 
 def note(state: OrderState, action: Action[int]) -> OrderState:
@@ -100,19 +85,6 @@ def claims(engine: Engine) -> int:
     """Count the rows of the log."""
     with Session(engine) as session:
         return session.query(OrderActions).count()
-
-
-def write(engine: Engine) -> None:
-    """Commit to the order as another process would."""
-    store = CanonicalStore(engine, Order)
-    current = store.get_state("o-1")
-    outcome = store.try_commit(
-        workflow_key="o-1",
-        expected_version=current.version,
-        state=OrderState(notes=[*current.state.notes, 99]),
-        provenance=Provenance.now(),
-    )
-    assert isinstance(outcome, StateCommitted)
 
 
 def execute(engine: Engine, statement: str) -> None:
@@ -315,7 +287,7 @@ def test_lost_answer_is_looked_up(
 
     def follow() -> None:
         if then == "moved" and stored(engine):
-            write(engine)
+            write_as_another(engine)
         if then == "deleted":
             execute(engine, "DELETE FROM orders")
 
@@ -354,7 +326,7 @@ def test_other_delivery_has_committed_it(engine: Engine) -> None:
 
     def deliver() -> None:
         Context().run(service(engine).handle, one)  # As from another process.
-        write(engine)
+        write_as_another(engine)
 
     losing.then = deliver
     outcome = orders.handle(one)

@@ -6,14 +6,14 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import create_engine, event, select, text
+from sqlalchemy import event, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 import sa_wfstate.asyncio
@@ -36,10 +36,12 @@ from sa_wfstate.hooks import Hooks
 from sa_wfstate.outbox import IntentMixin, store_intents
 from sa_wfstate.store.groups import FLIGHTS, HEAVIEST, PATIENCE, Groups
 
+from .. import crowds
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sqlalchemy import URL, Connection, Engine, MetaData
+    from sqlalchemy import URL, Connection, MetaData
 
     from sa_wfstate import WorkflowSnapshot
 
@@ -102,25 +104,13 @@ def actions(*payloads: int) -> list[Action[int]]:
     ]
 
 
-class Crowd:
-    """Callers in threads, or in tasks, all of whose commits are one group."""
+class Crowd(crowds.Crowd):
+    """Callers of a service, and what its hooks and intents have told."""
 
     def __init__(self, url: URL, kind: str) -> None:
-        self.kind = kind
-        self.url = url
-        self.plain = create_engine(url)
-        self._runner = asyncio.Runner()
-        self._async: Any = create_async_engine(url.set(drivername="postgresql+asyncpg"))
-        self.engine: Engine = (
-            self.plain if kind == "threads" else self._async.sync_engine
-        )
+        super().__init__(url, kind)
         self.hooks = Groupings()
         self.told: list[str] = []
-
-    def close(self) -> None:
-        self._runner.run(self._async.dispose())
-        self._runner.close()
-        self.plain.dispose()
 
     def service(self, reducer: Any = note, **options: Any) -> Any:
         """Make a service with everything that a commit can have."""
@@ -132,10 +122,12 @@ class Crowd:
         } | options
         if self.kind == "threads":
             return ReducerService(self.plain, Order, reducer, **options)
-        return self._runner.run(self._make(reducer, options))
+        return self.runner.run(self._make(reducer, options))
 
     async def _make(self, reducer: Any, options: dict[str, Any]) -> Any:
-        return sa_wfstate.asyncio.ReducerService(self._async, Order, reducer, **options)
+        return sa_wfstate.asyncio.ReducerService(
+            self.awaiting, Order, reducer, **options
+        )
 
     def handle(
         self,
@@ -147,33 +139,9 @@ class Crowd:
     ) -> list[Any]:
         """Handle all at once; let no commit start until *waiting* of them wait."""
         core = getattr(service, "_service", service)
-        groups: Any = core._loop._attempts._commit
-        expected = len(given) if waiting is None else waiting
-        for _ in range(FLIGHTS):
-            groups._flights[object()] = float("inf")
-
-        def release() -> None:
-            then()
-            with groups._lock:
-                groups._flights.clear()
-            groups._wake_next()
-
-        if self.kind == "threads":
-            with ThreadPoolExecutor(len(given)) as threads:
-                futures = [threads.submit(service.handle, each) for each in given]
-                while len(groups._pending) < expected:
-                    time.sleep(0.001)
-                release()
-                return [each.exception(30) or each.result() for each in futures]
-
-        async def main() -> list[Any]:
-            tasks = [asyncio.create_task(service.handle(each)) for each in given]
-            while len(groups._pending) < expected:  # noqa: ASYNC110 - no event
-                await asyncio.sleep(0.001)
-            release()
-            return await asyncio.gather(*tasks, return_exceptions=True)
-
-        return self._runner.run(main())
+        calls = [partial(service.handle, each) for each in given]
+        groups = core._loop._attempts._commit
+        return self.call_together(groups, calls, waiting=waiting, then=then)
 
     def run(self, service: Any, given: Sequence[Action[int]]) -> list[Any]:
         """Handle all at once, as they come."""
@@ -186,7 +154,7 @@ class Crowd:
             calls = map(service.handle, given)
             return await asyncio.gather(*calls, return_exceptions=True)
 
-        return self._runner.run(main())
+        return self.runner.run(main())
 
     def stored(self) -> dict[str, list[int]]:
         """Read the notes of all orders."""
@@ -476,7 +444,7 @@ def test_two_services_share_the_keys(crowd: Crowd) -> None:
                 *(service.handle(each) for each in given for service in services)
             )
 
-        results = crowd._runner.run(main())
+        results = crowd.runner.run(main())
     assert sum(each.replayed for each in results) == 60
     stored = crowd.stored()
     assert {key: sorted(notes) for key, notes in stored.items()} == {

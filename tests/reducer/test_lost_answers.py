@@ -16,7 +16,6 @@ from sa_wfstate import (
     Action,
     CanonicalStore,
     Intent,
-    Provenance,
     ReducerService,
     Reduction,
     RetryPolicy,
@@ -26,7 +25,7 @@ from sa_wfstate import (
 from sa_wfstate.errors import OutcomeUnknown, ReducerGaveUp
 from sa_wfstate.hooks import Hooks
 
-from ..orders import Base, Order, OrderActions, OrderState
+from ..orders import Base, Order, OrderActions, OrderState, write_as_another
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -142,19 +141,6 @@ def stored(engine: Engine, key: str = "o-1") -> list[int]:
         return []
 
 
-def write(engine: Engine) -> None:
-    """Commit to the order as another process would."""
-    store = CanonicalStore(engine, Order)
-    current = store.get_state("o-1")
-    outcome = store.try_commit(
-        workflow_key="o-1",
-        expected_version=current.version,
-        state=OrderState(notes=[*current.state.notes, 99]),
-        provenance=Provenance.now(),
-    )
-    assert isinstance(outcome, StateCommitted)
-
-
 @pytest.mark.contract
 @pytest.mark.parametrize("dedup", [None, OrderActions])
 @pytest.mark.parametrize("create", [True, False])
@@ -204,7 +190,7 @@ def test_row_has_moved_on(
     """The claims of the log still tell, and the outcome shows what was committed."""
     orders = Service(engine, dedup=dedup, retry=retry)
     orders.handle(action(1))
-    losing.times, losing.then = 1, lambda: write(engine)
+    losing.times, losing.then = 1, lambda: write_as_another(engine)
     if dedup is None:
         with pytest.raises(OutcomeUnknown, match="'o-1'"):
             orders.handle(action(2))
@@ -247,7 +233,7 @@ def test_other_delivery_has_committed_it(engine: Engine, losing: Losing) -> None
     def deliver() -> None:
         losing.done = True
         Context().run(other.handle, one)  # As from another process.
-        write(engine)
+        write_as_another(engine)
 
     losing.times, losing.done, losing.then = 1, False, deliver
     outcome = orders.handle(one)

@@ -6,13 +6,13 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 import sa_wfstate.asyncio
@@ -25,8 +25,8 @@ from sa_wfstate import (
     WorkflowStateMixin,
 )
 from sa_wfstate.history import HistoryMixin, keep_history
-from sa_wfstate.store.groups import FLIGHTS
 
+from .. import crowds
 from ..verbs import verbs_of
 
 if TYPE_CHECKING:
@@ -64,28 +64,18 @@ def commit_of(number: int, expected: int = 0, note: int | None = None) -> Any:
     }
 
 
-class Crowd:
-    """Callers in threads, or in tasks, all of whose commits are one group."""
+class Crowd(crowds.Crowd):
+    """Callers of a store."""
 
     def __init__(self, url: URL, kind: str) -> None:
-        self.kind = kind
-        self.plain = create_engine(url)
-        self._runner = asyncio.Runner()
-        self._async: Any = create_async_engine(url.set(drivername="postgresql+asyncpg"))
-        threads = kind == "threads"
-        self.engine: Engine = self.plain if threads else self._async.sync_engine
+        super().__init__(url, kind)
         self.store: Any = (
             CanonicalStore(self.plain, Order, group=True)
-            if threads
-            else sa_wfstate.asyncio.CanonicalStore(self._async, Order, group=True)
+            if kind == "threads"
+            else sa_wfstate.asyncio.CanonicalStore(self.awaiting, Order, group=True)
         )
         core = getattr(self.store, "_store", self.store)
-        self.groups: Any = core._send_one.__self__._groups
-
-    def close(self) -> None:
-        self._runner.run(self._async.dispose())
-        self._runner.close()
-        self.plain.dispose()
+        self._groups: Any = core._send_one.__self__._groups
 
     def commit(
         self,
@@ -94,37 +84,8 @@ class Crowd:
         cancel: int | None = None,
     ) -> list[Any]:
         """Commit all at once; start when all wait."""
-        for _ in range(FLIGHTS):
-            self.groups._flights[object()] = float("inf")
-
-        def release() -> None:
-            then()
-            with self.groups._lock:
-                self.groups._flights.clear()
-            self.groups._wake_next()
-
-        if self.kind == "threads":
-            with ThreadPoolExecutor(len(given)) as threads:
-                futures = [
-                    threads.submit(self.store.try_commit, **each) for each in given
-                ]
-                while len(self.groups._pending) < len(given):
-                    time.sleep(0.001)
-                release()
-                return [each.exception(30) or each.result() for each in futures]
-
-        async def main() -> list[Any]:
-            calls = (self.store.try_commit(**each) for each in given)
-            tasks = [asyncio.create_task(each) for each in calls]
-            while len(self.groups._pending) < len(given):  # noqa: ASYNC110 - no event
-                await asyncio.sleep(0.001)
-            release()
-            if cancel is not None:
-                await asyncio.sleep(0.05)  # Its group waits for a lock.
-                tasks[cancel].cancel()
-            return await asyncio.gather(*tasks, return_exceptions=True)
-
-        return self._runner.run(main())
+        calls = [partial(self.store.try_commit, **each) for each in given]
+        return self.call_together(self._groups, calls, then=then, cancel=cancel)
 
     def stored(self) -> dict[str, tuple[int, list[int]]]:
         """Read version and notes of all orders."""
