@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.schema import DropSchema
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 
@@ -139,11 +140,12 @@ def empty_database(
         with maintenance.connect() as connection:
             schemas = connection.scalars(
                 text(
-                    "SELECT quote_ident(nspname) FROM pg_namespace"
+                    "SELECT nspname FROM pg_namespace"
                     " WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
                 )
             ).all()
-            connection.execute(text(f"DROP SCHEMA {', '.join(schemas)} CASCADE"))
+            for schema in schemas:  # Its name may hold anything.
+                connection.execute(DropSchema(schema, cascade=True))
             connection.execute(text("CREATE SCHEMA public"))
 
     return empty
