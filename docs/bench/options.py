@@ -22,14 +22,14 @@ from types import new_class
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from _actions import OrderState, project, reducer, telling
 from _harness import postgresql
-from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase
 
-from sa_wfstate import Action, Intent, ReducerService, Reduction, WorkflowStateMixin
+from sa_wfstate import Action, ReducerService, WorkflowStateMixin
 from sa_wfstate.dedup import ActionDedupMixin
 from sa_wfstate.history import HistoryMixin, keep_history
 from sa_wfstate.hooks import LoggingHooks
@@ -49,34 +49,10 @@ class Base(DeclarativeBase):
     pass
 
 
-class OrderState(BaseModel):
-    """A state of some 0.3 kB."""
-
-    status: str = "new"
-    count: int = 0
-    lines: list[str] = ["a line of the order"] * 8
-
-
 def table(name: str, *bases: Any) -> Any:
     """Map a class of its own."""
     names = {"__tablename__": name.lower()}
     return new_class(name, (*bases, Base), {}, lambda body: body.update(names))
-
-
-def project(order: Any) -> dict[str, Any]:
-    """Make the row of a projection."""
-    return {"tag": order.state.status, "namespace": "shop"}
-
-
-def work(state: OrderState, _: Action[int]) -> OrderState:
-    """Count the actions."""
-    return state.model_copy(update={"count": state.count + 1})
-
-
-def tell(state: OrderState, action: Action[int]) -> Reduction[OrderState]:
-    """Count the actions, and ask for an effect of each."""
-    intent = Intent(intent_type="mail", target="kim", payload=action.payload)
-    return Reduction(work(state, action), [intent])
 
 
 def services(engine: Engine) -> dict[str, ReducerService[OrderState]]:
@@ -104,9 +80,9 @@ def services(engine: Engine) -> dict[str, ReducerService[OrderState]]:
         if name in {"inline projection", "all"}:
             rows = table(f"Rows{number}", ProjectionMixin)
             Projection(entity, rows, project).keep_inline()
-        reducer: Any = tell if "writers" in options else work
+        work: Any = telling if "writers" in options else reducer
         found[name] = ReducerService(
-            engine, entity, reducer, initial=OrderState, **options
+            engine, entity, work, initial=OrderState, **options
         )
     Base.metadata.create_all(engine)
     return found
