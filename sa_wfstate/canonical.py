@@ -20,7 +20,7 @@ from .orm.mixin import WorkflowStateMixin
 from .outbox.table import IntentMixin
 from .projection.definition import ProjectionMixin
 from .projection.watermarks import WatermarkMixin
-from .row.ddl import add_indexes
+from .row.ddl import COMMIT_INDEXES, add_indexes, index_name
 
 __all__ = [
     "ActionDedupLog",
@@ -64,7 +64,7 @@ def replace_indexes(*wanted: str) -> None:
     migration is ``op.replace_workflow_indexes("workflow_state", *wanted)``.
     """
     table = cast("Table", WorkflowState.__table__)
-    indexes = {f"idx_{table.name}_{name}" for name in ("version", "updated", "recent")}
+    indexes = {index_name(table.name, which) for which in COMMIT_INDEXES}
     for index in [each for each in table.indexes if each.name in indexes]:
         table.indexes.remove(index)
     add_indexes("WorkflowState", table, wanted)

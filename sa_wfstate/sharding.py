@@ -124,8 +124,13 @@ def distribute_table(name: str, column: str, colocated: str) -> DDL:
 
 def undistribute_table(name: str) -> DDL:
     """Return the statement that brings the table of the quoted *name* back."""
-    sql = f"SELECT undistribute_table({_literal(name)})".replace("%", "%%")
+    sql = undistribution(name).replace("%", "%%")
     return DDL(sql)  # type: ignore[no-untyped-call]
+
+
+def undistribution(name: str) -> str:
+    """Return the SQL that brings the table of the quoted *name* back."""
+    return f"SELECT undistribute_table({_literal(name)})"
 
 
 def partition_table(name: str, schema: str | None, count: int) -> list[DDL]:

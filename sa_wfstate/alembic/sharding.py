@@ -30,15 +30,14 @@ from sqlalchemy import BigInteger, Column, DateTime, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.schema import CreateIndex, DropIndex
 
-from ..row.ddl import add_indexes
+from ..row.ddl import COMMIT_INDEXES, add_indexes
 from ..row.engine_profiles import profile_of
-from ..sharding import (
-    distribute_table as distribution,
-)
+from ..sharding import distribute_table as distribution
 from ..sharding import (
     partition_table,
     quoted_table,
     undistribute_table,
+    undistribution,
 )
 from ..values.public_names import publish
 
@@ -195,7 +194,7 @@ def _distribute(operations: Operations, operation: DistributeTableOp) -> None:
 
 
 def _replace_indexes(operations: Operations, operation: WorkflowIndexesOp) -> None:
-    for index in _indexes(operation, ("version", "updated", "recent")):
+    for index in _indexes(operation, COMMIT_INDEXES):
         operations.execute(DropIndex(index, if_exists=True))
     for index in _indexes(operation, operation.wanted):
         operations.execute(CreateIndex(index))
@@ -238,8 +237,7 @@ def _render_partitions(context: AutogenContext, operation: HashPartitionsOp) -> 
 def _render_distribution(context: AutogenContext, operation: DistributeTableOp) -> str:
     name, schema = operation.table_name, operation.schema
     if operation.undo:
-        statement = f"SELECT undistribute_table('{quoted_table(name, schema)}')"
-        return _call(context, "execute", statement)
+        return _call(context, "execute", undistribution(quoted_table(name, schema)))
     return _call(
         context,
         "distribute_table",

@@ -1,9 +1,10 @@
 """Commits: compare and set, claim and write in one transaction, for one key or many.
 
 What a group of several does must not depend on who is in it. So it waits for locks for
-:data:`LOCK_WAIT` seconds only, and if it fails, the transaction is rolled back, and
-each member commits alone. If it is known which members made it fail (their action is in
-the dedup log already, or their writer raised), the others try once more together.
+:data:`~sa_wfstate.store.groups.LOCK_WAIT` seconds only, and if it fails, the
+transaction is rolled back, and each member commits alone. If it is known which members
+made it fail (their action is in the dedup log already, or their writer raised), the
+others try once more together.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy import Connection, select, true
 
@@ -20,6 +21,7 @@ from ..payload.actions import Intent
 from ..retry import ErrorKind, classify
 from ..store.bulk import commit_batch
 from ..store.connections import READ_COMMITTED, limit_idle_time, limit_lock_waits
+from ..store.groups import LOCK_WAIT
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from ..values.write import Batch
 from .action_batch import replayed
@@ -43,9 +45,6 @@ if TYPE_CHECKING:
 StateT = TypeVar("StateT")
 Writer = Callable[[Connection, WorkflowSnapshot[Any], Sequence[Intent]], None]
 """Called in the transaction of each commit, with its snapshot and all its intents."""
-
-LOCK_WAIT: Final = 0.1
-"""For how many seconds a group waits for a lock that another transaction holds."""
 
 
 class _Undo(Exception):

@@ -191,6 +191,15 @@ def _text(check: CheckConstraint, table: Table) -> str:
     return text.replace(f"{table.name}.", "")
 
 
+COMMIT_INDEXES: Final = ("version", "updated", "recent")
+"""The optional indexes on columns that each commit changes."""
+
+
+def index_name(table: str, which: str) -> str:
+    """Return the name of the optional index *which*."""
+    return f"idx_{table}_{which}"
+
+
 def add_indexes(entity: str, table: Table, wanted: Iterable[str]) -> None:
     """Give *table* the optional indexes *wanted* by *entity*.
 
@@ -210,7 +219,7 @@ def add_indexes(entity: str, table: Table, wanted: Iterable[str]) -> None:
                 entity,
                 f"__workflow_indexes__ has {which!r}, not one of {', '.join(columns)}",
             )
-        index = Index(conv(f"idx_{table.name}_{which}"), *columns[which])
+        index = Index(conv(index_name(table.name, which)), *columns[which])
         index.dialect_options["postgresql"].update(_INDEX_OPTIONS.get(which, {}))
 
 

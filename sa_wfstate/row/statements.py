@@ -203,9 +203,9 @@ class Statements(Generic[StateT]):
             statement = self.sql.swap_same
         row = None
         if write.unchanged:
-            state = parameters.pop("wfs_state")
-            row = connection.execute(self.sql.bump, parameters).first()
-            parameters["wfs_state"] = state
+            # SQLAlchemy refuses a parameter that the statement has no place for.
+            bump = {n: each for n, each in parameters.items() if n != "wfs_state"}
+            row = connection.execute(self.sql.bump, bump).first()
         if row is None:
             # Also for an unchanged state, whose row may have been upcast since.
             row = connection.execute(statement, parameters).first()

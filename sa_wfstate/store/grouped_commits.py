@@ -1,8 +1,9 @@
 """Grouped commits: what arrives at a store while others commit is committed together.
 
-A group is one transaction. It waits for locks for :data:`LOCK_WAIT` seconds only; if it
-fails, it is rolled back, and each member commits alone. If the answer to its COMMIT is
-lost, each member finds its own outcome out.
+A group is one transaction. It waits for locks for
+:data:`~sa_wfstate.store.groups.LOCK_WAIT` seconds only; if it fails, it is rolled back,
+and each member commits alone. If the answer to its COMMIT is lost, each member finds
+its own outcome out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..values.snapshot import StateCommitted
 from ..values.write import Batch
 from .bulk import commit_batch
 from .connections import READ_COMMITTED, limit_lock_waits
-from .groups import Groups
+from .groups import LOCK_WAIT, Groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 StateT = TypeVar("StateT")
 Outcome = StateCommitted[Any] | StateConflict[Any]
-
-LOCK_WAIT: Final = 0.1
-"""For how many seconds a group waits for a lock that another transaction holds."""
 
 MOST: Final = 100
 """How many workflows are committed together at most."""

@@ -38,6 +38,9 @@ FLIGHTS = 2
 PATIENCE = 0.1
 """After how many seconds a group in progress no longer holds up the others."""
 
+LOCK_WAIT = 0.1
+"""For how many seconds a group waits for a lock that another transaction holds."""
+
 HEAVIEST = 1_000_000
 """The weight of a group at most, unless it has one member."""
 
