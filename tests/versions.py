@@ -15,4 +15,4 @@ ENDS_REFUSED_PREPARE = SQLALCHEMY >= (2, 0, 51)
 """Before, it tripped over its own rollback."""
 
 ESCAPES_PERCENT = SQLALCHEMY >= (2, 0, 55)
-"""Before, it took a literal with ``%(name)s`` in it for a parameter, with asyncpg."""
+"""Before, it took ``%(name)s`` in a literal or a name for a parameter, with asyncpg."""

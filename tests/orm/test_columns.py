@@ -46,6 +46,7 @@ from sa_wfstate.versions import version_trigger
 
 from ..orders import OrderState
 from ..verbs import verbs_of
+from ..versions import ESCAPES_PERCENT
 
 pytestmark = pytest.mark.contract
 
@@ -432,6 +433,8 @@ ODD_NAMES = ["%s %(x)s 100% a:b c::d :e", 'Mixed "quo" te\\ {x} it\'s é😀', "
 @pytest.mark.parametrize("place", ["table", "column", "schema"])
 def test_names_may_hold_anything(engine: Engine, name: str, place: str) -> None:
     """A name is quoted wherever it is used: in DDL, triggers, statements and jobs."""
+    if engine.driver == "asyncpg" and "%(" in name and not ESCAPES_PERCENT:
+        pytest.skip("SQLAlchemy takes %(x)s in a name for a parameter")
     entity: Any = odd_class(
         name if place == "table" else "plain",
         schema=name if place == "schema" else None,
