@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel, Field, RootModel, model_validator
-from sqlalchemy import create_engine, exists, select, text
+from sqlalchemy import create_engine, event, exists, select, text
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -24,6 +24,7 @@ from sa_wfstate import (
     ErrorKind,
     PayloadError,
     Provenance,
+    RetryPolicy,
     StateCommitted,
     StateConflict,
     WorkflowStateMixin,
@@ -33,6 +34,7 @@ from sa_wfstate import (
 )
 from sa_wfstate.errors import (
     MappingError,
+    OutcomeUnknown,
     SchemaVersionAhead,
     UnflushedChanges,
     WriteSuppressed,
@@ -49,6 +51,7 @@ from sa_wfstate.patching import (
 )
 from sa_wfstate.versions import RowVersion
 
+from .store.test_transactions import Faults
 from .triggers import before_update
 from .verbs import verbs_of
 
@@ -558,3 +561,182 @@ def test_sqlite_is_refused() -> None:
     with Session(engine) as session, pytest.raises(MappingError, match="try_commit"):
         patch(session, set_to(DONE, True))
     engine.dispose()
+
+
+class Plain(BaseModel):
+    status: str = "new"
+    visits: int = 0
+    maybe: int | None = None
+    log: list[str] = []
+    names: list[str] | None = None
+    by: dict[str, int] = {}
+    part: Part | None = None
+    note: str = ""
+
+
+class Counter(WorkflowStateMixin[Plain], Base):
+    __tablename__ = "counters"
+
+
+def place(pick: Any) -> Any:
+    """Return a path of a counter."""
+    return field_of(Counter.state, pick)
+
+
+SAFE = {
+    "set": [set_to(place(lambda s: s.status), "ö\"'%s:x{}")],
+    "set to null": [set_to(place(lambda s: s.names), None)],
+    "increment": [increment(place(lambda s: s.visits), -3)],
+    "increment null": [increment(place(lambda s: s.maybe), 10**18 - 1)],
+    "increment below null": [increment(place(lambda s: s.part.by["q"]), 2)],
+    "increment a key": [increment(place(lambda s: s.by['%s:ö"{0}']), 2)],
+    "append": [append(place(lambda s: s.log), "a")],
+    "append to null": [append(place(lambda s: s.names), "a")],
+    "remove": [remove(place(lambda s: s.status)), remove(place(lambda s: s.by["x"]))],
+    "all": [
+        set_to(place(lambda s: s.part.name), "x"),
+        append(place(lambda s: s.part.tags), "x"),
+        increment(place(lambda s: s.by["x"]), 1),
+        increment(place(lambda s: s.visits), 1),
+    ],
+}
+
+
+@pytest.mark.contract
+def test_store_sends_a_safe_patch_as_one_statement(engine: Engine) -> None:
+    """It commits by itself, and writes what a patch in a transaction does."""
+    store, sent, commits = CanonicalStore(engine, Counter), verbs_of(engine), []
+    event.listen(engine, "commit", commits.append)
+    for name, edits in SAFE.items():
+        with Session(engine) as session:
+            session.add(Counter(workflow_key=name, state=Plain(by={"x": 1})))
+            session.commit()
+            now = Provenance.now()
+            expected = try_patch(session, Counter, name, edits, provenance=now)
+        commits.clear()
+        sent.clear()
+        outcome = store.try_patch(
+            workflow_key=name,
+            edits=edits,
+            provenance=now,
+            when=place(lambda s: s.visits) < 1,
+            expected_version=1,
+        )
+        assert (sent, commits) == (["UPDATE"], []), name
+        assert isinstance(outcome, StateCommitted)
+        assert outcome.snapshot == store.get_state(name), name
+        assert outcome.snapshot.state == expected.snapshot.state, name
+        assert (outcome.version, outcome.replayed) == (2, False)
+    sent.clear()
+    unmet = {"when": place(lambda s: s.status) == "sent"}
+    for key, options, reason in (
+        ("set", unmet, "condition"),
+        ("set", {"expected_version": 1}, "moved"),
+        ("no", {}, "missing"),
+    ):
+        lost = store.try_patch(
+            workflow_key=key, edits=SAFE["set"], provenance=Provenance.now(), **options
+        )
+        assert isinstance(lost, StateConflict)
+        assert lost.reason == reason
+    assert (sent, commits) == (["UPDATE", "SELECT"] * 3, [])
+
+
+def test_safe_patch_that_finds_no_place_is_refused(engine: Engine) -> None:
+    """It is sent again in a transaction, which says why; the row stays as it was."""
+    store = CanonicalStore(engine, Counter)
+    with Session(engine) as session:
+        session.add(Counter(workflow_key="o-1", state=Plain()))
+        session.commit()
+    for state, edits in (
+        ('{"visits": "5"}', SAFE["increment"]),  # Pydantic reads it as an int.
+        ('{"visits": true}', SAFE["increment"]),
+        ('{"log": {}}', SAFE["append"]),
+        ('{"part": 7}', SAFE["increment below null"]),
+    ):
+        with engine.begin() as connection:
+            new = text("UPDATE counters SET state = CAST(:state AS JSONB)")
+            connection.execute(new, {"state": state})
+        with pytest.raises(PayloadError):
+            store.try_patch(
+                workflow_key="o-1", edits=edits, provenance=Provenance.now()
+            )
+        with engine.begin() as connection:
+            now = connection.scalar(text("SELECT CAST(state AS TEXT) FROM counters"))
+        assert now == state
+    with engine.begin() as connection:
+        connection.execute(text("""UPDATE counters SET state = '{"visits": 1e18}'"""))
+    outcome = store.try_patch(
+        workflow_key="o-1", edits=SAFE["increment"], provenance=Provenance.now()
+    )
+    assert isinstance(outcome, StateCommitted)
+    assert outcome.snapshot.state.visits == 10**18 - 3
+
+
+def test_row_that_was_invalid_before_a_safe_patch(engine: Engine) -> None:
+    """The patch counts; its snapshot raises what reading the row raises."""
+    store = CanonicalStore(engine, Counter)
+    with Session(engine) as session:
+        session.add(Counter(workflow_key="o-1", state=Plain()))
+        session.commit()
+        session.execute(text("""UPDATE counters SET state = '{"note": 7}'"""))
+        session.commit()
+    outcome = store.try_patch(
+        workflow_key="o-1", edits=SAFE["increment"], provenance=Provenance.now()
+    )
+    assert outcome.version == 2  # type: ignore[union-attr]
+    with pytest.raises(PayloadError) as read:
+        store.get_state("o-1")
+    with pytest.raises(PayloadError) as found:
+        _ = outcome.snapshot  # type: ignore[union-attr]
+    assert str(found.value) == str(read.value)
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("expected_version", [None, 1])
+def test_lost_answer_to_a_safe_patch(
+    engine: Engine, expected_version: int | None
+) -> None:
+    """The row's effect shows that it was done; nothing shows that it never will be.
+
+    But a patch of an expected version can be sent again.
+    """
+    faults, edits = Faults(engine), SAFE["increment"]
+    faults.also_updates()
+    store = CanonicalStore(engine, Counter, resolve=RetryPolicy(max_attempts=2))
+    with Session(engine) as session:
+        session.add_all(Counter(workflow_key=key, state=Plain()) for key in "abc")
+        session.commit()
+
+    def lose(key: str) -> Any:
+        faults.times = 1
+        return store.try_patch(
+            workflow_key=key,
+            edits=edits,
+            provenance=Provenance.now(),
+            expected_version=expected_version,
+        )
+
+    faults.done = True
+    outcome = lose("a")
+    assert isinstance(outcome, StateCommitted)
+    assert (outcome.version, outcome.replayed) == (2, True)
+    assert outcome.snapshot == store.get_state("a")
+
+    def write_on() -> None:
+        store.try_patch(workflow_key="b", edits=edits, provenance=Provenance.now())
+
+    faults.meanwhile = write_on
+    with pytest.raises(OutcomeUnknown, match="'b'"):
+        lose("b")
+    assert store.get_state("b").state.visits == -6
+
+    faults.done = False
+    if expected_version is None:
+        with pytest.raises(OutcomeUnknown, match="'c'"):
+            lose("c")
+        assert store.get_state("c").version == 1
+    else:
+        outcome = lose("c")
+        assert (outcome.version, outcome.replayed) == (2, False)
+        assert store.get_state("c") == outcome.snapshot

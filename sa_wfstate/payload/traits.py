@@ -71,7 +71,7 @@ def is_frozen(schema: Schema) -> bool:
 
     A validator is assumed to return the type that its field is annotated with.
     """
-    return all(_is_frozen_itself(node) for node in _nodes(schema))
+    return all(_is_frozen_itself(node) for node in nodes(schema))
 
 
 def _is_frozen_itself(node: Schema) -> bool:
@@ -85,7 +85,7 @@ def _is_frozen_itself(node: Schema) -> bool:
 
 def holds_sets(schema: Schema) -> bool:
     """Return whether *schema* has a set, whose JSON is in arbitrary order."""
-    return any(node["type"] in {"set", "frozenset"} for node in _nodes(schema))
+    return any(node["type"] in {"set", "frozenset"} for node in nodes(schema))
 
 
 def has_one_spelling(schema: Schema) -> bool:
@@ -99,7 +99,7 @@ def has_one_spelling(schema: Schema) -> bool:
         or (
             node["type"] == "model" and node["cls"].model_config.get("extra") != "allow"
         )
-        for node in _nodes(schema)
+        for node in nodes(schema)
     )
 
 
@@ -113,7 +113,7 @@ def compares_by_value(schema: Schema) -> bool:
         node["cls"].__eq__ in {BaseModel.__eq__, RootModel.__eq__}
         if node["type"] == "model"
         else not has_own_equality(node["cls"])
-        for node in _nodes(schema)
+        for node in nodes(schema)
         if "cls" in node
     )
 
@@ -121,7 +121,7 @@ def compares_by_value(schema: Schema) -> bool:
 def runs_validators(schema: Schema) -> bool:
     """Return whether validators may return values of any class for *schema*."""
     made = {"function-plain", "function-after", "function-wrap"}
-    return any(node["type"] in made for node in _nodes(schema))
+    return any(node["type"] in made for node in nodes(schema))
 
 
 def names_in(schema: Schema) -> frozenset[str]:
@@ -130,7 +130,7 @@ def names_in(schema: Schema) -> frozenset[str]:
     They are part of the code, so an error may show them; other keys are payload.
     """
     found: set[str] = set()
-    for node in _nodes(schema):
+    for node in nodes(schema):
         found.add(node["type"])
         for name, field in fields_in(node.get("fields") or {}):
             aliases = (field.get("validation_alias"), field.get("serialization_alias"))
@@ -150,17 +150,17 @@ def _strings(part: Any) -> Iterator[str]:
             yield from _strings(each)
 
 
-def _nodes(part: Any) -> Iterator[Schema]:
+def nodes(part: Any) -> Iterator[Schema]:
     """Yield each schema in *part* of a schema."""
     if isinstance(part, dict):
         if isinstance(part.get("type"), str):
             yield part
         for key, child in part.items():
             if key not in NOT_SCHEMAS and key != "function":
-                yield from _nodes(child)
+                yield from nodes(child)
     elif isinstance(part, (list, tuple)):
         for child in part:
-            yield from _nodes(child)
+            yield from nodes(child)
 
 
 _PLAIN = {

@@ -85,7 +85,7 @@ class Edit:
                 return self._number()
             codec = self.path.codec
             if self.type is EditType.APPEND:
-                codec = _item_codec(codec.type_)
+                codec = item_codec(codec.type_)
             return codec.encode(self.value)
         except PayloadError as error:
             refused = self.refusal(state_type, where, error.problem)
@@ -111,7 +111,8 @@ class Edit:
 
 
 @lru_cache(maxsize=256)
-def _item_codec(type_: Any) -> Codec[Any]:
+def item_codec(type_: Any) -> Codec[Any]:
+    """Return the codec of the items of the list *type_*."""
     type_of_item, _ = vars(Field(type_, ())[0]).values()
     return Codec(type_of_item)
 

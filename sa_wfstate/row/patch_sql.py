@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 NO_PLACE: Final = "null"
 """The JSON of the new state if an edit has found no place."""
 
+_IS_INT: Final = """
+coalesce(CAST({} AS TEXT), 'null') ~ '^(null|-?[0-9]{{1,18}})$'
+""".strip()
+"""An int of a length that no sum makes too long to be read."""
+
 _NUMBER_TYPES: Final = {"int": "NUMERIC", "float": "DOUBLE PRECISION"}
 
 
@@ -76,6 +81,34 @@ def patched(
         rows = f"FROM (SELECT {{}} AS state OFFSET 0) wfs_{number}"
         new = _SQL(f"(SELECT {{}} {rows})", edited, new) if number else edited
     return _SQL(f"coalesce({{}}, '{NO_PLACE}')", new)
+
+
+def places(
+    state: ColumnElement[Any],
+    shapes: Sequence[EditShape],
+    parameter: Callable[[str], ColumnElement[Any]],
+) -> list[ColumnElement[bool]]:
+    """Return the conditions under which each edit finds in *state* what it changes.
+
+    No path may have the index of a list, or begin with the path of another edit.
+    """
+    found: list[ColumnElement[bool]] = []
+    for number, shape in enumerate(shapes):
+        path = _path(parameter(f"path_{number}"), len(shape.steps))
+        place = _Place(state, path, shape.steps)
+        if shape.type is not EditType.REMOVE:
+            found += [
+                _is(place.at(depth), "object") for depth in range(1, len(shape.steps))
+            ]
+        if shape.type is EditType.APPEND:
+            found.append(_is(place.at(), "array"))
+        elif shape.type is EditType.INCREMENT:
+            found.append(_SQL(_IS_INT, place.at()))
+    return found
+
+
+def _is(value: ColumnElement[Any], kind: str) -> ColumnElement[Any]:
+    return _SQL(f"coalesce(jsonb_typeof({{}}), 'null') IN ('{kind}', 'null')", value)
 
 
 def parameters_of(shapes: Sequence[EditShape]) -> list[str]:

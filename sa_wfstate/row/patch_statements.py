@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -21,9 +21,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from ..payload.separate import SeparateParts
 from .arrays import bound_table, of_keys
 from .json_text import AsText, JSONText
-from .patch_sql import parameters_of, patched
+from .patch_sql import parameters_of, patched, places
 from .sql import effect_id_of
 
 if TYPE_CHECKING:
@@ -60,6 +61,15 @@ class PatchStatements:
     def update(self, shape: PatchShape, when: ColumnElement[bool] | None) -> Any:
         """Return the UPDATE that applies a patch and returns the new state."""
         return self._if("update", shape, self._update, when)
+
+    @cached_property
+    def parts(self) -> SeparateParts:
+        """The parts of a state that may be changed without validating it."""
+        return SeparateParts(self._statements.state_type.codec.schema)
+
+    def update_safely(self, shape: PatchShape, when: ColumnElement[bool] | None) -> Any:
+        """Return the UPDATE of a row in which each edit finds its place."""
+        return self._if("update_safely", shape, self._update_safely, when)
 
     def look(self, shape: PatchShape, when: ColumnElement[bool] | None) -> Any:
         """Return the SELECT that locks the row and returns what its state would be."""
@@ -128,6 +138,10 @@ class PatchStatements:
             .returning(c.updated_at, c.version, AsText(c.state))
         )
 
+    def _update_safely(self, shape: PatchShape) -> Any:
+        state = self._columns.state
+        return self._update(shape).where(*places(state, shape.edits, _edit_value))
+
     def _look(self, shape: PatchShape) -> Any:
         return (
             select(
@@ -158,12 +172,7 @@ class PatchStatements:
         }
 
     def _patched(self, edits: Shapes, rows: Any = None) -> ColumnElement[Any]:
-        def parameter(name: str) -> ColumnElement[Any]:
-            if rows is None:
-                return bindparam(f"wfs_{name}", type_=Text())
-            column: ColumnElement[Any] = rows.c[name]
-            return column
-
+        parameter = _edit_value if rows is None else rows.c.__getitem__
         return patched(self._columns.state, edits, parameter)
 
     def _rows(self, edits: Shapes, **more: Any) -> Any:
@@ -205,6 +214,10 @@ class PatchStatements:
             )
             .returning(self._keys.value, c.updated_at, c.version)
         )
+
+
+def _edit_value(name: str) -> ColumnElement[Any]:
+    return bindparam(f"wfs_{name}", type_=Text())
 
 
 def _provenance() -> Any:

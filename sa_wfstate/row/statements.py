@@ -293,7 +293,9 @@ class Statements(Generic[StateT]):
         state = write.copy
         if state is None:
             # From the text: the caller may change its object after the commit.
-            state = self.state_type.load(write.state_text)
+            key: Any = write.workflow_key
+            where = self.schema.name_of(write.schema_version, key)
+            state = self.state_type.load(write.state_text, where=where)
         snapshot = WorkflowSnapshot(
             workflow_key=write.workflow_key,
             version=written.version or write.version,

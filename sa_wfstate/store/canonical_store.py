@@ -195,9 +195,11 @@ class CanonicalStore(Generic[StateT]):
         """Apply *edits* to the state in the database, and commit.
 
         Behaves as :func:`sa_wfstate.patching.try_patch`: one statement writes the row,
-        and is rolled back if the result is refused. If the answer to COMMIT is lost,
-        the row, or its history, shows whether the patch was committed, by the policy
-        *resolve*; it is sent again only if it was not.
+        and is rolled back if the result is refused. Edits that cannot make a state
+        invalid are sent as one statement that commits by itself; their result is read
+        when the outcome is asked for its snapshot. If the answer is lost, the row, or
+        its history, shows whether the patch was committed, by the policy *resolve*; it
+        is sent again only if it was not.
 
         Raises OutcomeUnknown if the outcome cannot be known.
         """

@@ -67,10 +67,14 @@ class Connections:
 
     def commit(self, keys: Sequence[Key] = ()) -> AbstractContextManager[Connection]:
         """Lend one for a single commit, in a transaction if it takes two statements."""
-        if listeners_of(self._mapper) or self.filters():
-            # The compare-and-set itself checks; a stricter level would only refuse.
-            return self.transaction(READ_COMMITTED, keys)
-        return self.autocommit(keys)
+        if self.takes_one_statement():
+            return self.autocommit(keys)
+        # The compare-and-set itself checks; a stricter level would only refuse.
+        return self.transaction(READ_COMMITTED, keys)
+
+    def takes_one_statement(self) -> bool:
+        """Return whether a commit of the class may be a single statement."""
+        return not (listeners_of(self._mapper) or self.filters())
 
     @contextmanager
     def transaction(

@@ -2,7 +2,8 @@
 
 In a transaction of the caller the row is locked, what its state would be is read and
 validated, and only then it is written: a patch that is refused leaves nothing to undo.
-A patch with its own transaction writes first, and rolls back.
+A patch with its own transaction writes first, and rolls back. One whose edits cannot
+make a state invalid needs no transaction.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ..values.write import Write, Written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from sqlalchemy import ColumnElement, Connection
     from sqlalchemy.orm import Session
@@ -112,6 +114,38 @@ def _update(
         return None
     updated_at, version, text = row
     return write_of(statements, patch, version, text), Written(updated_at, version)
+
+
+def patch_alone(
+    connection: Connection,
+    statements: Statements[StateT],
+    patch: Prepared,
+    when: ColumnElement[bool] | None,
+) -> StateCommitted[StateT] | None:
+    """Write a row that edits cannot make invalid; None if it was not written.
+
+    The state is read from its text when the outcome is asked for it.
+    """
+    require_postgresql(connection, statements)
+    sql = patch_statements_of(statements).update_safely(patch.shape, when)
+    row = connection.execute(sql, _parameters(statements, patch)).first()
+    if row is None:
+        return None
+    updated_at, version, text = row
+    return patched_to(statements, patch, version, text, updated_at)
+
+
+def patched_to(
+    statements: Statements[StateT],
+    patch: Prepared,
+    version: int,
+    text: str,
+    updated_at: datetime,
+) -> StateCommitted[StateT]:
+    """Return the outcome of a patch that has written *text*, which is not read yet."""
+    key, schema_version = patch.workflow_key, statements.schema.version
+    write = Write(key, version, text, patch.provenance, schema_version)
+    return statements.committed(write, Written(updated_at, version))
 
 
 def _look_and_write(

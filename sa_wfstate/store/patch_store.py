@@ -1,11 +1,14 @@
-"""A patch in a transaction of its own, and what to do if the answer to COMMIT is lost.
+"""A patch that commits by itself, and what to do if the answer is lost.
 
-Sent twice, a patch would be applied twice. So the row is looked at first: the effect
-that is found there, or in the history, shows whether the patch was committed.
+It has a transaction, in which the result is validated, unless its edits cannot make a
+state invalid. Sent twice, a patch would be applied twice. So the row is looked at
+first: the effect that is found there, or in the history, shows whether the patch was
+committed.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy.exc import DBAPIError
@@ -13,13 +16,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from .._concurrency import raised_by_signal_handler
 from ..errors import OutcomeUnknown, StateConflict
-from ..retry import ErrorKind, classify
+from ..retry import SERIALIZATION_FAILURE, ErrorKind, classify, sqlstate
+from ..row.patch_statements import patch_statements_of
+from ..row.safe_edits import are_safe
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
 from .compare_and_set import refused
 from .connections import READ_COMMITTED, limit_lock_waits
 from .patch_checks import check_condition, prepare_patch
-from .patch_row import patch_row
+from .patch_row import judge_row, patch_alone, patch_row, patched_to
 from .unknown_commit import Verdict, may_pass, verdict_of
 
 if TYPE_CHECKING:
@@ -68,12 +73,49 @@ class PatchTransaction(Generic[StateT]):
             self._statements, workflow_key, edits, provenance, expected_version
         )
         check_condition(self._statements, when)
-        keys = [workflow_key]
+        parts = patch_statements_of(self._statements).parts
+        if self._connections.takes_one_statement() and are_safe(parts, patch.edits):
+            outcome = self._by_one_statement(patch, when)
+            if outcome is not None:
+                return outcome
+        return self._by_transaction(patch, when)
+
+    def _by_one_statement(
+        self, patch: Prepared, when: ColumnElement[bool] | None
+    ) -> StateCommitted[StateT] | StateConflict[StateT] | None:
+        """Send a patch that cannot make the state invalid, without a transaction.
+
+        None if nothing was written, and it takes a transaction to say why.
+        """
+        sent, outcome = False, None
+        try:
+            with self._connections.autocommit([patch.workflow_key]) as connection:
+                sent = True
+                outcome = patch_alone(connection, self._statements, patch, when)
+                if outcome is None:
+                    sent = False
+                    lost = judge_row(connection, self._statements, patch, when)
+                    return None if isinstance(lost, int) else lost
+        except (DBAPIError, OSError) as error:
+            if raised_by_signal_handler(error):
+                raise
+            if sqlstate(error) == SERIALIZATION_FAILURE:
+                return None  # The level of the server is a stricter one.
+            if not sent or not _is_uncertain(error):
+                raise
+            return self._found(patch, outcome, error)
+        return outcome
+
+    def _by_transaction(
+        self, patch: Prepared, when: ColumnElement[bool] | None
+    ) -> StateCommitted[StateT] | StateConflict[StateT]:
         while True:
             outcome: StateCommitted[StateT] | StateConflict[StateT] | None = None
             try:
                 # The statement itself checks; a stricter level would only refuse.
-                with self._connections.transaction(READ_COMMITTED, keys) as connection:
+                with self._connections.transaction(
+                    READ_COMMITTED, [patch.workflow_key]
+                ) as connection:
                     _, outcome = patch_row(
                         connection,
                         self._statements,
@@ -85,60 +127,80 @@ class PatchTransaction(Generic[StateT]):
             except (DBAPIError, OSError) as error:
                 if raised_by_signal_handler(error):
                     raise
-                lost = {workflow_key: patch.expected_version}
+                lost = {patch.workflow_key: patch.expected_version}
                 conflict = refused(self._statements, lost, error)
                 if conflict is not None:
                     return conflict
                 if outcome is None or not _is_uncertain(error):
                     raise
-                if isinstance(outcome, StateCommitted) and not self._was_done(
-                    patch, outcome, error
-                ):
+                if isinstance(outcome, StateConflict):
+                    return outcome  # There was nothing to commit.
+                found = self._found(patch, outcome, error)
+                if found is None:
                     continue
-                return _replayed(outcome)
+                return found
             return outcome
 
-    def _was_done(
-        self, patch: Prepared, outcome: StateCommitted[StateT], cause: BaseException
-    ) -> bool:
-        """Return whether *patch* was committed; raise OutcomeUnknown."""
+    def _found(
+        self,
+        patch: Prepared,
+        outcome: StateCommitted[StateT] | None,
+        cause: BaseException,
+    ) -> StateCommitted[StateT] | None:
+        """Return the outcome of a patch that was committed; None if it was not.
 
-        def look() -> Verdict:
-            keys = [patch.workflow_key]
-            with self._connections.transaction(READ_COMMITTED, keys) as connection:
-                limit_lock_waits(connection)
-                return verdict_of(
-                    connection,
-                    self._statements,
-                    patch.workflow_key,
-                    RowVersion(outcome.version - 1, None),
-                    patch.provenance.effect_id,
-                )
-
+        *outcome* is what the statement has returned, if the answer to it was not lost.
+        Raises OutcomeUnknown.
+        """
+        look = partial(self._look, patch, outcome)
         try:
-            verdict = self._resolve.call(
+            verdict, found = self._resolve.call(
                 look, retry_if=may_pass, sleep=self._wait.sleep
             )
         except (DBAPIError, OSError, PoolTimeoutError) as error:
             if raised_by_signal_handler(error):
                 raise
-            verdict = Verdict.UNKNOWN
+            verdict, found = Verdict.UNKNOWN, None
         if verdict is Verdict.UNKNOWN:
             raise OutcomeUnknown(
                 self._statements.entity,
                 patch.workflow_key,
                 (patch.provenance.effect_id,),
             ) from cause
-        return verdict is Verdict.COMMITTED
+        return found
+
+    def _look(
+        self, patch: Prepared, outcome: StateCommitted[StateT] | None
+    ) -> tuple[Verdict, StateCommitted[StateT] | None]:
+        statements, key = self._statements, patch.workflow_key
+        # A row that is still this was not written, nor can it be by what was sent: that
+        # has been answered, or expects this version. Without either, none proves it.
+        before = patch.expected or RowVersion(0, None)
+        if outcome is not None:
+            before = RowVersion(outcome.version - 1, None)
+        with self._connections.transaction(READ_COMMITTED, [key]) as connection:
+            limit_lock_waits(connection)
+            effect_id = patch.provenance.effect_id
+            verdict = verdict_of(connection, statements, key, before, effect_id)
+            if verdict is Verdict.COMMITTED and outcome is None:
+                row = connection.execute(
+                    statements.sql.read_one, statements.keys.parameters(key)
+                ).first()
+                if row is None:  # Hidden by row security, for example.
+                    return Verdict.UNKNOWN, None
+                _, version, text, updated_at, *_ = row
+                outcome = patched_to(statements, patch, version, text, updated_at)
+        if verdict is Verdict.COMMITTED and outcome is not None:
+            return verdict, _replayed(outcome)
+        return verdict, None
 
 
-def _replayed(
-    outcome: StateCommitted[StateT] | StateConflict[StateT],
-) -> StateCommitted[StateT] | StateConflict[StateT]:
-    if isinstance(outcome, StateConflict):
-        return outcome  # There was nothing to commit.
+def _replayed(outcome: StateCommitted[StateT]) -> StateCommitted[StateT]:
     return StateCommitted(
-        outcome.workflow_key, outcome.version, outcome.snapshot, replayed=True
+        outcome.workflow_key,
+        outcome.version,
+        lambda: outcome.snapshot,
+        replayed=True,
     )
 
 

@@ -130,7 +130,8 @@ def test_interrupted_patch_is_not_looked_up(orders: Engine) -> None:
     with pytest.raises(TimeoutError):
         store.try_patch(
             workflow_key="o-1",
-            edits=[set_to(status, "paid")],
+            # Two of one path: the result is validated before COMMIT.
+            edits=[set_to(status, "sent"), set_to(status, "paid")],
             provenance=Provenance.now(),
         )
     assert len(commits) == 1
