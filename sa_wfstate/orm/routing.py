@@ -12,7 +12,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select, update
+from sqlalchemy import (
+    Select,
+    Table,
+    UpdateBase,
+    inspect,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from ..errors import MappingError
@@ -70,6 +77,38 @@ def bind_arguments(
             workflow_keys = [_alone(key) for key in workflow_keys]
         statement = statement.where(keys.among(workflow_keys))
     return arguments | {"clause": statement}
+
+
+def read_from_primary(session: Session) -> None:
+    """Let *session* read where it writes, though its ``get_bind()`` has replicas.
+
+    It is one of the library's own, and new. SQLAlchemy has no event for the choice:
+    what a listener of ``do_orm_execute`` puts into the arguments is replaced after it.
+    """
+    if type(session).get_bind is Session.get_bind or hasattr(
+        session, "identity_chooser"
+    ):
+        return
+    choose = session.get_bind
+
+    def get_bind(mapper: Any = None, **arguments: Any) -> Any:
+        clause = arguments.get("clause")
+        table = _table_of(mapper, clause)
+        if table is not None and not isinstance(clause, UpdateBase):
+            where = getattr(clause, "whereclause", None)
+            conditions = () if where is None else (where,)
+            arguments["clause"] = update(table).where(*conditions)
+        return choose(mapper, **arguments)
+
+    session.get_bind = get_bind  # type: ignore[method-assign]
+
+
+def _table_of(mapper: Any, clause: Any) -> Any:
+    """Return the table that a get_bind() is asked for; None if it cannot be known."""
+    if mapper is not None:
+        return inspect(mapper).local_table
+    found = clause.get_final_froms() if isinstance(clause, Select) else ()
+    return next((each for each in found if isinstance(each, Table)), None)
 
 
 def _alone(workflow_key: Key) -> Key:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -23,6 +24,7 @@ from .._concurrency import (
 )
 from ..errors import OutcomeUnknown
 from ..orm.events import on_begin, on_commit
+from ..orm.routing import read_from_primary
 from ..orm.session_state import state_of
 from ..retry import (
     READ_ONLY_TRANSACTION,
@@ -52,7 +54,9 @@ def run_transaction(
     Each attempt has a fresh Session and a transaction of its own. An attempt that ends
     in a conflict or in a transient error is retried by the policy *retry*; then the
     last error is raised, as any other error is at once. So *fn* may run several times,
-    and its effects outside the database must be idempotent.
+    and its effects outside the database must be idempotent. A retry reads from the
+    primary, where the ``get_bind()`` of the sessions has replicas for reads: a replica
+    that lags behind would lead it into the same conflict.
 
     With *rebase*, a flush merges rows that have moved on, if their classes declare
     ``__rebase__`` (:mod:`sa_wfstate.merging`), and the attempt goes on.
@@ -77,10 +81,13 @@ def run(
 ) -> T:
     """Implement run_transaction for *waiting*, blocking or awaiting."""
     require_policies(retry=retry, resolve=resolve)
+    attempts = count()
 
     def attempt() -> T:
         session = sessions()
         refuse_async(session)
+        if next(attempts):
+            read_from_primary(session)
         if rebase:
             state_of(session).rebases = True
         return _Attempt(session, resolve, waiting).make(fn)

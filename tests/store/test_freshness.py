@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, Update, create_engine, event
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy import Engine, Update, create_engine, event, select, text
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import Session, sessionmaker
 
 from sa_wfstate import (
@@ -16,6 +21,7 @@ from sa_wfstate import (
     WorkflowNotFound,
     asyncio,
     get_state,
+    run_transaction,
     try_commit,
 )
 from sa_wfstate.errors import StateBehind
@@ -139,6 +145,68 @@ def test_version_that_the_primary_does_not_have_is_an_error(engine: Engine) -> N
             get_state(session, Order, "o-1", min_version=2, max_wait=0.0)
         with pytest.raises(ValueError, match="max_wait must be 0 or more"):
             get_state(session, Order, "o-1", max_wait=-1)
+
+
+def lag(primary: Engine, replica: Engine) -> None:
+    """Leave the replica one version behind."""
+    for engine in (primary, replica):
+        commit(engine, 1, "a")
+    commit(primary, 2, "b")
+
+
+def read_and_write(session: Session, seen: list[tuple[int, ...]]) -> None:
+    """Read a row in some ways, and change it."""
+    order = session.get_one(Order, "o-1")
+    table = Order.__table__
+    seen.append(
+        (
+            order.version,
+            session.scalars(select(Order.version).where(Order.version > 0)).one(),
+            session.execute(select(table.c.version)).scalar_one(),
+            session.scalars(select(Order).from_statement(text("TABLE orders")))
+            .one()
+            .version,
+            get_state(session, Order, "o-1").version,
+        )
+    )
+    order.state.status = "mine"
+
+
+def test_retry_reads_from_the_primary(
+    sessions: sessionmaker[Session], primary: Engine, replica: Engine
+) -> None:
+    """A read that lags costs one attempt, not all of them."""
+    lag(primary, replica)
+    seen: list[tuple[int, ...]] = []
+    run_transaction(sessions, lambda session: read_and_write(session, seen))
+    assert seen == [(1,) * 5, (2,) * 5]
+    with Session(primary) as session:
+        assert get_state(session, Order, "o-1").version == 3
+
+
+async def test_retry_in_asyncio_reads_from_the_primary(
+    primary: Engine, replica: Engine
+) -> None:
+    """The session that SQLAlchemy's manual has for asyncio does the same."""
+    lag(primary, replica)
+    there = create_async_engine(primary.url)
+    behind = create_async_engine(replica.url)
+
+    class RoutingSession(Session):
+        def get_bind(self, mapper: Any = None, clause: Any = None) -> Any:  # type: ignore[override]
+            writes = self._flushing or isinstance(clause, Update)
+            return (there if writes else behind).sync_engine
+
+    seen: list[tuple[int, ...]] = []
+
+    async def work(session: AsyncSession) -> None:
+        await session.run_sync(read_and_write, seen)
+
+    routing = async_sessionmaker(sync_session_class=RoutingSession)
+    await asyncio.run_transaction(routing, work)
+    assert seen == [(1,) * 5, (2,) * 5]
+    await there.dispose()
+    await behind.dispose()
 
 
 async def test_waits_in_asyncio(async_engine: AsyncEngine, database: URL) -> None:
