@@ -164,6 +164,9 @@ _STATEMENT_COMPLETION_UNKNOWN: Final = "40003"
 _INTERNAL_ERROR: Final = "XX000"
 """Citus says that of a COMMIT that it has lost at SERIALIZABLE."""
 
+_CANNOT_SERIALIZE: Final = "could not serialize access"
+"""The text of a serialization failure, unless the server has another language."""
+
 
 def require_policies(**given: Any) -> None:
     """Raise TypeError unless each of *given* is a RetryPolicy."""
@@ -204,7 +207,11 @@ _BY_CLASS: Final = (
 
 def sqlstate(error: BaseException) -> str | None:
     """Return the SQLSTATE of a DBAPI error, wrapped or not; None without one."""
-    state: str | None = getattr(getattr(error, "orig", error), "sqlstate", None)
+    origin = getattr(error, "orig", error)
+    state: str | None = getattr(origin, "sqlstate", None)
+    # Citus gives an error of a worker in INSERT … SELECT its text, not its code.
+    if state == _INTERNAL_ERROR and _CANNOT_SERIALIZE in str(origin):
+        return SERIALIZATION_FAILURE
     return state
 
 

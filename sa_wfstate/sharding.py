@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["distribute", "hash_partitions"]
 
+_KEY: Final = "workflow_key"
 _MAX_IDENTIFIER_BYTES: Final = 63
 _SQL: Final = (
     "SELECT create_distributed_table({call}) WHERE NOT EXISTS (SELECT FROM "
@@ -58,28 +59,31 @@ def distribute(
     """Return the statements that distribute the tables of *metadata* by *column*.
 
     Execute them after the tables were created, in this order. A table is colocated with
-    the first one whose *column* is of the same type. A table without the column, such
-    as that of watermarks, is not distributed. A table that is distributed already is
-    left as it is, so a later migration may execute all of them again.
+    the first one whose column is of the same type. A table without the column, such as
+    that of watermarks, is not distributed. A table that is distributed already is left
+    as it is, so a later migration may execute all of them again.
 
-    Where keys are unique within a tenant, distribute by the column of the tenant.
+    Where keys are unique within a tenant, distribute by the *column* of the tenant. A
+    table that has none, as those beside the workflows, is then distributed by its
+    workflow key, which names the tenant too.
 
     Raises MappingError for a primary key, or a unique constraint or index, without the
     column: Citus cannot keep it.
     """
     if not isinstance(metadata, MetaData):
         metadata = metadata.metadata
-    first: dict[str, str] = {}
+    first: dict[tuple[str, str], str] = {}
     statements = []
     for table in metadata.sorted_tables:
-        if column not in table.c:
+        by = next((each for each in (column, _KEY) if each in table.c), None)
+        if by is None:
             continue
-        _check_unique_sets(table, column, "Citus")
-        kind = table.c[column].type.compile(dialect=_DIALECT)
+        _check_unique_sets(table, by, "Citus")
+        kind = table.c[by].type.compile(dialect=_DIALECT)
         name = quoted_table(table.name, table.schema)
-        beside = first.setdefault(kind, name)
+        beside = first.setdefault((by, kind), name)
         colocated = "default" if beside == name else beside
-        statements.append(distribute_table(name, column, colocated))
+        statements.append(distribute_table(name, by, colocated))
     return statements
 
 

@@ -60,6 +60,23 @@ def test_keys_of_another_type_have_shards_of_their_own() -> None:
     ]
 
 
+def test_tables_beside_a_workflow_of_tenants_are_distributed_by_their_key() -> None:
+    """They have no column of the tenant; their key is a text that names it."""
+    metadata = MetaData()
+    for name, columns in {
+        "orders": ("tenant", "workflow_key"),
+        "order_actions": ("workflow_key", "action_id"),
+        "order_history": ("workflow_key", "version"),
+        "watermarks": ("name",),
+    }.items():
+        Table(name, metadata, *(Column(c, Text, primary_key=True) for c in columns))
+    assert sorted(map(parts_of, distribute(metadata, column="tenant"))) == [
+        ["order_actions", "workflow_key", "default"],
+        ["order_history", "workflow_key", "order_actions"],
+        ["orders", "tenant", "default"],
+    ]
+
+
 def test_unique_without_the_column_is_refused() -> None:
     """Citus keeps no constraint over several shards."""
     metadata = MetaData()

@@ -143,3 +143,19 @@ def test_internal_error_of_a_statement_is_not_repeated(engine: Engine) -> None:
     with pytest.raises(DBAPIError):
         run_transaction(sessionmaker(engine), fail)
     assert len(calls) == 1
+
+
+def test_serialization_failure_without_its_code_is_repeated(engine: Engine) -> None:
+    """Citus passes on the text alone where INSERT … SELECT fails on a worker."""
+    calls = []
+
+    def fail_once(session: Session) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            session.connection().exec_driver_sql(
+                "DO $$ BEGIN RAISE EXCEPTION 'could not serialize access'"
+                " USING ERRCODE = 'XX000'; END $$"
+            )
+
+    run_transaction(sessionmaker(engine), fail_once)
+    assert len(calls) == 2
