@@ -17,7 +17,8 @@ from .retry import ErrorKind, RetryPolicy, classify
 from .row.paths import field_of
 from .row.types import PydanticJSON
 from .store.api import get_state, try_commit
-from .store.bulk import Commit, try_commit_many
+from .store.batch_checks import Commit
+from .store.bulk import try_commit_many
 from .store.canonical_store import CanonicalStore
 from .store.transactions import run_transaction
 from .values.keys import TenantKey

@@ -23,7 +23,7 @@ from ..store import api as _store
 from ..store import bulk as _bulk
 from ..store import transactions as _transactions
 from ..store.api import Entity
-from ..store.bulk import Commit
+from ..store.batch_checks import Commit
 from ..store.canonical_store import NOT_GIVEN
 from ..store.canonical_store import CanonicalStore as _CanonicalStore
 from ..store.connections import sync_bind
@@ -207,6 +207,12 @@ class CanonicalStore(Generic[StateT]):
             rebase=rebase,
         )
         return outcome
+
+    async def try_commit_many(
+        self, commits: Iterable[Commit[StateT]], *, rebase: bool | Rebase = False
+    ) -> list[StateCommitted[StateT] | StateConflict[StateT]]:
+        """Async version of :meth:`sa_wfstate.CanonicalStore.try_commit_many`."""
+        return await greenlet_spawn(self._store.try_commit_many, commits, rebase=rebase)
 
     async def try_patch(
         self,

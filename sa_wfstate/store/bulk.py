@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from ..commit_listeners import follow, listeners_of
-from ..errors import PayloadError, StateConflict
+from ..errors import StateConflict
 from ..orm.criteria import filtering, hide, visible
 from ..orm.entity import statements_of
 from ..orm.routing import by_shard
@@ -30,37 +29,22 @@ from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
 from ..values.write import Batch, Written
 from .api import Entity, connection_of
-from .compare_and_set import check_target, prepare, refused, target_of, unwritten
+from .batch_checks import Commit, prepare_all
+from .compare_and_set import refused, unwritten
 from .instances import adopt, held_instances
-from .rebasing import commit_all_on, rules_of
+from .rebasing import commit_all_on
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import Connection
 
     from ..row.statements import Statements
     from ..values.keys import Key
-    from ..values.provenance import Provenance
     from ..values.snapshot import WorkflowSnapshot
 
 
 StateT = TypeVar("StateT")
-
-
-@dataclass(slots=True)
-class Commit(Generic[StateT]):
-    """One commit of a batch; see :func:`~sa_wfstate.try_commit` for its fields.
-
-    With *base*, key and version need not be given.
-    """
-
-    workflow_key: Key | None = None
-    _: KW_ONLY
-    expected_version: int | RowVersion | None = None
-    state: StateT
-    provenance: Provenance | Mapping[str, Any]
-    base: WorkflowSnapshot[StateT] | None = None
 
 
 def try_commit_many(
@@ -85,71 +69,38 @@ def try_commit_many(
     """
     statements = statements_of(entity)
     commits = list(commits)
-    batch = _prepare(statements, commits)
-    if len(set(batch.workflow_keys)) < len(batch):
-        _refuse_duplicate(statements, batch)
-    if not batch:
+    if not commits:
         return []
-    bases = [commit.base for commit in commits]
-    rules: Rebase | None = None
-    if rebase is not False:
-        for version, base in zip(batch.versions, bases, strict=True):
-            if base is not None or version > 1:
-                rules = rules_of(statements, rebase, base)
+    batch, bases, rules = prepare_all(statements, commits, rebase)
     held = held_instances(session, statements.mapper, batch.workflow_keys)
     outcomes: dict[int, StateCommitted[StateT] | StateConflict[StateT]] = {}
     for indices in by_shard(session, statements.mapper, batch.workflow_keys):
         own, of_own = batch.take(indices), [bases[index] for index in indices]
         connection = connection_of(session, statements, own.workflow_keys)
-        send = partial(commit_batch, connection, statements, session=filtering(session))
-        if rules is not None:
-            _lock(connection, statements, own)
-        own, made = commit_all_on(statements, own, of_own, rules, send)
+        own, made = send_all(
+            connection, statements, own, of_own, rules, filtering(session)
+        )
         adopt(session, connection, statements, own, made, held)
         outcomes.update(zip(indices, made, strict=True))
     return [outcomes[index] for index in range(len(batch))]
 
 
-def _prepare(
-    statements: Statements[StateT], commits: Sequence[Commit[StateT]]
-) -> Batch:
-    """Check everything that can be checked before any SQL is sent."""
-    if all(commit.base is None for commit in commits):
-        encoded = statements.batch_codec.encode([commit.state for commit in commits])
-        if encoded is not None:
-            texts, copies = encoded
-            targets = [
-                target_of(commit.workflow_key, commit.expected_version, None)
-                for commit in commits
-            ]
-            provenances = [
-                check_target(statements, *target, commit.provenance)
-                for target, commit in zip(targets, commits, strict=True)
-            ]
-            rows = len(commits)
-            bases = [RowVersion.of(version) for _, version in targets]
-            return Batch(
-                [key for key, _ in targets],
-                [base.version + 1 for base in bases],
-                texts,
-                provenances,
-                [statements.schema.write_version] * rows,
-                [base.effect_id for base in bases],
-                [False] * rows,
-                copies,
-            )
-    return Batch.of(
-        [
-            prepare(
-                statements,
-                *target_of(commit.workflow_key, commit.expected_version, commit.base),
-                commit.state,
-                commit.provenance,
-                base=commit.base,
-            )
-            for commit in commits
-        ]
-    )
+def send_all(
+    connection: Connection,
+    statements: Statements[StateT],
+    batch: Batch,
+    bases: Sequence[WorkflowSnapshot[StateT] | None],
+    rules: Rebase | None,
+    session: Session | None,
+) -> tuple[Batch, list[StateCommitted[StateT] | StateConflict[StateT]]]:
+    """Send *batch*, rebased by *rules* where rows have moved on.
+
+    Returns what was sent last for each row, and its outcome.
+    """
+    send = partial(commit_batch, connection, statements, session=session)
+    if rules is not None:
+        _lock(connection, statements, batch)
+    return commit_all_on(statements, batch, bases, rules, send)
 
 
 def commit_batch(
@@ -231,16 +182,6 @@ def _visible(session: Session, statements: Statements[Any], batch: Batch) -> Bat
             if write.version == 1 or write.workflow_key in seen
         ]
     )
-
-
-def _refuse_duplicate(statements: Statements[Any], batch: Batch) -> None:
-    seen = set()
-    for key in batch.workflow_keys:
-        if key in seen:
-            where = f"{statements.entity} {key!r}"
-            problem = "is given twice; commit to a workflow once in a batch"
-            raise PayloadError(where, "workflow_key", problem)
-        seen.add(key)
 
 
 def _send(

@@ -28,7 +28,7 @@ from .rebasing import commit_on, rules_of
 from .unknown_commit import may_pass
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Engine
     from sqlalchemy.orm import sessionmaker
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ..values.snapshot import StateCommitted, WorkflowSnapshot
     from ..values.write import Write
     from .api import Entity
+    from .batch_checks import Commit
 
 
 StateT = TypeVar("StateT")
@@ -182,6 +183,28 @@ class CanonicalStore(Generic[StateT]):
         if current is None and session is not None:
             return conflict  # A hidden row may exist.
         return conflict_of_write(statements, write, current) or conflict
+
+    def try_commit_many(
+        self, commits: Iterable[Commit[StateT]], *, rebase: bool | Rebase = False
+    ) -> list[StateCommitted[StateT] | StateConflict[StateT]]:
+        """Commit each of *commits* whose workflow is at its expected version.
+
+        Behaves as :func:`~sa_wfstate.try_commit_many`, in one transaction for each
+        database that has some of the rows. If the answer to its COMMIT is lost, each
+        commit is sent again by itself, as try_commit() does; so is each if the database
+        refuses the transaction as a whole.
+
+        Raises OutcomeUnknown if the outcome of one cannot be known.
+        """
+        from .batch_store import BatchTransaction
+
+        batch = BatchTransaction(
+            self._connections,
+            self._statements,
+            alone=self._send,
+            again=self._commit_again,
+        )
+        return batch.commit(list(commits), rebase)
 
     def try_patch(
         self,

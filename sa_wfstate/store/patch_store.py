@@ -20,7 +20,7 @@ from ..retry import SERIALIZATION_FAILURE, ErrorKind, classify, sqlstate
 from ..row.patch_statements import patch_statements_of
 from ..row.safe_edits import are_safe
 from ..values.row_version import RowVersion
-from ..values.snapshot import StateCommitted
+from ..values.snapshot import StateCommitted, replayed
 from .compare_and_set import refused
 from .connections import READ_COMMITTED, limit_lock_waits
 from .patch_checks import check_condition, prepare_patch
@@ -191,17 +191,8 @@ class PatchTransaction(Generic[StateT]):
                 _, version, text, updated_at, *_ = row
                 outcome = patched_to(statements, patch, version, text, updated_at)
         if verdict is Verdict.COMMITTED and outcome is not None:
-            return verdict, _replayed(outcome)
+            return verdict, replayed(outcome)
         return verdict, None
-
-
-def _replayed(outcome: StateCommitted[StateT]) -> StateCommitted[StateT]:
-    return StateCommitted(
-        outcome.workflow_key,
-        outcome.version,
-        lambda: outcome.snapshot,
-        replayed=True,
-    )
 
 
 def _is_uncertain(error: BaseException) -> bool:

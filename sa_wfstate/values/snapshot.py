@@ -145,5 +145,11 @@ class StateCommitted(Generic[StateT]):
         )
 
 
+def replayed(outcome: StateCommitted[StateT]) -> StateCommitted[StateT]:
+    """Return the *outcome* of a commit that was found to be done."""
+    key, version = outcome.workflow_key, outcome.version
+    return StateCommitted(key, version, lambda: outcome.snapshot, replayed=True)
+
+
 def _restore(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return cls(*args, **kwargs)
