@@ -6,11 +6,13 @@ a session that rebases sends one statement more, for the lock.
 
 The last table has what a loss pays for the changes that it could be asked for: CPU of
 the client, and calls of Python, which do not depend on the machine, with what keeps the
-texts for them and without.
+texts for them and without. Each table is printed when it is done; ``--rounds`` is the
+number of rounds of each contender.
 """
 
 from __future__ import annotations
 
+import argparse
 import random
 import statistics
 import sys
@@ -65,7 +67,6 @@ class Order(WorkflowStateMixin[OrderState], Base):
 
 NUMBERS = count()
 SIZES = {"0.3 kB": 6, "2 kB": 45, "20 kB": 450}
-ROUNDS = 31
 KEEPING: dict[str, Callable[..., object]] = {
     "sa_wfstate.orm.attempts.values_of": lambda *_: {},
     "sa_wfstate.orm.conflicts.explain": lambda conflict, _: conflict,
@@ -76,26 +77,32 @@ KEEPING: dict[str, Callable[..., object]] = {
 
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
     with postgresql(fsync="off") as url:
         engine = create_engine(url)
         Base.metadata.create_all(engine)
-        tables: dict[str, dict[str, Any]] = {}
-        for size, lines in SIZES.items():
-            with Session(engine) as session:
+        with Session(engine) as session:
+            for size, lines in SIZES.items():
                 state = OrderState(lines=[Line()] * lines)
                 session.add(Order(workflow_key=size, state=state))
-                session.commit()
-            for title, runs in contenders(engine, size).items():
+            session.commit()
+        by_size = {size: contenders(engine, size) for size in SIZES}
+        for title in by_size[next(iter(SIZES))]:
+            table: dict[str, Any] = {}
+            for size in SIZES:
+                runs = by_size[size][title]
                 first = next(iter(runs))
-                result = compare(runs, baseline=first, rounds=ROUNDS)
-                tables.setdefault(title, {})[size] = result
-        for title, table in tables.items():
+                table[size] = compare(runs, baseline=first, rounds=rounds)
             print_table(title, table)
-        show_unasked(engine)
+        show_unasked(engine, rounds)
         engine.dispose()
 
 
-def show_unasked(engine: Engine) -> None:
+def show_unasked(engine: Engine, rounds: int) -> None:
     """Print what is paid for changes that are not asked for."""
     store = CanonicalStore(engine, Order)
     table = Table("", "CPU", "calls", title="Changes that are not asked for")
@@ -108,7 +115,7 @@ def show_unasked(engine: Engine) -> None:
         for title, run in losses.items():
             cpu: dict[bool, list[float]] = {True: [], False: []}
             calls = {with_them: calls_of(run, with_them) for with_them in cpu}
-            for _ in range(ROUNDS):
+            for _ in range(rounds):
                 for with_them in random.sample([True, False], 2):
                     cpu[with_them].append(cpu_of(run, with_them))
             ratio = statistics.median(
