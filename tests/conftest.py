@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL, MetaData
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+# How long an example takes says how busy the machine is, no more.
+settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("untimed")
 
 DIALECT = os.environ.get("SA_WFSTATE_DIALECT", "postgresql")
 DRIVERS = {

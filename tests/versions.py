@@ -8,6 +8,9 @@ import sqlalchemy
 
 SQLALCHEMY = tuple(int(part) for part in re.findall(r"\d+", sqlalchemy.__version__)[:3])
 
+KEEPS_POST_UPDATED_VERSIONS = SQLALCHEMY >= (2, 0, 43)
+"""Before, it gave the objects of a multi-row post_update one another's values."""
+
 TYPES_JSON_PATHS = SQLALCHEMY >= (2, 0, 46)
 """Before, it told PostgreSQL that a JSON path was a VARCHAR."""
 
@@ -16,3 +19,6 @@ ENDS_REFUSED_PREPARE = SQLALCHEMY >= (2, 0, 51)
 
 ESCAPES_PERCENT = SQLALCHEMY >= (2, 0, 55)
 """Before, it took ``%(name)s`` in a literal or a name for a parameter, with asyncpg."""
+
+POST_UPDATES_BEFORE_DELETE = SQLALCHEMY >= (2, 0, 58)
+"""Before, it could delete a parent before post_update had freed its children."""

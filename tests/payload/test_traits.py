@@ -547,9 +547,8 @@ def test_number_that_jsonb_would_change_is_refused(
             codec.encode(value)
         value.free = {}
     text = codec.encode(value)
-    assert (BatchCodec(codec, round_trip=True).encode([value]) is not None) is (
-        "e+" not in text
-    )
+    grows = re.search(r"\de\+?\d", text) is not None
+    assert (BatchCodec(codec, round_trip=True).encode([value]) is None) is grows
     with engine.connect() as connection:
         stored = connection.scalar(select(cast(cast(cast(text, Text), JSONB), Text)))
     assert codec.load(stored) == value
