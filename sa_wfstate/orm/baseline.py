@@ -73,7 +73,8 @@ def read(state: InstanceState[Any], key: str, unread: Unread) -> tuple[Any, str]
         version = state.committed_state.get("schema_version")
         if not isinstance(version, int) or version < 1:
             version = state.dict.get("schema_version")
-        text = schema.mark(text, version, _key_of(state))
+        if version != schema.version:
+            text = schema.mark(text, version, _key_of(state))
     try:
         value = column_type.load(text)
     except PayloadError as error:
@@ -124,8 +125,8 @@ def is_changed(state: InstanceState[Any], key: str) -> bool:
         return False
     column_type = tracked(state)[key]
     try:
-        before = text_of(state, key, baseline)
-        return not column_type.codec.same(column_type.dump(value), before)
+        text, before = column_type.dump(value), text_of(state, key, baseline)
+        return text != before and not column_type.codec.same(text, before)
     except PayloadError:
         return True  # It was not broken when it was read.
 

@@ -45,7 +45,9 @@ def follow_flush(passed: list[Operation], sent: list[Operation]) -> None:
 
 
 def _followed(operations: list[Operation]) -> list[Operation]:
-    return [each for each in operations if listeners_of(each.statements.mapper)]
+    classes = {each.statements for each in operations}
+    followed = {each for each in classes if listeners_of(each.mapper)}
+    return [each for each in operations if each.statements in followed]
 
 
 def _grouped(

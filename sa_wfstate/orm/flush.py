@@ -26,61 +26,48 @@ from ..values.row_version import NOTHING, RowVersion
 from .collecting import Unstamped, will_bind, will_write
 from .commit_feed import follow_flush
 from .entity import statements_of
+from .flush_operations import note, session_of
 from .mixin import WorkflowStateMixin
-from .row_keys import check_insertion, check_replacement, gets_key, key_of
-from .session_state import existing_state_of, log_of, state_of
+from .row_keys import check_insertion, check_replacement, key_of
+from .session_state import existing_state_of, state_of
 from .unit_of_work import settle
-from .version_guard import effect_id_in, require_row_counts, seen_of
-from .write_log import Operation, OperationType, write_log_of
+from .version_guard import effect_id_in, seen_of
+from .write_log import Operation, OperationType
 
 if TYPE_CHECKING:
     from ..values.provenance import Provenance
     from .session_log import SessionLog
-    from .session_state import Flush
-
-
-def _session(state: InstanceState[Any]) -> Session:
-    """Return the session that flushes *state*."""
-    session: Session = state.session  # type: ignore[assignment]
-    return session
-
-
-def _note(
-    type_: OperationType,
-    connection: Connection,
-    state: InstanceState[Any],
-    base: RowVersion,
-) -> Operation:
-    statements = statements_of(state.class_)
-    require_row_counts(connection, statements.entity)
-    effect_id = effect_id_in(state.dict.get("provenance"))
-    key = None if gets_key(state) else key_of(state)
-    log = write_log_of(connection)
-    operation = Operation(type_, statements, key, base, effect_id, log, state)
-    log_of(_session(state)).pending[state] = operation
-    return operation
+    from .session_state import Flush, SessionState
 
 
 def before_insert(
     _: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
-    session = _session(state)
+    session = session_of(state)
+    known = state_of(session)
     if state.dict.get("provenance") is None:
-        _set_stamp(state, state_of(session).flush)
-    identity = state.mapper.identity_key_from_instance(state.obj())
-    replaced = session.identity_map.get(identity)
-    if replaced is not None and replaced in session.deleted:
-        # The unit of work makes one UPDATE of a DELETE and an INSERT of one identity.
-        check_replacement(state, inspect(replaced))
-        _note(
-            OperationType.UPDATE,
-            connection,
-            state,
-            log_of(session).check(inspect(replaced)),
-        )
-    else:
+        _set_stamp(state, known.flush)
+    if _deletes(session, known.flush):
+        identity = state.mapper.identity_key_from_instance(state.obj())
+        replaced = session.identity_map.get(identity)
+        if replaced is not None and replaced in session.deleted:
+            # The unit of work makes one UPDATE of a DELETE and an INSERT of one
+            # identity.
+            check_replacement(state, inspect(replaced))
+            base = known.log.check(inspect(replaced))
+            note(known, OperationType.UPDATE, connection, state, base)
+            return
         check_insertion(session, state)
-        _note(OperationType.INSERT, connection, state, NOTHING)
+    note(known, OperationType.INSERT, connection, state, NOTHING)
+
+
+def _deletes(session: Session, flush: Flush | None) -> bool:
+    """Return whether *session* has instances to delete; a flush asks once."""
+    if flush is None:
+        return bool(session.deleted)
+    if flush.deletes is None:
+        flush.deletes = bool(session.deleted)
+    return flush.deletes
 
 
 def before_update(
@@ -89,15 +76,15 @@ def before_update(
     likely = will_write(state)
     if not likely and seen_of(state) is None:
         return  # If another listener changes it, refresh_flush() refuses to write it.
-    _stamp(mapper, state)
-    base = log_of(_session(state)).check(state)
-    operation = _note(OperationType.UPDATE, connection, state, base)
+    known = state_of(session_of(state))
+    _stamp(known.flush, mapper, state)
+    base = known.log.check(state)
+    operation = note(known, OperationType.UPDATE, connection, state, base)
     operation.likely = likely
 
 
-def _stamp(mapper: Mapper[Any], state: InstanceState[Any]) -> None:
+def _stamp(flush: Flush | None, mapper: Mapper[Any], state: InstanceState[Any]) -> None:
     """Give *state* a provenance of its own, to be written if anything else is."""
-    flush = state_of(_session(state)).flush
     context = None if flush is None else flush.context
     if context is not None and any(
         each.post_update for other in context.mappers for each in other.relationships
@@ -124,29 +111,30 @@ def _set_stamp(state: InstanceState[Any], flush: Flush | None) -> Provenance:
 def before_delete(
     mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
-    session = _session(state)
-    log = log_of(session)
-    if not _note_delete(log, connection, state):
+    session = session_of(state)
+    known = state_of(session)
+    if not _note_delete(known, connection, state):
         return  # It was looked at together with the first one of its table.
-    table = log.pending[state].table
+    table = known.log.pending[state].table
     if session.connection_callable is None:
         for instance in session.deleted:
             if isinstance(instance, WorkflowStateMixin):
                 other: InstanceState[Any] = inspect(instance)
                 if statements_of(other.class_).table is table:
-                    _note_delete(log, connection, other)
-    _verify_deletes(log, mapper, connection, table)
+                    _note_delete(known, connection, other)
+    _verify_deletes(known.log, mapper, connection, table)
 
 
 def _note_delete(
-    log: SessionLog, connection: Connection, state: InstanceState[Any]
+    known: SessionState, connection: Connection, state: InstanceState[Any]
 ) -> bool:
+    log = known.log
     operation = log.pending.get(state)
     if operation is not None and operation.type is OperationType.DELETE:
         return False
     # What post_update has written before the DELETE holds the version that it wrote.
     base = log.check(state) if operation is None else log.passes(operation)
-    _note(OperationType.DELETE, connection, state, base)
+    note(known, OperationType.DELETE, connection, state, base)
     return True
 
 
@@ -189,21 +177,23 @@ def refresh_flush(
     """Note that a statement was sent; each but a DELETE sets the version."""
     if flush_context is None or "version" not in attributes:
         return  # A bulk INSERT; or a row that was created by this very flush.
-    log, version = log_of(flush_context.session), state.dict["version"]
-    operation = log.pending.get(state)
+    known, version = state_of(flush_context.session), state.dict["version"]
+    operation = known.log.pending.get(state)
     if operation is None:
-        operation = _note_post_update(state, version)
+        operation = _note_post_update(known, state, version)
     elif version == operation.base.version + 2:  # By post_update, after its own UPDATE.
-        base, connection = log.passes(operation), operation.connection
-        operation = _note(OperationType.UPDATE, connection, state, base)
+        base, connection = known.log.passes(operation), operation.connection
+        operation = note(known, OperationType.UPDATE, connection, state, base)
     operation.sent = True
     if not flush_context.is_deleted(state):  # type: ignore[no-untyped-call]
         operation.effect_id = effect_id_in(state.dict.get("provenance"))
-    settle(state)
-    instance = state.obj()
-    if flush_context.post_update_states and instance is not None:
-        # Written by now, it is no reason for another UPDATE.
-        set_committed_value(instance, "provenance", state.dict["provenance"])
+    if known.flush is not None:
+        settle(known.flush, state)
+    if flush_context.post_update_states:
+        instance = state.obj()
+        if instance is not None:
+            # Written by now, it is no reason for another UPDATE.
+            set_committed_value(instance, "provenance", state.dict["provenance"])
     # The server's updated_at comes back only with a row that was written.
     if "updated_at" in attributes:
         # One that Python has made does not show that.
@@ -216,9 +206,11 @@ def refresh_flush(
         operation.confirmed = made is None or made.is_clause_element
 
 
-def _note_post_update(state: InstanceState[Any], version: int) -> Operation:
+def _note_post_update(
+    known: SessionState, state: InstanceState[Any], version: int
+) -> Operation:
     """Note an UPDATE of which no event told: before a DELETE, by post_update."""
-    seen, session, mapper = seen_of(state), _session(state), state.mapper.base_mapper
+    seen, session, mapper = seen_of(state), session_of(state), state.mapper.base_mapper
     if seen is None:
         raise VersionNotSeen(state.class_.__name__, key_of(state))
     instance = state.obj()
@@ -226,7 +218,7 @@ def _note_post_update(state: InstanceState[Any], version: int) -> Operation:
         connection = session.connection_callable(mapper, instance)
     else:
         connection = session.connection(bind_arguments={"mapper": mapper})
-    operation = _note(OperationType.UPDATE, connection, state, seen)
+    operation = note(known, OperationType.UPDATE, connection, state, seen)
     operation.effect_id = seen.effect_id
     if version != seen.version + 1:
         raise StaleDataError(
@@ -238,7 +230,7 @@ def _note_post_update(state: InstanceState[Any], version: int) -> Operation:
 def after_write(
     _: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
-    operation = log_of(_session(state)).pending.get(state)
+    operation = state_of(session_of(state)).log.pending.get(state)
     if operation is None:
         return
     if operation.workflow_key is None:  # It has got one now.
@@ -258,8 +250,9 @@ def after_write(
 def after_flush(session: Session, _: object) -> None:
     known = existing_state_of(session)
     if known is not None:
-        for state in known.log.pending:
-            _unmark(state)
+        for state, operation in known.log.pending.items():
+            if operation.type is not OperationType.INSERT:
+                _unmark(state)
         follow_flush(*known.log.flushed())
 
 
@@ -270,7 +263,7 @@ def _unmark(state: InstanceState[Any]) -> None:
         return
     if was.looks_like(state.dict.get("provenance")):
         if isinstance(was.was, LoaderCallableStatus):
-            _session(state).expire(instance, ["provenance"])
+            session_of(state).expire(instance, ["provenance"])
         else:
             set_committed_value(instance, "provenance", was.was)
 

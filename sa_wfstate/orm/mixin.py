@@ -305,7 +305,7 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
         )
 
 
-def before_save(
+def before_update(
     _mapper: Mapper[Any], _connection: Connection, state: InstanceState[Any]
 ) -> None:
     keep_key(state)

@@ -75,9 +75,12 @@ def key_attributes(mapper: Mapper[Any]) -> dict[str, KeyType]:
 
 def _key_in(values: Mapping[str, Any], names: Iterable[str]) -> Any:
     """Return the key in *values*; None if it, or a part of it, is not there."""
-    parts = [values.get(name) for name in names]
-    if any(each is None or isinstance(each, LoaderCallableStatus) for each in parts):
-        return None
+    parts = []
+    for name in names:
+        part = values.get(name)
+        if part is None or isinstance(part, LoaderCallableStatus):
+            return None
+        parts.append(part)
     return key_of_parts(*parts)
 
 
@@ -132,10 +135,10 @@ def note_key(state: InstanceState[Any], *, written: bool = False) -> None:
 
 def known_key_of(state: InstanceState[Any]) -> Any:
     """Return the key of the row of *state*, None if the row must be read for it."""
-    if state.identity is None:
+    if state.key is None:
         return _key_in(state.dict, state.manager.info[_ATTRIBUTES])
     if state.manager.info[_IDENTITY]:
-        return state.identity[0]
+        return state.key[1][0]
     noted = state.info.get(_NOTED)
     if noted is None:
         names, was = key_attributes(state.mapper), state.committed_state
@@ -170,9 +173,9 @@ def set_workflow_key(
     state: InstanceState[Any], value: Any, _old: object, _initiator: object
 ) -> None:
     """Check the key that is set; that of a stored row is not changed."""
-    *_, type_ = key_attributes(state.mapper).values()
+    *_, type_ = state.manager.info[_ATTRIBUTES].values()
     type_.check(state.class_.__name__, value)
-    known = None if state.identity is None else known_key_of(state)
+    known = None if state.key is None else known_key_of(state)
     if known is not None and value != parts_of(known)[-1]:
         raise KeyNotAssignable(state.class_.__name__, known)
 
@@ -198,21 +201,13 @@ def give_key(state: InstanceState[Any], workflow_key: Any) -> None:
             set_committed_value(instance, name, part)
 
 
-def gets_key(state: InstanceState[Any]) -> bool:
-    """Return whether the INSERT makes the key; PayloadError if there is none."""
-    if state.identity is not None:
-        return False
+def check_key_is_made(state: InstanceState[Any]) -> None:
+    """Raise PayloadError unless the INSERT makes the parts of the key that miss."""
     names, columns = key_attributes(state.mapper), key_columns(table_of(state.mapper))
-    missing = [
-        (name, column)
-        for name, column in zip(names, columns, strict=True)
-        if state.dict.get(name) is None
-    ]
-    for name, column in missing:
-        if not makes_value(column):
+    for name, column in zip(names, columns, strict=True):
+        if state.dict.get(name) is None and not makes_value(column):
             problem = "is missing; set it, or give its column a default"
             raise PayloadError(state.class_.__name__, name, problem)
-    return bool(missing)
 
 
 def check_replacement(state: InstanceState[Any], replaced: InstanceState[Any]) -> None:

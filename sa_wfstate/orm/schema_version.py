@@ -17,6 +17,7 @@ from sqlalchemy.schema import ColumnDefault
 from ..errors import MappingError, PayloadError, SchemaVersionAhead, WorkflowStateError
 from ..payload.schema_versions import payload_schema
 from ..row.columns import columns_of
+from .baseline import tracked
 from .collecting import Follower, is_same
 from .mixin import WorkflowStateMixin
 from .refusals import refusing
@@ -74,11 +75,10 @@ def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     column.default = ColumnDefault(payload_schema(mapper).write_version)
 
 
-def before_insert(
-    mapper: Mapper[Any], _: Connection, state: InstanceState[Any]
-) -> None:
-    instance: Any = state.obj()
-    instance.schema_version = payload_schema(mapper).write_version
+def before_insert(_: Mapper[Any], __: Connection, state: InstanceState[Any]) -> None:
+    schema: Any = tracked(state)["state"].payload_schema
+    # Not by the attribute, which would note a change, row by row.
+    state.dict["schema_version"] = schema.write_version
 
 
 class _Stored(Follower, int):

@@ -69,7 +69,7 @@ class SessionLog:
         for each in sent:
             if each.state is not None:
                 each.state.info.pop(EXPECTED, None)
-        for log in dict.fromkeys(each.log for each in operations):
+        for log in {each.log: None for each in operations}:
             self._add(log, Operations([each for each in operations if each.log is log]))
         self._end_flush()
         return passed, sent
@@ -183,6 +183,8 @@ class SessionLog:
 
     def forget(self) -> None:
         """Forget what was written: the transaction of the session is over."""
+        if not self._groups and not self._marks:
+            return
         for group in self._groups:
             for each in group.made:
                 each.state = None  # The connection's log may live longer.

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm.attributes import flag_dirty
 
+from ..row.encoded import drop_all
 from .session_log import SessionLog
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
     from sqlalchemy.orm import (
         InstanceState,
         Session,
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from ..row.encoded import Encoded
     from ..row.statements import Statements
     from ..values.row_version import RowVersion
+    from .write_log import WriteLog
 
 
 _KEY = "sa_wfstate"
@@ -29,17 +32,21 @@ class Flush:
     """One flush under way.
 
     It is *executing* after the last before_flush listener. *partial*: only given
-    objects are flushed. *written* is what it may bind, *settled* what rows hold by now,
-    *readers* are instances that were read and not changed, *touched* is what listeners
-    have read or assigned while it was executing, with its committed value then.
+    objects are flushed. *deletes*: there are instances to delete. *tables* are the
+    statements of each class, and the write log of each connection. *written* is what it
+    may bind, *settled* what rows hold by now, *readers* are instances that were read
+    and not changed, *touched* is what listeners have read or assigned while it was
+    executing, with its committed value then.
     """
 
     __slots__ = (
         "_context",
+        "deletes",
         "executing",
         "partial",
         "readers",
         "settled",
+        "tables",
         "touched",
         "written",
     )
@@ -49,6 +56,10 @@ class Flush:
         self._context = weakref.ref(context)
         self.executing = False
         self.partial = partial
+        self.deletes: bool | None = None
+        self.tables: dict[
+            tuple[type[Any], Connection], tuple[Statements[Any], WriteLog]
+        ] = {}
         self.written: dict[tuple[InstanceState[Any], str], Encoded] = {}
         self.settled: dict[tuple[InstanceState[Any], str], tuple[Any, str]] = {}
         self.readers: list[InstanceState[Any]] = []
@@ -80,7 +91,7 @@ class SessionState:
 
     def __init__(self) -> None:
         self.touched: dict[InstanceState[Any], object] = {}
-        self.between: weakref.WeakSet[InstanceState[Any]] = weakref.WeakSet()
+        self.between: weakref.WeakSet[InstanceState[Any]] | None = None
         self.idle: set[InstanceState[Any]] = set()
         self.committing: SessionTransaction | None = None
         self.flush: Flush | None = None
@@ -95,6 +106,12 @@ class SessionState:
             if not state.modified:
                 flag_dirty(instance)
 
+    def keep_between(self, state: InstanceState[Any]) -> None:
+        """Look at *state* again in the next transaction."""
+        if self.between is None:
+            self.between = weakref.WeakSet()
+        self.between.add(state)
+
     def end_commit(self, transaction: SessionTransaction) -> None:
         """Note that *transaction* has ended, if it is the one that commits."""
         if transaction.parent is None or transaction is self.committing:
@@ -103,8 +120,7 @@ class SessionState:
     def end_flush(self) -> None:
         """Forget the flush under way, if there is one, and what it has encoded."""
         if self.flush is not None:
-            for encoded in self.flush.written.values():
-                encoded.drop()
+            drop_all(self.flush.written.values())
             self.flush.written.clear()
             self.flush = None
 

@@ -82,7 +82,7 @@ def hold(
             flag_dirty(instance)
     else:
         # Flagging would begin a transaction, by merely reading.
-        known.between.add(state)
+        known.keep_between(state)
 
 
 def _hold_for(
@@ -202,11 +202,11 @@ def after_soft_rollback(session: Session, transaction: SessionTransaction) -> No
 def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
     known = existing_state_of(session)
     if known is not None and transaction.parent is None:
-        for state in known.between:
+        for state in known.between or ():
             instance = state.obj()
             if instance is not None and state.session is session:
                 known.touched[state] = instance
-        known.between.clear()
+        known.between = None
         known.flag()
 
 
@@ -220,7 +220,10 @@ def after_transaction_end(session: Session, transaction: SessionTransaction) -> 
         known.idle.clear()
         if known.required:
             known.required.clear()
-        known.between.update(each for each in known.touched if not each.expired)
+        for state in known.touched:
+            # Those of a session that is closed have left it by now.
+            if state.session_id is not None and not state.expired:
+                known.keep_between(state)
         known.touched.clear()
     elif transaction.nested:
         known.idle.clear()

@@ -106,20 +106,16 @@ def _look_at_touched(
     known.idle = readers if len(readers) == len(context.states) else set()
 
 
-def settle(state: InstanceState[Any]) -> None:
+def settle(flush: Flush, state: InstanceState[Any]) -> None:
     """Note what the row of *state* holds, now that it was written.
 
     A listener may change the value from now on, and bind it to a statement of its own.
     """
-    session = state.session
-    known = None if session is None else existing_state_of(session)
-    flush = None if known is None else known.flush
-    if flush is not None:
-        for key in tracked(state):
-            encoded = flush.written.get((state, key))
-            if encoded is not None and encoded.bound and encoded.text is not None:
-                settled = encoded.value, encoded.text
-                flush.settled.setdefault((state, key), settled)
+    for key in tracked(state):
+        encoded = flush.written.get((state, key))
+        if encoded is not None and encoded.bound and encoded.text is not None:
+            settled = encoded.value, encoded.text
+            flush.settled.setdefault((state, key), settled)
 
 
 def after_flush(session: Session, _: object) -> None:
@@ -127,14 +123,20 @@ def after_flush(session: Session, _: object) -> None:
     flush = known.flush
     if flush is None:
         return
-    for (state, key), encoded in flush.written.items():
-        instance, text = state.obj(), encoded.text
-        if (encoded.bound or state.key is None) and text is not None:
-            flush.settled.setdefault((state, key), (encoded.value, text))
-        if instance is not None and (state, key) in flush.settled:
-            baselines_of(state).pop(key, None)
+    for place, encoded in flush.written.items():
+        state, key = place
+        settled = flush.settled.get(place)
+        if settled is None:
+            text = encoded.text
+            if text is None or not (encoded.bound or state.key is None):
+                continue
+            settled = flush.settled[place] = encoded.value, text
+        instance = state.obj()
+        if instance is not None:
             if tracked(state)[key].changes_in_place():
-                baselines_of(state)[key] = Baseline(*flush.settled[state, key])
+                baselines_of(state)[key] = Baseline(*settled)
+            else:
+                baselines_of(state).pop(key, None)
             known.touched[state] = instance
 
 

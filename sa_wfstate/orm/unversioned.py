@@ -21,6 +21,7 @@ from .collecting import Follower, Kept, is_same
 from .entity import statements_of
 from .refusals import refusing
 from .row_keys import key_columns_of, key_of
+from .session_state import existing_state_of
 from .unit_of_work import settle
 from .version_guard import EXPECTED, seen_of
 
@@ -75,7 +76,9 @@ def before_update(
             if sqlstate(error) != SERIALIZATION_FAILURE:
                 raise
             raise _conflict(state, ConflictReason.SERIALIZATION) from error
-    settle(state)
+    known = None if state.session is None else existing_state_of(state.session)
+    if known is not None and known.flush is not None:
+        settle(known.flush, state)
 
 
 def _changed(state: InstanceState[Any]) -> set[str]:

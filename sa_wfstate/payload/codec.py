@@ -9,7 +9,7 @@ is shown as ``*``.
 from __future__ import annotations
 
 import json
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -69,7 +69,6 @@ class Codec(Generic[T]):
         self.accept = frozenset(accept)
         self.round_trip = round_trip
         self._adapter: TypeAdapter[T] = TypeAdapter(type_)
-        self._traits: Traits | None = None
         self._names: frozenset[str] | None = None
 
     @property
@@ -93,12 +92,10 @@ class Codec(Generic[T]):
         """Whether a text is read as the same value each time."""
         return self.traits.reads_alike
 
-    @property
+    @cached_property
     def traits(self) -> Traits:
         """The traits of every value of the type."""
-        if self._traits is None:
-            self._traits = traits_of(self.schema)
-        return self._traits
+        return traits_of(self.schema)
 
     def dump(self, value: T, *, where: str | None = None) -> str:
         """Return the JSON text of *value*; *where* names it in the error."""

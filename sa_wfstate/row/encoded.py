@@ -12,7 +12,7 @@ from ..errors import PayloadError
 from ..values.provenance import Provenance, survives
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ..payload.codec import Codec
 
@@ -21,12 +21,21 @@ class Encoded:
     """A value that a flush is about to bind, and its *text*, once it is encoded.
 
     The value is dumped when it is bound, unless the text is *fresh*, dumped when
-    SQLAlchemy collected the changes, or the value cannot change. A text is checked only
-    once. *locate* names the
-    row in an error. *bound*: the text was passed to the driver.
+    SQLAlchemy collected the changes, or the value is *fixed*: it cannot change. A text
+    is checked only once. *locate* names the row in an error. *bound*: the text was
+    passed to the driver.
     """
 
-    __slots__ = ("_codec", "_locate", "bound", "fresh", "text", "value")
+    __slots__ = (
+        "_codec",
+        "_locate",
+        "bound",
+        "fixed",
+        "fresh",
+        "text",
+        "token",
+        "value",
+    )
 
     def __init__(
         self,
@@ -36,8 +45,10 @@ class Encoded:
     ) -> None:
         self.value = value
         self.text: str | None = None
+        self.fixed = codec.frozen
         self.fresh = False
         self.bound = False
+        self.token = id(codec.type_), id(value)
         self._codec = codec
         self._locate = locate
 
@@ -59,6 +70,7 @@ class Encoded:
                     and survives(value)
                 ):
                     codec.refuse_nul(text)
+                    self.fixed = not value.model_extra
                 else:
                     codec.check(value, text)
             except PayloadError as error:
@@ -67,26 +79,29 @@ class Encoded:
 
     def bind(self) -> str:
         """Return the text to be bound."""
-        text = self.text if self.fresh or self._codec.frozen else None
-        if text is None:
+        text = self.text
+        if text is None or not (self.fresh or self.fixed):
             text = self.dump()
-            self.check(text)
+            if text != self.text:
+                self.check(text)
         self.fresh, self.bound = False, True
         return text
 
     def keep(self) -> Encoded:
         """Register this for its value; return the registered one of a shared value."""
-        kept = _encoded.setdefault((id(self._codec.type_), id(self.value)), self)
+        kept = _encoded.setdefault(self.token, self)
         if kept.value is not self.value:
-            kept = _encoded[id(self._codec.type_), id(self.value)] = self
+            kept = _encoded[self.token] = self
         return kept
-
-    def drop(self) -> None:
-        """Undo :meth:`keep`."""
-        _encoded.pop((id(self._codec.type_), id(self.value)), None)
 
 
 _encoded: dict[tuple[int, int], Encoded] = {}
+
+
+def drop_all(kept: Iterable[Encoded]) -> None:
+    """Undo :meth:`Encoded.keep` of each."""
+    for each in kept:
+        _encoded.pop(each.token, None)
 
 
 def encoded_of(type_id: int, value: object) -> Encoded | None:

@@ -144,9 +144,9 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
         return FromText(type_coerce(bindparam, TextOf(self)))
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:
-        type_id, encode, stored = id(self.type_), self.codec.encode, self.stored
-        schema = self.payload_schema
-        text_of = str if schema is None else schema.read
+        type_id, encode, schema = id(self.type_), self.codec.encode, self.payload_schema
+        text_of: Callable[[str], str] = str if schema is None else schema.read
+        stored: Callable[[str], str] = str if schema is None else schema.write
 
         def process(value: Any) -> str | None:
             if value is None:
