@@ -16,7 +16,7 @@ import sa_wfstate
 PACKAGE: Final = Path(sa_wfstate.__file__).parent
 
 PARAMETER: Final = r"(%\(|\$\d|\?)"
-KEY: Final = r"(\w*key|order_no|shop|tenant|number|uid|id)\b\"?"
+KEY: Final = r"(\w*key|order.no|no|shop|tenant|number|uid|id)\b\"?"
 """The columns that are keys in these tests."""
 BY_KEY: Final = re.compile(
     rf"WHERE .*{KEY} = {PARAMETER}|{KEY}( IN \(| = any\(){PARAMETER}"
@@ -32,6 +32,7 @@ SWEEPS: Final[dict[str, str]] = {
     "cli/": "a command looks at a table, or at the server",
     "dedup.py": "cleanup_expired() looks at the whole log",
     "history/queries.py": "trim_history() looks at the whole history",
+    "orm/statement_guard.py": "a bulk save of the application's passes through it",
     "outbox/lease.py": "a dispatcher looks for intents of any workflow",
     "outbox/table.py": "revive_dead() of all workflows",
     "projection/": "a worker follows the whole table",
