@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 LATE: Final = 60.0
 """Seconds after which work that waits is worth a word."""
 
+MANY: Final = 100_000
+"""Rows from which on it takes long to read all of them."""
+
+ESTIMATED_ROWS = text(
+    "SELECT reltuples FROM pg_class WHERE oid = CAST(:name AS regclass)"
+)
+
 INVALID = text(
     "SELECT indexrelid::regclass::text FROM pg_index "
     "WHERE indrelid = CAST(:name AS regclass) AND NOT indisvalid"
@@ -116,6 +123,27 @@ def check_intents(engine: Engine, intents: Any) -> Iterator[Finding]:
         yield Finding("warning", name, found, "see whether a dispatcher runs")
 
 
+def _check_following(
+    connection: Connection, projection: Projection[Any]
+) -> Iterator[Finding]:
+    """Note a large table in which a worker finds new rows by reading all of them."""
+    if profile_of(connection.dialect).name != "postgresql":
+        return
+    table, updated = projection.statements.table, projection.statements.columns
+    quoted = connection.dialect.identifier_preparer.format_table(table)
+    rows = connection.scalar(ESTIMATED_ROWS, {"name": quoted}) or 0
+    indexes = inspect(connection).get_indexes(table.name, table.schema)
+    leading = {each["column_names"][0] for each in indexes}
+    if rows >= MANY and updated.updated_at.name not in leading:
+        yield Finding(
+            "note",
+            projection.name,
+            f"some {rows:,.0f} rows of {table.fullname} have no index on their time: a "
+            "worker reads all of them at each poll",
+            'add "recent" to __workflow_indexes__, unless the projection is inline',
+        )
+
+
 def check_projection(engine: Engine, projection: Projection[Any]) -> Iterator[Finding]:
     """Look how far *projection* is behind."""
     with engine.connect() as connection:
@@ -124,6 +152,7 @@ def check_projection(engine: Engine, projection: Projection[Any]) -> Iterator[Fi
             found = "a table of it is missing"
             yield Finding("error", projection.name, found, "run the migrations")
             return
+        yield from _check_following(connection, projection)
     lag = measure_lag(engine, projection)
     if lag.seconds > LATE:
         yield Finding(

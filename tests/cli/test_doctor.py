@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import create_engine, text
 
+from sa_wfstate.cli import tables
 from sa_wfstate.cli.main import main
 
 if TYPE_CHECKING:
@@ -170,6 +171,28 @@ def test_work_that_waits(shop: Engine, find: Callable[..., list[Any]]) -> None:
         "an intent is due for ",
         "1 workflows are behind, since ",
     ]
+
+
+def test_following_without_an_index(
+    shop: Engine, find: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A note for a large table, until it has an index on the time of its rows."""
+    monkeypatch.setattr(tables, "MANY", 20)
+    code = settings_of_server(shop)
+    insert = (
+        "INSERT INTO orders (workflow_key, state, provenance)"
+        " SELECT 'o-' || n, '{}', '{}' FROM generate_series(1, 30) n"
+    )
+    with shop.begin() as connection:
+        connection.execute(text(insert))
+        connection.execute(text("ANALYZE orders"))
+    ((level, subject, found),) = find("clinic:orders", code=code)
+    assert (level, subject) == ("note", sys.modules["clinic"].orders.name)
+    assert found.startswith("some 30 rows of orders have no index on their time")
+    with shop.begin() as connection:
+        index = "CREATE INDEX recent ON orders USING brin (updated_at)"
+        connection.execute(text(index))
+    assert find("clinic:orders", code=code) == []
 
 
 def test_settings_with_a_cost(
