@@ -24,6 +24,7 @@ import sa_wfstate
 import sa_wfstate.asyncio
 from sa_wfstate import (
     Action,
+    Commit,
     ErrorKind,
     Intent,
     Provenance,
@@ -121,6 +122,13 @@ async def test_store(async_engine: AsyncEngine, wrap: Any) -> None:
     ]
     assert [type(each) for each in outcomes] == [StateCommitted, StateConflict]
     assert (await store.get_state("o-1")).state.status == "paid"
+    sent = Commit(
+        base=await store.get_state("o-1"),
+        state=OrderState(status="sent"),
+        provenance=Provenance.now(),
+    )
+    outcomes = [(await store.try_commit_many([sent]))[0] for _ in "12"]
+    assert [getattr(each, "replayed", None) for each in outcomes] == [False, True]
 
 
 class Tenants(DeclarativeBase):
