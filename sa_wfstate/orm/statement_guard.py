@@ -33,7 +33,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Delete, Insert, Update, inspect
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import FromStatement
 
 from ..errors import UnversionedWrite
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
 
 
 UNVERSIONED: Final = "wfstate_unversioned"
-_UPSERTS = (postgresql.dml.OnConflictDoUpdate, sqlite.dml.OnConflictDoUpdate)
+_UPSERT: Final = "on_conflict_do_update"
 
 
 _BY_NAME = "or give the statement the execution option wfstate_unversioned=True"
@@ -95,7 +94,7 @@ def _check_upsert(
     execute: ORMExecuteState, mapper: Mapper[Any], statement: Insert
 ) -> None:
     clauses: Iterable[Any] = statement.get_children()
-    for upsert in (each for each in clauses if isinstance(each, _UPSERTS)):
+    for upsert in (each for each in clauses if each.__visit_name__ == _UPSERT):
         entity, what = mapper.class_.__name__, "INSERT … ON CONFLICT DO UPDATE"
         _allow(execute, entity, what)
         written = _names(dict(upsert.update_values_to_set))

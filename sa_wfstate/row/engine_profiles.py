@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
 
 from ..errors import MappingError
 
@@ -66,7 +66,12 @@ class EngineProfile:
     @property
     def insert(self) -> Any:
         """The function that makes an INSERT with ON CONFLICT."""
-        return postgresql.insert if self.is_postgresql else sqlite.insert
+        if self.is_postgresql:
+            return postgresql.insert
+        # A tenth of the package's import, of which production needs nothing.
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.insert
 
 
 _POSTGRESQL: Final = EngineProfile(
