@@ -18,12 +18,14 @@ PACKAGE: Final = Path(sa_wfstate.__file__).parent
 PARAMETER: Final = r"(%\(|\$\d|\?)"
 KEY: Final = r"(\w*key|order.no|no|shop|tenant|number|uid|id)\b\"?"
 """The columns that are keys in these tests."""
+NAMES: Final = r"(\"[^\"]*\"|[^()\"])"
+"""A part of names, which may hold parentheses between quotes."""
 BY_KEY: Final = re.compile(
     rf"WHERE .*{KEY} = {PARAMETER}|{KEY}( IN \(| = any\(){PARAMETER}"
     # A key and more, of rows beside a workflow; a key of two columns.
     rf"|\([^()]*{KEY}[^()]*\) IN \(\(*({PARAMETER}|SELECT wfs_keys)"
     # Parameters or arrays that are new rows.
-    r"|INSERT INTO [^()]+ \([^()]*\) (VALUES|SELECT wfs_new)"
+    rf"|INSERT INTO {NAMES}+ \({NAMES}*\) (VALUES|SELECT wfs_new)"
 )
 """A comparison of the key, or a new row."""
 
