@@ -10,6 +10,7 @@ only if its state was read for this attempt or has been committed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -74,8 +75,10 @@ class Attempts(Generic[StateT]):
         self._connections = connections
         self._reductions = reductions
         self._lock_limit = lock_limit
+        self._has_locked = False  # And may do so for several batches.
         group = group if connections.shared() else 1
         self.most = group
+        self._may_chain = group > 1 and log is not None and not writers
         self._readings = Readings(statements, connections, reductions, log)
         self._commits = Commits(
             statements,
@@ -103,6 +106,11 @@ class Attempts(Generic[StateT]):
         """Whether the reducer is awaited, or waits for what it depends on."""
         return self._reductions.waits
 
+    @property
+    def chains(self) -> bool:
+        """Whether :meth:`make_locked` takes several batches."""
+        return self._may_chain and self._has_locked and not self.waits
+
     def make(
         self, batch: ActionBatch, *, cached: Baseline | None = None, lock: bool = False
     ) -> StateConflict | None:
@@ -115,8 +123,7 @@ class Attempts(Generic[StateT]):
         if resume is not None:
             outcome = resume()
         elif lock:
-            batch.begin()
-            outcome = self._make_locked(batch)
+            (outcome,) = self.make_locked([batch])
         else:
             batch.begin()
             if cached is None or self._connections.filters():
@@ -228,22 +235,51 @@ class Attempts(Generic[StateT]):
                 batch.fail(error)
         return self._commits.commit(batches)
 
-    def _make_locked(self, batch: ActionBatch) -> Outcome:
+    def make_locked(self, batches: Sequence[ActionBatch]) -> list[Outcome]:
+        """Make an attempt for *batches* of one key, one after the other, under a lock.
+
+        Returns their outcomes, up to the first conflict. Each is a version of its own,
+        and all are one transaction: what waits for the key waits for one COMMIT.
+        """
         plain = self._connections.plain()
+        outcomes: list[Outcome] = []
         # At a stricter level the lock would end in a serialization failure.
-        with self._connections.transaction(READ_COMMITTED, [batch.key]) as connection:
+        with self._connections.transaction(
+            READ_COMMITTED, [batches[0].key]
+        ) as connection:
             if plain:
                 reading = self._readings.read_locked(
-                    connection, batch, self._lock_limit
+                    connection, batches, self._lock_limit
                 )
             else:
                 limit_idle_time(connection, self._lock_limit)
-                (reading,) = self._readings.read(connection, [batch], lock=True)
+                (reading,) = self._readings.read(connection, batches, lock=True)
+            baseline: Baseline | None = None
+            for batch in batches:
+                batch.begin()
+                baseline = self._reduce_locked(batch, baseline, reading)
+                outcomes.append(self._commits.write_locked(connection, batch))
+                if isinstance(outcomes[-1], StateConflict):
+                    break
+                if batch.accepted:
+                    baseline = replace(batch.next_baseline, cached=False)
+            for batch in batches[: len(outcomes)]:
+                batch.committing = True
+        self._has_locked = plain
+        return outcomes
+
+    def _reduce_locked(
+        self, batch: ActionBatch, baseline: Baseline | None, reading: Reading
+    ) -> Baseline:
+        """Reduce *batch* on *baseline*, that of the batch before it if there is one."""
+        if baseline is None:
             baseline = self._readings.baseline(batch, reading)
             self._reductions.reduce(batch, baseline)
-            outcome = self._commits.write_locked(connection, batch)
-            batch.committing = True
-        return outcome
+            return baseline
+        self._readings.replay(batch, reading)
+        if batch.requests:
+            batch.requests[0].turn.run(self._reduce, batch, baseline, None)
+        return baseline
 
 
 def _raising(error: Exception) -> Callable[[], Outcome]:

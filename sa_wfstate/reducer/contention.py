@@ -45,9 +45,9 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
     """The queues of all keys.
 
     *process* is called with a queue and some of its requests, and settles each of them.
-    *abandoned* is called with each processed request whose caller has left. *fold* is
-    the most requests that are processed at once, *cache_size* the number of idle queues
-    that are kept.
+    *abandoned* is called with each processed request whose caller has left. *most*
+    returns how many requests of a queue are processed at once, at most. *cache_size* is
+    the number of idle queues that are kept.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
         ],
         abandoned: Callable[[Request[ItemT, ResultT]], None],
         *,
-        fold: int,
+        most: Callable[[KeyQueue[ItemT, ResultT, CachedT]], int],
         cache_size: int,
     ) -> None:
         self._waiting = waiting
         self._process = process
         self._abandoned = abandoned
-        self._fold = fold
+        self._most = most
         self._cache_size = cache_size
         self._rounds: Rounds[ItemT, ResultT, CachedT] | None = None
         self._busy: dict[str, KeyQueue[ItemT, ResultT, CachedT]]
@@ -222,7 +222,7 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
         with self._lock:
             if request.started or request not in islice(queue.requests, 1):
                 return False  # It was withdrawn meanwhile.
-            request.batch = queue.next_batch(self._fold)
+            request.batch = queue.next_batch(self._most(queue))
             for each in request.batch:
                 each.started = True
         return True

@@ -35,11 +35,16 @@ if TYPE_CHECKING:
     from .attempt import Attempts
 
 
+CHAIN = 16
+"""How many actions that wait for a key are committed under one lock, at most."""
+
+
 class ReducerLoop:
     """Commit actions of one key, or make one attempt for those of many keys.
 
     *resolve* limits the search for the outcome of an unanswered COMMIT;
-    *lock_on_contention* allows to lock rows.
+    *lock_on_contention* allows to lock rows. *fold* is how many actions may be one
+    commit.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class ReducerLoop:
         *,
         resolve: RetryPolicy,
         lock_on_contention: bool,
+        fold: int,
     ) -> None:
         self._statements = statements
         self._entity = statements.entity
@@ -61,10 +67,27 @@ class ReducerLoop:
         self._retry = retry
         self._resolve = resolve
         self._lock_on_contention = lock_on_contention
+        self._fold = fold
+
+    def most(self, queue: ActionQueue) -> int:
+        """Return how many actions of *queue* are committed at once, at most."""
+        if self._fold == 1 and self._locking(queue) and self._attempts.chains:
+            return CHAIN
+        return self._fold
 
     def commit(self, queue: ActionQueue, requests: list[ActionRequest]) -> None:
         """Commit the actions of *requests* together; settle each of them."""
-        self._commit_batch(queue, ActionBatch(queue.key, requests))
+        folded = [requests] if self._fold > 1 else [[each] for each in requests]
+        batches = [ActionBatch(queue.key, each) for each in folded]
+        if len(batches) > 1:
+            try:
+                self._commit_chain(queue, batches)
+            except BaseException as error:
+                self._fail_uncertain(batches, error)
+                raise
+        for batch in batches:
+            if not batch.settled:
+                self._commit_batch(queue, batch)
 
     def starts_together(self, queue: ActionQueue) -> bool:
         """Return whether the next attempt for *queue* may be part of a round."""
@@ -83,9 +106,7 @@ class ReducerLoop:
             begin = partial(self._attempts.begin_together, batches, cached)
             at_once = attempt_on(self._entity, batches[0].key, begin)
         except BaseException as error:
-            for batch in batches:
-                if batch.committing:
-                    batch.fail(batch.unknown(self._entity, error))
+            self._fail_uncertain(batches, error)
             raise
         queues = [queue for queue, _ in given]
         goes_on = map(partial(partial, self._commit_batch), queues, batches)
@@ -102,9 +123,38 @@ class ReducerLoop:
                 batch.fail(error)
         except BaseException as error:
             # If that is safe, the others of this batch are processed again.
+            self._fail_uncertain([batch], error)
+            raise
+
+    def _commit_chain(self, queue: ActionQueue, batches: list[ActionBatch]) -> None:
+        """Commit *batches* under one row lock, or leave them to commit alone."""
+        for batch in batches:
+            batch.attempts = 1
+        try:
+            make = partial(self._attempts.make_locked, batches)
+            outcomes = attempt_on(self._entity, queue.key, make)
+        except Exception as error:
+            if raised_by_signal_handler(error):
+                raise
+            queue.forget()
+            self._settle_uncertain(batches, error)
+            return
+        written = []
+        for batch, outcome in zip(batches, outcomes, strict=False):
+            if isinstance(outcome, StateConflict):
+                self._note_outcome(queue, batch, outcome)
+                continue
+            batch.settle(outcome)
+            written += [batch] * (batch.write is not None)
+        if written:
+            queue.note_commit(written[-1].next_baseline, written[0].baseline)
+
+    def _fail_uncertain(
+        self, batches: Sequence[ActionBatch], error: BaseException
+    ) -> None:
+        for batch in batches:
             if batch.committing:
                 batch.fail(batch.unknown(self._entity, error))
-            raise
 
     def commit_many(
         self, queues: Sequence[ActionQueue], batches: list[ActionBatch]

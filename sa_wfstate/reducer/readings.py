@@ -97,26 +97,28 @@ class Readings(Generic[StateT]):
         return [Reading(rows.get(key), processed) for key in keys]
 
     def read_locked(
-        self, connection: Connection, batch: ActionBatch, limit: float
+        self, connection: Connection, batches: Sequence[ActionBatch], limit: float
     ) -> Reading:
-        """Lock the row of *batch*, for *limit* idle seconds at most, and read it."""
-        parameters = self._statements.keys.parameters(batch.key)
+        """Lock the row of *batches*, for *limit* idle seconds at most, and read it."""
+        parameters = self._statements.keys.parameters(batches[0].key)
         parameters["wfs_idle_limit"] = f"{ceil(limit * 1e3)}"
         row = connection.execute(self._lock_one, parameters).first()
         snapshot = None if row is None else self._statements.snapshot_of(row)
         processed: Mapping[tuple[str, Any], Processed] = {}
         if self._log is not None:
             # By a statement of its own: the first may have waited for the lock.
-            processed = self._log.lookup(connection, _actions_of([batch]))
+            processed = self._log.lookup(connection, _actions_of(batches))
         return Reading(snapshot, processed)
 
     def baseline(self, batch: ActionBatch, reading: Reading) -> Baseline:
         """Settle the actions of *batch* that were processed; return its baseline."""
-        if reading.processed:
-            self._replay_processed(batch, reading)
+        self.replay(batch, reading)
         return self._reductions.baseline(batch, reading.snapshot)
 
-    def _replay_processed(self, batch: ActionBatch, reading: Reading) -> None:
+    def replay(self, batch: ActionBatch, reading: Reading) -> None:
+        """Settle the actions of *batch* that were processed."""
+        if not reading.processed:
+            return
         entity = self._statements.entity
         for request in list(batch.requests):
             processed = reading.processed.get((batch.key, request.item.action_id))

@@ -190,12 +190,13 @@ class ReducerService(Generic[StateT, PayloadT]):
             resolve=resolve,
             # Locked before it is read, its row is out of the order of what it reads.
             lock_on_contention=lock_on_contention and not self._depends,
+            fold=fold,
         )
         self._keys: KeyQueues[Action[Any], ActionResult, Baseline] = KeyQueues(
             self._wait,
             self._loop.commit,
             self._deliver_abandoned,
-            fold=fold,
+            most=self._loop.most,
             cache_size=cache_size,
         )
         if isinstance(self._wait, Awaiting) and attempts.most > 1:

@@ -282,7 +282,7 @@ def test_lines_are_released() -> None:
         requests[0].settle(None)
 
     keys: KeyQueues[int, None, str] = KeyQueues(
-        Blocking(), work, lambda _: None, fold=1, cache_size=10
+        Blocking(), work, lambda _: None, most=lambda _: 1, cache_size=10
     )
     for number in range(20_000):
         keys.submit(str(number), keys.request(number, number))

@@ -217,7 +217,7 @@ class Bench:
             Blocking(),
             self.work,
             lambda request: self.abandoned.append(request.item),
-            fold=fold,
+            most=lambda _: fold,
             cache_size=8,
         )
 
