@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -520,8 +521,6 @@ async def test_cancelled_task_leaves_the_line(async_engine: AsyncEngine) -> None
 
 async def test_tasks_keep_their_context(async_engine: AsyncEngine) -> None:
     """The reducer sees the context variables of the action's own caller."""
-    from contextvars import ContextVar
-
     who: ContextVar[int] = ContextVar("who")
     seen: list[tuple[int, int]] = []
 
@@ -537,6 +536,30 @@ async def test_tasks_keep_their_context(async_engine: AsyncEngine) -> None:
 
     await asyncio.gather(*map(handle, range(10)))
     assert all(one == two for one, two in seen)
+
+
+async def test_crowd_of_tasks_under_a_lock(async_engine: AsyncEngine) -> None:
+    """They share a transaction, and each sees the context of its own caller."""
+    who: ContextVar[int] = ContextVar("who")
+    commits: list[object] = []
+
+    def reducer(state: OrderState, action: Action[int]) -> OrderState:
+        assert who.get() == action.payload
+        return note(state, action)
+
+    service = awaiting(async_engine, reducer, dedup=OrderActions)
+
+    async def handle(number: int) -> int:
+        who.set(number)
+        return (await service.handle(action(number))).version
+
+    assert await asyncio.create_task(handle(0)) == 1
+    service._service._keys._idle["o-1"].locks = 9
+    assert await asyncio.create_task(handle(1)) == 2
+    event.listen(async_engine.sync_engine, "commit", commits.append)
+    assert await asyncio.gather(*map(handle, range(2, 12))) == [*range(3, 13)]
+    assert len(commits) == 1
+    assert (await read(async_engine))[1] == [*range(12)]
 
 
 def test_closing_loop_ends_all_callers(engine: Engine) -> None:
