@@ -423,7 +423,6 @@ def in_line(
         return [each.exception(30) or each.result() for each in futures]
 
 
-@pytest.mark.contract
 def test_crowd_under_a_lock_is_one_transaction(engine: Engine) -> None:
     """Each of those that wait has its version, state and claim, or its own error."""
     one, sent = action(4), verbs_of(engine)
