@@ -27,6 +27,7 @@ from ..store.batch_checks import Commit
 from ..store.canonical_store import NOT_GIVEN
 from ..store.canonical_store import CanonicalStore as _CanonicalStore
 from ..store.connections import sync_bind
+from ..store.patch_many import Patch
 from ..values.keys import Key
 from ..values.provenance import Provenance
 from ..values.public_names import publish
@@ -232,6 +233,12 @@ class CanonicalStore(Generic[StateT]):
             when=when,
             expected_version=expected_version,
         )
+
+    async def try_patch_many(
+        self, patches: Iterable[Patch], *, when: ColumnElement[bool] | None = None
+    ) -> list[StateCommitted[StateT] | StateConflict[StateT]]:
+        """Async version of :meth:`sa_wfstate.CanonicalStore.try_patch_many`."""
+        return await greenlet_spawn(self._store.try_patch_many, patches, when=when)
 
 
 class _AwaitingStore(_CanonicalStore[StateT]):

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from ..values.write import Write
     from .api import Entity
     from .batch_checks import Commit
+    from .patch_many import Patch
+    from .patch_store import PatchTransaction
 
 
 StateT = TypeVar("StateT")
@@ -226,12 +228,36 @@ class CanonicalStore(Generic[StateT]):
 
         Raises OutcomeUnknown if the outcome cannot be known.
         """
+        return self._patching().commit(
+            workflow_key, edits, provenance, when, expected_version
+        )
+
+    def try_patch_many(
+        self, patches: Iterable[Patch], *, when: ColumnElement[bool] | None = None
+    ) -> list[StateCommitted[StateT] | StateConflict[StateT]]:
+        """Apply each of *patches* whose row meets *when* and has its expected version.
+
+        Behaves as :func:`sa_wfstate.patching.try_patch_many`, in one transaction for
+        each database that has some of the rows. If the answer to its COMMIT is lost,
+        the rows, or their history, show whether it was committed; it is sent again only
+        if it was not. If the database refuses it as a whole, each patch is sent by
+        itself.
+
+        Raises OutcomeUnknown if the outcome cannot be known.
+        """
+        from .patch_batch_store import PatchBatchTransaction
+
+        batch = PatchBatchTransaction(
+            self._connections, self._statements, self._patching()
+        )
+        return batch.commit(list(patches), when)
+
+    def _patching(self) -> PatchTransaction[StateT]:
         from .patch_store import PatchTransaction
 
-        patch = PatchTransaction(
+        return PatchTransaction(
             self._connections, self._statements, self._resolve, self._wait
         )
-        return patch.commit(workflow_key, edits, provenance, when, expected_version)
 
     def _commit_again(
         self, write: Write, cause: BaseException

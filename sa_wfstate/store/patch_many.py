@@ -80,20 +80,7 @@ def try_patch_many(
     A key that is given twice raises PayloadError before any SQL is sent.
     """
     statements, patches = statements_of(entity), list(patches)
-    prepared = {
-        each.workflow_key: prepare_patch(
-            statements,
-            each.workflow_key,
-            each.edits,
-            each.provenance,
-            each.expected_version,
-        )
-        for each in patches
-    }
-    if len(prepared) < len(patches):
-        problem = "is given twice; give all edits of a workflow in one patch"
-        raise PayloadError(statements.entity, "workflow_key", problem)
-    check_condition(statements, when)
+    prepared = prepare_patches(statements, patches, when)
     if not patches:
         return []
     held = held_instances(session, statements.mapper, prepared)
@@ -102,7 +89,7 @@ def try_patch_many(
     for indices in by_shard(session, statements.mapper, keys):
         own = {keys[index]: prepared[keys[index]] for index in indices}
         connection = connection_of(session, statements, list(own))
-        batch = _Batch(connection, statements, own, when, filtering(session))
+        batch = PatchBatch(connection, statements, own, when, filtering(session))
         try:
             writes, made = batch.send()
         except DBAPIError as error:
@@ -114,17 +101,43 @@ def try_patch_many(
         won = [made[write.workflow_key] for write in writes]
         adopt(session, connection, statements, Batch.of(writes), won, held)
         outcomes |= made
-    return [outcomes[each.workflow_key] for each in patches]
+    return [outcomes[key] for key in prepared]
 
 
-class _Batch:
-    """The patches of one call, by key."""
+def prepare_patches(
+    statements: Statements[Any],
+    patches: Iterable[Patch],
+    when: ColumnElement[bool] | None,
+) -> dict[Key, Prepared]:
+    """Return *patches* by key, in the order given, after what needs no database.
+
+    Raises PayloadError if they cannot be sent.
+    """
+    prepared: dict[Key, Prepared] = {}
+    for each in patches:
+        patch = prepare_patch(
+            statements,
+            each.workflow_key,
+            each.edits,
+            each.provenance,
+            each.expected_version,
+        )
+        if patch.workflow_key in prepared:
+            problem = "is given twice; give all edits of a workflow in one patch"
+            raise PayloadError(statements.entity, "workflow_key", problem)
+        prepared[patch.workflow_key] = patch
+    check_condition(statements, when)
+    return prepared
+
+
+class PatchBatch:
+    """The patches of one transaction, by key."""
 
     def __init__(
         self,
         connection: Connection,
         statements: Statements[Any],
-        patches: dict[Key, Prepared],
+        patches: Mapping[Key, Prepared],
         when: ColumnElement[bool] | None,
         session: Session | None,
     ) -> None:

@@ -73,6 +73,12 @@ class PatchTransaction(Generic[StateT]):
             self._statements, workflow_key, edits, provenance, expected_version
         )
         check_condition(self._statements, when)
+        return self.send(patch, when)
+
+    def send(
+        self, patch: Prepared, when: ColumnElement[bool] | None
+    ) -> StateCommitted[StateT] | StateConflict[StateT]:
+        """Commit *patch*, which has been checked."""
         parts = patch_statements_of(self._statements).parts
         if self._connections.takes_one_statement() and are_safe(parts, patch.edits):
             outcome = self._by_one_statement(patch, when)
@@ -103,7 +109,7 @@ class PatchTransaction(Generic[StateT]):
                 return None  # The level of the server is a stricter one.
             if not sent or not _is_uncertain(error):
                 raise
-            return self._found(patch, outcome, error)
+            return self.found(patch, outcome, error)
         return outcome
 
     def _by_transaction(
@@ -135,13 +141,13 @@ class PatchTransaction(Generic[StateT]):
                     raise
                 if isinstance(outcome, StateConflict):
                     return outcome  # There was nothing to commit.
-                found = self._found(patch, outcome, error)
+                found = self.found(patch, outcome, error)
                 if found is None:
                     continue
                 return found
             return outcome
 
-    def _found(
+    def found(
         self,
         patch: Prepared,
         outcome: StateCommitted[StateT] | None,
