@@ -280,8 +280,9 @@ def cleanup_expired(
         .where(table.c.expires_at < bindparam("now"))
         .limit(bindparam("batch", type_=Integer()))
     )
-    of_batch = expired.with_for_update(skip_locked=True)
-    statement = delete(table).where(tuple_(*key).in_(of_batch))
+    # A CTE is evaluated once. A subquery may be again, and skips then what is deleted.
+    of_batch = expired.with_for_update(skip_locked=True).cte("wfs_batch")
+    statement = delete(table).where(*(each == of_batch.c[each.name] for each in key))
     connections = Connections(bind, inspect(log))
     with connections.transaction() as connection:
         now = connection.scalar(select(func.now()))
