@@ -26,6 +26,7 @@ from sa_wfstate.history import HistoryMixin, keep_history
 from sa_wfstate.testing import temporary_database
 
 from ..orders import OrderState
+from ..versions import ENDS_REFUSED_PREPARE
 from .test_transactions import Faults
 
 SHORTLY = RetryPolicy(max_attempts=None, base_delay=0.05, deadline=1.5)
@@ -425,6 +426,8 @@ def test_two_phases_are_not_done_twice(
     two: tuple[Engine, Engine], step: str, done: bool
 ) -> None:
     """A prepared transaction holds its rows, so its outcome stays open."""
+    if step == "do_prepare_twophase" and not ENDS_REFUSED_PREPARE:
+        pytest.skip("SQLAlchemy before 2.0.51")
     dialect: Any = two[0].dialect
     real = getattr(dialect, step)
     losses = [1]
