@@ -198,7 +198,8 @@ def test_cut_connection(driver: Any) -> None:
     engine, other = driver.create_engine(), driver.create_engine()
     with engine.connect() as connection, other.connect() as killer:
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
-        killer.execute(text(f"SELECT pg_terminate_backend({pid})"))
+        # Waits for its end: asyncpg has an error of its own for one that is ending.
+        killer.execute(text(f"SELECT pg_terminate_backend({pid}, 5000)"))
         with pytest.raises(DBAPIError) as caught:
             connection.execute(text("SELECT pg_sleep(5)"))
         assert classify(caught.value) is TRANSIENT
