@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from alembic import op
-from alembic.autogenerate import renderers
+from alembic.autogenerate.render import renderers
 from alembic.operations import MigrateOperation, Operations
 from alembic.util import CommandError
 from sqlalchemy import BigInteger, Column, DateTime, MetaData, Table, Text

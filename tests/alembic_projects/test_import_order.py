@@ -154,6 +154,22 @@ def test_importing_the_package_does_not_import_alembic(project: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("first", ["alembic", "alembic.op", "alembic.autogenerate"])
+def test_each_operation_is_there_without_an_import_of_ours(
+    project: Any, first: str
+) -> None:
+    """The plugin is set up while Alembic is half imported, and logs no failure."""
+    names = "upcast_workflow_state", "distribute_table", "create_hash_partitions"
+    names = *names, "replace_workflow_indexes"
+    said = run(
+        project,
+        "-c",
+        f"import logging, sys; logging.basicConfig(stream=sys.stdout); import {first}; "
+        f"import alembic.op; print([n for n in {names} if not hasattr(alembic.op, n)])",
+    )
+    assert said.split() == ["[]"]
+
+
 @pytest.mark.parametrize("first", ["alembic.operations", "alembic.plugin"])
 def test_our_own_modules_may_come_before_alembic(project: Any, first: str) -> None:
     """Whichever module imports Alembic, the operations are there afterwards."""
