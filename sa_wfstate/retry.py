@@ -242,13 +242,17 @@ def classify(error: BaseException, *, committing: bool = False) -> ErrorKind:
     return ErrorKind.TRANSIENT if lost else ErrorKind.FATAL
 
 
+def leaves_unknown(error: BaseException) -> bool:
+    """Return whether *error*, raised by COMMIT or in autocommit, hides its outcome."""
+    return classify(error, committing=True) is ErrorKind.UNKNOWN
+
+
 def is_undone_by_now(error: BaseException) -> bool:
     """Return whether *error* left an outcome unknown, which was found out since.
 
     If the transaction was not committed, it may be repeated.
     """
-    of_database = isinstance(error, DBAPIError)
-    return of_database and classify(error, committing=True) is ErrorKind.UNKNOWN
+    return isinstance(error, DBAPIError) and leaves_unknown(error)
 
 
 def _is_of_commit(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, select, true
 
 from .._concurrency import raised_by_signal_handler
 from ..payload.actions import Intent
-from ..retry import ErrorKind, classify
+from ..retry import leaves_unknown
 from ..store.bulk import commit_batch
 from ..store.connections import READ_COMMITTED, limit_idle_time, limit_lock_waits
 from ..store.groups import LOCK_WAIT
@@ -227,7 +227,7 @@ class Commits(Generic[StateT]):
             stopped = not isinstance(error, Exception) or raised_by_signal_handler(
                 error
             )
-            lost = classify(error, committing=True) is ErrorKind.UNKNOWN
+            lost = leaves_unknown(error)
             for member in members:
                 if member.item.committing and (stopped or lost):
                     entity = self._statements.entity

@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from .._concurrency import raised_by_signal_handler
 from ..errors import ReducerGaveUp, StateConflict
 from ..hooks.base import notify
-from ..retry import ErrorKind, classify, is_undone_by_now
+from ..retry import ErrorKind, classify, is_undone_by_now, leaves_unknown
 from ..store.compare_and_set import refused
 from .action_batch import ActionBatch
 from .claimed_commits import ClaimedBefore
@@ -282,7 +282,7 @@ class ReducerLoop:
         self, batches: Sequence[ActionBatch], error: BaseException
     ) -> None:
         """Settle those of *batches* that are committed, or whose outcome is unknown."""
-        if classify(error, committing=True) is not ErrorKind.UNKNOWN:
+        if not leaves_unknown(error):
             return
         uncertain = [
             batch for batch in batches if batch.committing and batch.write is not None

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .._concurrency import raised_by_signal_handler
 from ..errors import OutcomeUnknown, StateConflict
-from ..retry import SERIALIZATION_FAILURE, ErrorKind, classify, sqlstate
+from ..retry import SERIALIZATION_FAILURE, leaves_unknown, sqlstate
 from ..values.snapshot import StateCommitted, replayed
 from .batch_checks import prepare_all
 from .bulk import send_all
@@ -93,9 +93,7 @@ class BatchTransaction(Generic[StateT]):
                 raise
             if sqlstate(error) == SERIALIZATION_FAILURE:
                 return self._one_by_one(batch, bases, rules)
-            if not outcomes or classify(error, committing=True) is not (
-                ErrorKind.UNKNOWN
-            ):
+            if not outcomes or not leaves_unknown(error):
                 raise
             return self._all_again(sent, outcomes, error)
         return outcomes

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from .._concurrency import raised_by_signal_handler
 from ..errors import StateConflict
-from ..retry import ErrorKind, classify
+from ..retry import leaves_unknown
 from ..values.snapshot import StateCommitted
 from ..values.write import Batch
 from .bulk import commit_batch
@@ -100,7 +100,7 @@ class GroupedCommits(Generic[StateT]):
             stopped = not isinstance(error, Exception) or raised_by_signal_handler(
                 error
             )
-            if stopped or classify(error, committing=True) is ErrorKind.UNKNOWN:
+            if stopped or leaves_unknown(error):
                 # After the statements: COMMIT may have been sent.
                 for member, outcome in zip(members, outcomes, strict=False):
                     if isinstance(outcome, StateConflict):

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .._concurrency import raised_by_signal_handler
 from ..errors import OutcomeUnknown, StateConflict
-from ..retry import SERIALIZATION_FAILURE, ErrorKind, classify, sqlstate
+from ..retry import SERIALIZATION_FAILURE, leaves_unknown, sqlstate
 from ..values.snapshot import StateCommitted, replayed
 from .connections import READ_COMMITTED
 from .patch_many import PatchBatch, prepare_patches
@@ -83,9 +83,7 @@ class PatchBatchTransaction(Generic[StateT]):
                         key: self._single.send(patch, when)
                         for key, patch in patches.items()
                     }
-                if not outcomes or classify(error, committing=True) is not (
-                    ErrorKind.UNKNOWN
-                ):
+                if not outcomes or not leaves_unknown(error):
                     raise
                 if not self._was_committed(patches, outcomes, error):
                     continue

@@ -16,7 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from .._concurrency import raised_by_signal_handler
 from ..errors import OutcomeUnknown, StateConflict
-from ..retry import SERIALIZATION_FAILURE, ErrorKind, classify, sqlstate
+from ..retry import SERIALIZATION_FAILURE, leaves_unknown, sqlstate
 from ..row.patch_statements import patch_statements_of
 from ..row.safe_edits import are_safe
 from ..values.row_version import RowVersion
@@ -107,7 +107,7 @@ class PatchTransaction(Generic[StateT]):
                 raise
             if sqlstate(error) == SERIALIZATION_FAILURE:
                 return None  # The level of the server is a stricter one.
-            if not sent or not _is_uncertain(error):
+            if not sent or not leaves_unknown(error):
                 raise
             return self.found(patch, outcome, error)
         return outcome
@@ -137,7 +137,7 @@ class PatchTransaction(Generic[StateT]):
                 conflict = refused(self._statements, lost, error)
                 if conflict is not None:
                     return conflict
-                if outcome is None or not _is_uncertain(error):
+                if outcome is None or not leaves_unknown(error):
                     raise
                 if isinstance(outcome, StateConflict):
                     return outcome  # There was nothing to commit.
@@ -199,7 +199,3 @@ class PatchTransaction(Generic[StateT]):
         if verdict is Verdict.COMMITTED and outcome is not None:
             return verdict, replayed(outcome)
         return verdict, None
-
-
-def _is_uncertain(error: BaseException) -> bool:
-    return classify(error, committing=True) is ErrorKind.UNKNOWN

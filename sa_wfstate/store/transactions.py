@@ -32,6 +32,7 @@ from ..retry import (
     RetryPolicy,
     classify,
     is_undone_by_now,
+    leaves_unknown,
     require_policies,
     sqlstate,
 )
@@ -153,7 +154,7 @@ class _Attempt:
         """Return whether rows may be committed although *error* was raised."""
         if not self._committing or raised_by_signal_handler(error):
             return False
-        if classify(error, committing=True) is ErrorKind.UNKNOWN:
+        if leaves_unknown(error):
             return True
         # Of several databases, some may have committed before one refused.
         wrote = [each for each in self._evidence.values() if each.wrote]

@@ -438,7 +438,6 @@ def test_listeners_change_a_workflow_as_they_change_a_mutable_dict() -> None:
             settings=settings(
                 max_examples=SEQUENCES,
                 stateful_step_count=12,
-                deadline=None,
                 database=None,
                 suppress_health_check=list(HealthCheck),
             ),

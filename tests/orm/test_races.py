@@ -187,7 +187,6 @@ def races(database: Any) -> Iterator[type[Races]]:
 FEW = settings(
     max_examples=25,
     stateful_step_count=20,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     database=None,
 )

@@ -381,7 +381,6 @@ def run_machine(engine: Engine, row: type[Any], values: st.SearchStrategy[Any]) 
             settings=settings(
                 max_examples=SEQUENCES,
                 stateful_step_count=25,
-                deadline=None,
                 database=None,
                 suppress_health_check=list(HealthCheck),
             ),

@@ -96,7 +96,7 @@ def at(path: tuple[str, ...], document: Any) -> str:
     return json.dumps(document.get(path[-1]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_rebase_is_both_changes_in_either_order(data: st.DataObject) -> None:
     """If they are disjoint; if they are not, it is refused."""

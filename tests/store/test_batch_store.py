@@ -23,7 +23,7 @@ from sa_wfstate.merging import Rebase
 
 from ..orders import Order, OrderState
 from ..verbs import verbs_of
-from .test_transactions import Faults
+from .test_transactions import Faults, refuse_one_commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,18 +142,10 @@ def test_one_row_of_a_batch_is_evidence_of_all(engine: Engine) -> None:
 
 
 def test_batch_that_the_database_refuses_is_sent_one_by_one(engine: Engine) -> None:
-    """SQLSTATE 40001 at COMMIT, as from an engine that is always serializable."""
-    store, dialect = store_of(engine), engine.dialect
+    """Each commit has an outcome of its own then."""
+    store = store_of(engine)
     store.try_commit_many(commits("new", a=0, b=0))
-    commit = dialect.do_commit
-
-    def refuse(connection: Any) -> None:
-        dialect.do_commit = commit  # type: ignore[method-assign]
-        dialect.do_rollback(connection)
-        error: Any = dialect.loaded_dbapi.errors.SerializationFailure  # type: ignore[attr-defined]
-        raise error("refused")
-
-    dialect.do_commit = refuse  # type: ignore[method-assign]
+    refuse_one_commit(engine)
     won, lost = store.try_commit_many(commits("paid", a=1, b=7))
     assert isinstance(won, StateCommitted)
     assert isinstance(lost, StateConflict)

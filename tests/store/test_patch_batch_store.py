@@ -23,7 +23,7 @@ from sa_wfstate.patching import Patch, append
 from ..orders import Order
 from ..verbs import verbs_of
 from .test_batch_store import commits
-from .test_transactions import Faults
+from .test_transactions import Faults, refuse_one_commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,17 +113,9 @@ def test_one_patched_row_is_evidence_of_all(engine: Engine) -> None:
 
 
 def test_patches_that_the_database_refuses_are_sent_one_by_one(engine: Engine) -> None:
-    """SQLSTATE 40001 at COMMIT, as from an engine that is always serializable."""
-    store, dialect = store_of(engine, a=0, b=0), engine.dialect
-    commit = dialect.do_commit
-
-    def refuse(connection: Any) -> None:
-        dialect.do_commit = commit  # type: ignore[method-assign]
-        dialect.do_rollback(connection)
-        error: Any = dialect.loaded_dbapi.errors.SerializationFailure  # type: ignore[attr-defined]
-        raise error("refused")
-
-    dialect.do_commit = refuse  # type: ignore[method-assign]
+    """Each patch has an outcome of its own then."""
+    store = store_of(engine, a=0, b=0)
+    refuse_one_commit(engine)
     won, lost = store.try_patch_many(patches(7, a=None, b=5))
     assert isinstance(won, StateCommitted)
     assert (won.version, lost.reason) == (2, "moved")

@@ -108,6 +108,19 @@ class Faults:
         raise self._dialect.loaded_dbapi.OperationalError("connection is closed")
 
 
+def refuse_one_commit(engine: Engine) -> None:
+    """Fail the next COMMIT by 40001, as an engine that is always serializable may."""
+    dialect: Any = engine.dialect
+    commit = dialect.do_commit
+
+    def refuse(connection: Any) -> None:
+        dialect.do_commit = commit
+        dialect.do_rollback(connection)
+        raise dialect.loaded_dbapi.errors.SerializationFailure("refused")
+
+    dialect.do_commit = refuse
+
+
 @pytest.fixture
 def faults(engine: Engine) -> Faults:
     """Make the faults of the engine."""

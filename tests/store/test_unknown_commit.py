@@ -27,7 +27,7 @@ from sa_wfstate.testing import temporary_database
 
 from ..orders import OrderState
 from ..versions import ENDS_REFUSED_PREPARE
-from .test_transactions import Faults
+from .test_transactions import Faults, refuse_one_commit
 
 SHORTLY = RetryPolicy(max_attempts=None, base_delay=0.05, deadline=1.5)
 
@@ -384,18 +384,7 @@ def test_refusal_by_one_database_is_not_that_of_the_other(
     two: tuple[Engine, Engine], at: int
 ) -> None:
     """A conflict of one COMMIT says nothing about another that was done before."""
-    dialect: Any = two[at].dialect
-    commit = dialect.do_commit
-    refusals = [1]
-
-    def refuse(connection: Any) -> None:
-        if refusals:
-            refusals.pop()
-            connection.rollback()
-            raise dialect.loaded_dbapi.errors.SerializationFailure
-        commit(connection)
-
-    dialect.do_commit = refuse
+    refuse_one_commit(two[at])
     calls = Calls(change_both)
     try:
         run_transaction(over(two), calls)
