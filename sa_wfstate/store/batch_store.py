@@ -114,14 +114,17 @@ class BatchTransaction(Generic[StateT]):
     ) -> list[Outcome]:
         found: list[Outcome | OutcomeUnknown] = []
         for write, outcome in zip(sent, outcomes, strict=True):
-            if isinstance(outcome, StateConflict):
+            if isinstance(outcome, StateConflict) or outcome.replayed:
                 found.append(outcome)  # It has written nothing.
                 continue
             try:
                 found.append(self._again(write, cause))
             except OutcomeUnknown as unknown:
                 found.append(unknown)
-        done = any(isinstance(each, StateCommitted) and each.replayed for each in found)
+        done = any(
+            isinstance(each, StateCommitted) and each.replayed and each is not outcome
+            for each, outcome in zip(found, outcomes, strict=True)
+        )
         known: list[Outcome] = []
         for each, outcome in zip(found, outcomes, strict=True):
             if not isinstance(each, OutcomeUnknown):

@@ -104,7 +104,8 @@ class PatchBatchTransaction(Generic[StateT]):
         """Return whether the transaction was committed, by the first row that tells."""
         unknown: OutcomeUnknown | None = None
         for key, outcome in outcomes.items():
-            if isinstance(outcome, StateCommitted):
+            # One that was done before has its effect in any case.
+            if isinstance(outcome, StateCommitted) and not outcome.replayed:
                 try:
                     return self._single.found(patches[key], outcome, cause) is not None
                 except OutcomeUnknown as error:

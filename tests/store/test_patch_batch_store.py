@@ -112,6 +112,17 @@ def test_one_patched_row_is_evidence_of_all(engine: Engine) -> None:
         store.try_patch_many(patches(8, a=None, b=None))
 
 
+def test_patch_that_was_done_before_is_no_evidence(engine: Engine) -> None:
+    """Its row has its effect, whether or not the transaction was committed."""
+    store, faults = store_of(engine, a=0, b=0), Faults(engine)
+    again = patches(7, a=1, b=1)
+    store.try_patch_many(again[:1])
+    faults.times, faults.done = 1, False
+    outcomes = store.try_patch_many(again)
+    assert [each.replayed for each in outcomes] == [True, False]
+    assert store.get_state("b").state.notes == [7]
+
+
 def test_patches_that_the_database_refuses_are_sent_one_by_one(engine: Engine) -> None:
     """Each patch has an outcome of its own then."""
     store = store_of(engine, a=0, b=0)
