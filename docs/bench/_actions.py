@@ -165,20 +165,11 @@ def arguments_of(case: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
 async def run_asyncio(url: URL, case: dict[str, Any]) -> Clock:
     """Run tasks."""
     clock, workers = Clock(case), case["workers"]
-    if case["contender"] == "by hand":
-        import asyncpg
+    if case["alternative"]:
+        from _alternatives import ALTERNATIVES  # Older checkouts have no use for it.
 
-        query = {"host": url.query["host"]} if "host" in url.query else {}
-        pool = await asyncpg.create_pool(
-            user=url.username,
-            password=url.password,
-            database=url.database,
-            host=query.get("host", url.host),
-            port=url.port,
-            max_size=POOL,
-        )
-        await _work(clock, workers, lambda action: by_hand(pool, action))
-        await pool.close()
+        async with ALTERNATIVES[case["contender"]](url) as handle:
+            await _work(clock, workers, handle)
         return clock
     engine = create_async_engine(url, pool_size=POOL, max_overflow=0)
     entity, reduce, options = arguments_of(case)
@@ -209,42 +200,6 @@ async def _work(
 
     clock.start()
     await asyncio.gather(*(work() for _ in range(workers)))
-
-
-async def by_hand(pool: Any, action: Action[int]) -> None:
-    """Handle *action* as an application would without a library."""
-    key = action.workflow_key
-    async with pool.acquire() as connection, connection.transaction():
-        row = await connection.fetchrow(
-            "SELECT version, state FROM orders WHERE workflow_key = $1 FOR UPDATE", key
-        )
-        claimed = await connection.fetchval(
-            "INSERT INTO order_actions (workflow_key, action_id, result_hash,"
-            " expires_at) VALUES ($1, $2, '', now() + interval '6 hours')"
-            " ON CONFLICT DO NOTHING RETURNING true",
-            key,
-            action.action_id,
-        )
-        assert claimed
-        state = OrderState.model_validate_json(row[1]) if row else OrderState()
-        text = reducer(state, action).model_dump_json()
-        provenance = f'{{"effect_id": "{uuid4()}", "timestamp": "2026-01-01"}}'
-        if row is None:
-            await connection.execute(
-                "INSERT INTO orders (workflow_key, state, provenance)"
-                " VALUES ($1, $2, $3)",
-                key,
-                text,
-                provenance,
-            )
-        else:
-            await connection.execute(
-                "UPDATE orders SET version = version + 1, state = $2,"
-                " provenance = $3, updated_at = now() WHERE workflow_key = $1",
-                key,
-                text,
-                provenance,
-            )
 
 
 def run_threads(url: URL, case: dict[str, Any]) -> Clock:

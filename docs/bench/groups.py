@@ -10,7 +10,9 @@ of the ratios to the first contender of the same round, and their range.
 * group=1: each action is a transaction of its own;
 * groups: the default, what arrives together is committed together;
 * handle_many: one caller with batches of 100, which needs no workers;
-* by hand: asyncpg alone, ``SELECT … FOR UPDATE``, dedup row, UPDATE or INSERT.
+* asyncpg by hand: ``SELECT … FOR UPDATE``, dedup row, UPDATE or INSERT;
+* version_id_col: the unit of work of a plain Session, repeated until it wins;
+* DBOS: a workflow for each action, whose step is a transaction of its datasource.
 
 CPU is that of the process, or processes, per action.
 """
@@ -34,6 +36,7 @@ from sqlalchemy import URL, create_engine
 
 WORKER = Path(__file__).with_name("_actions.py")
 SERVICES = ("beside", "group=1", "groups")
+ALTERNATIVES = ("asyncpg by hand", "version_id_col", "DBOS")
 
 
 class Case(NamedTuple):
@@ -51,18 +54,19 @@ class Case(NamedTuple):
     processes: int = 1
 
 
-ALL = (*SERVICES, "handle_many", "by hand")
+ALL = (*SERVICES, *ALTERNATIVES)
+ZIPF = (*SERVICES, *ALTERNATIVES[:2])
 CASES = {
-    "1": Case("1 task", 1),
+    "1": Case("1 task", 1, ALL),
     "8": Case("8 tasks", 8),
     "32": Case("32 tasks", 32),
-    "100": Case("100 tasks", 100, ALL),
+    "100": Case("100 tasks", 100, (*ALL, "handle_many")),
     "threads": Case("32 threads, psycopg", 32, driver="psycopg", threads=True),
     "psycopg": Case("100 tasks, psycopg", 100, driver="psycopg"),
     "no-dedup": Case("100 tasks, no dedup log", 100, dedup=False),
     "more": Case("100 tasks, history, projection, intents", 100, more=True),
     "no-fsync": Case("100 tasks, fsync off", 100, fsync=False),
-    "zipf": Case("2 x 50 tasks, Zipf keys", 50, keys="zipf", processes=2),
+    "zipf": Case("2 x 50 tasks, Zipf keys", 50, ZIPF, keys="zipf", processes=2),
     "one": Case("100 tasks, one key, folded", 100, keys="one"),
 }
 
@@ -95,6 +99,7 @@ class Workers:
         given = case._asdict() | {
             "url": url.render_as_string(hide_password=False),
             "contender": contender,
+            "alternative": contender in ALTERNATIVES,
             "seconds": seconds,
         }
         other = contender == "beside"
