@@ -242,6 +242,12 @@ async def test_patches(async_engine: AsyncEngine) -> None:
     )
     assert isinstance(outcome, StateConflict)
     assert outcome.reason == "condition"
+    won, lost = await store.try_patch_many(
+        [again, patching.Patch("o-2", edits, provenance=now)]
+    )
+    assert isinstance(won, StateCommitted)
+    assert isinstance(lost, StateConflict)
+    assert (won.replayed, lost.reason) == (True, "missing")
 
 
 @pytest.mark.parametrize("names", [(), ("state", "state_prime")])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import event
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from sa_wfstate import (
     CanonicalStore,
@@ -15,12 +15,13 @@ from sa_wfstate import (
     RetryPolicy,
     StateCommitted,
     StateConflict,
+    WorkflowStateMixin,
     field_of,
 )
 from sa_wfstate.errors import OutcomeUnknown
 from sa_wfstate.patching import Patch, append
 
-from ..orders import Order
+from ..orders import Order, OrderState
 from ..verbs import verbs_of
 from .test_batch_store import commits
 from .test_transactions import Faults, refuse_one_commit
@@ -39,12 +40,12 @@ def _tables(create_tables: Callable[[MetaData], None]) -> None:
     create_tables(Order.metadata)
 
 
-def patches(note: int, **expected: int | None) -> list[Patch]:
+def patches(note: int, field: Any = NOTES, **expected: int | None) -> list[Patch]:
     """Return a batch of patches, by key."""
     return [
         Patch(
             key,
-            [append(NOTES, note)],
+            [append(field, note)],
             provenance=Provenance.now(f"{note} {key}"),
             expected_version=version,
         )
@@ -52,9 +53,9 @@ def patches(note: int, **expected: int | None) -> list[Patch]:
     ]
 
 
-def store_of(bind: Any, **created: int) -> Any:
+def store_of(bind: Any, entity: Any = Order, **created: int) -> Any:
     """Return a store that looks twice for a lost answer, with workflows."""
-    store = CanonicalStore(bind, Order, resolve=RetryPolicy(max_attempts=2))
+    store = CanonicalStore(bind, entity, resolve=RetryPolicy(max_attempts=2))
     store.try_commit_many(commits("new", **created))
     return store
 
@@ -112,10 +113,26 @@ def test_one_patched_row_is_evidence_of_all(engine: Engine) -> None:
         store.try_patch_many(patches(8, a=None, b=None))
 
 
-def test_patch_that_was_done_before_is_no_evidence(engine: Engine) -> None:
+class Base(DeclarativeBase):
+    """The declarative base of the class below."""
+
+
+class Counted(WorkflowStateMixin[OrderState], Base):
+    """A workflow whose patches are sent one by one: its onupdate is called for each."""
+
+    __tablename__ = "counted"
+
+    number: Mapped[int | None] = mapped_column(onupdate=lambda: 7)
+
+
+def test_patch_that_was_done_before_is_no_evidence(
+    engine: Engine, create_tables: Callable[[MetaData], None]
+) -> None:
     """Its row has its effect, whether or not the transaction was committed."""
-    store, faults = store_of(engine, a=0, b=0), Faults(engine)
-    again = patches(7, a=1, b=1)
+    create_tables(Counted.metadata)
+    store, faults = store_of(engine, Counted, a=0, b=0), Faults(engine)
+    notes = field_of(Counted.state, lambda state: state.notes)
+    again = patches(7, notes, a=1, b=1)
     store.try_patch_many(again[:1])
     faults.times, faults.done = 1, False
     outcomes = store.try_patch_many(again)
