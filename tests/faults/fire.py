@@ -29,9 +29,11 @@ from sa_wfstate import (
     StateCommitted,
     StateConflict,
     classify,
+    field_of,
     run_transaction,
 )
 from sa_wfstate.errors import OutcomeUnknown, ReducerGaveUp
+from sa_wfstate.patching import Patch, increment
 
 from .ledgers import Claims, Count, Tally, TallyActions
 
@@ -101,6 +103,41 @@ class Fire:
                 pause(error)
             else:
                 self.tell(effect, key, outcome)
+
+    def patches(self, engine: Engine, seed: int) -> None:
+        """Count on by patches of a CanonicalStore, one or three at once."""
+        rng = random.Random(seed)
+        store = CanonicalStore(engine, Tally, resolve=RESOLVE)
+        value = field_of(Tally.state, lambda state: state.value)
+        edits = [increment(value, 1)]
+        while self.burning:
+            patches = [
+                Patch(key, edits, provenance=Provenance.now())
+                for key in rng.sample(KEYS, rng.choice([1, 3]))
+            ]
+            effects = {each.provenance.effect_id for each in patches}
+            (first, *more) = patches
+            try:
+                outcomes = (
+                    store.try_patch_many(patches)
+                    if more
+                    else [
+                        store.try_patch(
+                            workflow_key=first.workflow_key,
+                            edits=edits,
+                            provenance=first.provenance,
+                        )
+                    ]
+                )
+            except OutcomeUnknown:
+                self.claims.unknown |= effects
+            except (DBAPIError, OSError) as error:
+                self.claims.not_done |= effects
+                pause(error)
+            else:
+                for each, outcome in zip(patches, outcomes, strict=True):
+                    effect = each.provenance.effect_id
+                    self.tell(effect, str(each.workflow_key), outcome)
 
     def tell(self, effect: str, key: str, outcome: Any) -> None:
         if isinstance(outcome, StateCommitted):

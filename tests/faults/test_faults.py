@@ -52,7 +52,7 @@ def kill_servers(fire: Fire, server: Server, every: float) -> None:
 def test_commits_under_fire(server: Server) -> None:
     """100,000 commits, while the server, backends and connections die.
 
-    Of stores, transactions, and services that commit in groups.
+    Of stores, transactions, patches, and services that commit in groups.
     """
     calm = create_engine(server.url, poolclass=NullPool)
     prepare(calm)
@@ -72,6 +72,8 @@ def test_commits_under_fire(server: Server) -> None:
             lambda: fire.service(flaky, 8),
             lambda: fire.async_service(server.url, 9),
             lambda: fire.async_service(proxied, 10),
+            lambda: fire.patches(direct, 11),
+            lambda: fire.patches(flaky, 12),
             lambda: kill_servers(fire, server, 15),
             lambda: fire.terminate_backends(server.url, 0.5),
         )
