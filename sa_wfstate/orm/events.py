@@ -160,10 +160,15 @@ def _patch_sessions() -> None:
 
 
 _engines: WeakSet[Engine] = WeakSet()
+_with_savepoints: WeakSet[Engine] = WeakSet()
 
 
 def attend(engine: Engine) -> None:
-    """Listen to the errors and to the savepoints of *engine*."""
+    """Listen to the errors of *engine*.
+
+    By its dialect: an engine with a listener of its own, whatever the event, makes
+    SQLAlchemy dispatch four events around each statement.
+    """
     if engine in _engines:
         return
     _engines.add(engine)
@@ -171,9 +176,19 @@ def attend(engine: Engine) -> None:
     if engine.hide_parameters:
         event.listen(engine.dialect, "handle_error", error_details.handle_error)
     event.listen(engine.dialect, "handle_error", conflicts.handle_error)
+
+
+def attend_savepoints(engine: Engine) -> None:
+    """Listen to the savepoints of *engine*, once a workflow row is written in one."""
+    if engine in _with_savepoints:
+        return
+    _with_savepoints.add(engine)
     event.listen(engine, "savepoint", write_log.savepoint)
     event.listen(engine, "release_savepoint", write_log.release_savepoint)
     event.listen(engine, "rollback_savepoint", write_log.rollback_savepoint)
+
+
+write_log.WriteLog.attend_savepoints = attend_savepoints
 
 
 def on_begin(session: Session, listener: Callable[..., None]) -> None:

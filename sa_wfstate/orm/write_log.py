@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary, ref
 
 from ..values.row_version import RowVersion
@@ -117,13 +117,22 @@ class Operations:
 
 
 class WriteLog:
-    """What one transaction of a connection has written, in any session."""
+    """What one transaction of a connection has written, in any session.
+
+    Savepoints are followed from the first write in one on: until then, all that was
+    written was written outside those that there are.
+    """
+
+    attend_savepoints: ClassVar[Callable[[Engine], None]]
+    """Set by events.py: what there is listened to is registered there."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = ref(connection)
         self.engine: Engine = connection.engine
         self._groups: list[Operations] = []
         self._savepoints: list[int] = []
+        self._followed = False
+        self._outside = 0
 
     @property
     def connection(self) -> Connection:
@@ -139,6 +148,9 @@ class WriteLog:
 
     def add(self, group: Operations) -> None:
         """Add *group* to what the transaction has written."""
+        if not self._followed and self.connection.in_nested_transaction():
+            self._followed, self._outside = True, len(self._groups)
+            type(self).attend_savepoints(self.engine)
         self._groups.append(group)
 
     def begin_savepoint(self) -> None:
@@ -147,9 +159,9 @@ class WriteLog:
     def end_savepoint(self) -> int:
         """Leave the innermost savepoint; return where what it has written begins.
 
-        One that was begun before the log was holds all of it.
+        One that was begun before it was listened to holds all that was added since.
         """
-        return self._savepoints.pop() if self._savepoints else 0
+        return self._savepoints.pop() if self._savepoints else self._outside
 
     def undo_savepoint(self) -> None:
         """Leave the innermost savepoint, and forget what was written in it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from logging import INFO
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
 
 
 READ_COMMITTED = "READ COMMITTED"
+_TOLD = (
+    "before_cursor_execute",
+    "after_cursor_execute",
+    "before_execute",
+    "after_execute",
+    "begin",
+    "rollback",
+    "engine_connect",
+    "set_connection_execution_options",
+)
+"""The events whose listeners may ask their connection for its level."""
 IDLE_LIMIT = "idle_in_transaction_session_timeout"
 
 
@@ -46,24 +58,13 @@ class Connections:
         self._filtering: dict[Connection, Session] = {}
         self._plain: bool | None = None
 
-    @contextmanager
     def autocommit(
         self, keys: Sequence[Key] = (), *, reads: bool = False
-    ) -> Iterator[Connection]:
+    ) -> AbstractContextManager[Connection]:
         """Lend one in autocommit, without the round trips of BEGIN and COMMIT."""
         if isinstance(self._bind, Engine):
-            with self._bind.connect() as connection:
-                try:
-                    yield connection.execution_options(isolation_level="AUTOCOMMIT")
-                except Exception as error:
-                    if raised_by_signal_handler(error):
-                        # Its statement may go on: the error of a ROLLBACK would hide
-                        # this one.
-                        connection.invalidate()
-                    raise
-        else:
-            with self._lend("AUTOCOMMIT", keys, reads=reads) as connection:
-                yield connection
+            return _Autocommit(self._bind)
+        return self._lend("AUTOCOMMIT", keys, reads=reads)
 
     def commit(self, keys: Sequence[Key] = ()) -> AbstractContextManager[Connection]:
         """Lend one for a single commit, in a transaction if it takes two statements."""
@@ -172,6 +173,63 @@ class Connections:
                 plain = server.groups and server.locks_many
                 self._plain = plain and level == READ_COMMITTED
         return bool(self._plain)
+
+
+class _Autocommit:
+    """Lends a connection of *engine* in autocommit.
+
+    On PostgreSQL, the dialect sets the level and resets it: what an execution option of
+    the connection does, at a fraction of its price. Logs and listeners are told by the
+    option, so an engine with any has the option.
+    """
+
+    __slots__ = ("_connection", "_engine", "_reset")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> Connection:
+        engine = self._engine
+        self._reset = not _observed(engine) and profile_of(engine.dialect).is_postgresql
+        self._connection = connection = engine.connect()
+        try:
+            if not self._reset:
+                return connection.execution_options(isolation_level="AUTOCOMMIT")
+            lent: Any = connection.connection.dbapi_connection
+            engine.dialect.set_isolation_level(lent, "AUTOCOMMIT")
+        except BaseException:
+            self._discard()
+            raise
+        return connection
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        connection = self._connection
+        if isinstance(error, Exception) and raised_by_signal_handler(error):
+            # Its statement may go on: the error of a ROLLBACK would hide this one.
+            connection.invalidate()
+        if self._reset and not connection.invalidated:
+            try:
+                lent: Any = connection.connection.dbapi_connection
+                self._engine.dialect.reset_isolation_level(lent)
+            except Exception:  # noqa: BLE001 - as the pool does with its own resets
+                self._discard()
+            except BaseException:
+                self._discard()
+                raise
+        connection.close()
+
+    def _discard(self) -> None:
+        """Keep the pool from lending a connection whose level is not known."""
+        if not self._connection.invalidated:
+            self._connection.invalidate()
+        self._connection.close()
+
+
+def _observed(engine: Engine) -> bool:
+    """Return whether *engine* logs its statements, or calls listeners with them."""
+    return engine.logger.isEnabledFor(INFO) or any(
+        getattr(engine.dispatch, name) for name in _TOLD
+    )
 
 
 def isolation(bind: Engine | Connection, isolation_level: str | None) -> dict[str, Any]:
