@@ -1,4 +1,4 @@
-"""The write log of a transaction follows its savepoints once a row is written in one."""
+"""The write log of a transaction follows savepoints once a row is written in one."""
 
 from __future__ import annotations
 
