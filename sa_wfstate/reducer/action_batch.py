@@ -1,4 +1,9 @@
-"""ActionBatch: the actions of one key that are committed together."""
+"""ActionBatch: the actions of one key that are committed together.
+
+They are *folded* into one version, or *chained*: each is a version of its own, but the
+row is only written once, as the last one leaves it. A transaction that wrote them one
+after the other would leave the same row and claims.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ..errors import OutcomeUnknown, VersionNotKept
+from ..errors import OutcomeUnknown, ReducerGaveUp, VersionNotKept
 from ..payload.actions import Action
 from ..store.requests import Request
 from ..values.row_version import NOTHING, RowVersion
@@ -60,11 +65,23 @@ class ReducedAction(NamedTuple):
     error: Exception | None
 
 
+class Step(NamedTuple):
+    """One of the versions that a chain writes."""
+
+    effect_id: str
+    outcome_of: Callable[[StateCommitted[Any]], StateCommitted[Any]]
+    """Returns the outcome of this version, given that of the last one."""
+
+
 class ActionBatch:
     """The actions of one key that are committed together, in one or more attempts."""
 
-    def __init__(self, key: str, requests: Sequence[ActionRequest]) -> None:
+    def __init__(
+        self, key: str, requests: Sequence[ActionRequest], *, chained: bool = False
+    ) -> None:
         self.key = key
+        self.chained = chained
+        self.caller = requests[0]  # The attempts are made in its context.
         self.requests = list(requests)
         self.attempts = 0
         self.baseline = Baseline()
@@ -82,6 +99,7 @@ class ActionBatch:
     def begin(self) -> None:
         """Forget what the last attempt has sent."""
         self.write: Write | None = None
+        self.steps: Sequence[Step] = ()  # Of the accepted actions, if chained.
         self.answer: StateCommitted[Any] | None = None  # Of the write, before COMMIT.
         self.claimed: Mapping[tuple[str, UUID], datetime] = {}
         self.committing = False  # Whether COMMIT may have been sent.
@@ -92,6 +110,11 @@ class ActionBatch:
     def settled(self) -> bool:
         """Whether each request has its result."""
         return all(request.settled for request in self.requests)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether several actions led to a version each."""
+        return self.chained and len(self.accepted) > 1
 
     @property
     def next_baseline(self) -> Baseline:
@@ -108,9 +131,14 @@ class ActionBatch:
         *outcome* is None if there was nothing to commit.
         """
         shared = len(self.accepted) > 1
+        steps = iter(self.steps)
         for request, _, intents, error in self.reduced:
             if error is not None:
                 request.fail(error)
+            elif outcome is not None and self.steps:
+                own = next(steps).outcome_of(outcome)
+                own.attempts = self.attempts
+                request.settle(ActionResult(own, intents))
             elif outcome is not None and not shared:
                 outcome.attempts = self.attempts
                 request.settle(ActionResult(outcome, intents))
@@ -126,10 +154,18 @@ class ActionBatch:
 
     def unknown(self, entity: str, cause: BaseException) -> OutcomeUnknown:
         """Return the error if *cause* leaves open whether this is committed."""
-        effects = (self.write.provenance.effect_id,) if self.write else ()
+        effects = tuple(step.effect_id for step in self.steps)
+        if self.write and not effects:
+            effects = (self.write.provenance.effect_id,)
         unknown = OutcomeUnknown(entity, self.key, effects)
         unknown.__cause__ = cause
         return unknown
+
+    def give_up(self, entity: str, cause: Exception | None, seconds: float) -> None:
+        """Fail after the last attempt, which had a conflict or was lost by *cause*."""
+        gave_up = ReducerGaveUp(entity, self.key, self.conflict, self.attempts, seconds)
+        gave_up.__cause__ = cause or self.conflict
+        self.fail(gave_up)
 
     def fail(self, error: BaseException) -> None:
         """Settle each request that has no result yet with *error*."""

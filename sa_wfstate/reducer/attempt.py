@@ -78,7 +78,7 @@ class Attempts(Generic[StateT]):
         self._has_locked = False  # And may do so for several batches.
         group = group if connections.shared() else 1
         self.most = group
-        self._may_chain = group > 1 and log is not None and not writers
+        self._may_crowd = group > 1 and log is not None and not writers
         self._readings = Readings(statements, connections, reductions, log)
         self._commits = Commits(
             statements,
@@ -108,8 +108,13 @@ class Attempts(Generic[StateT]):
 
     @property
     def chains(self) -> bool:
+        """Whether a batch may be a chain."""
+        return self.most > 1 and not self.waits and self._commits.chains
+
+    @property
+    def crowds(self) -> bool:
         """Whether :meth:`make_locked` takes several batches."""
-        return self._may_chain and self._has_locked and not self.waits
+        return self._may_crowd and self._has_locked and not self.waits
 
     def make(
         self, batch: ActionBatch, *, cached: Baseline | None = None, lock: bool = False

@@ -10,12 +10,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError
 
+from ..commit_listeners import listeners_of
 from ..dedup import Claim
 from ..errors import StateConflict
 from ..payload.actions import digest
-from ..retry import UNIQUE_VIOLATION, sqlstate
+from ..retry import RAISED_BY_TRIGGER, UNIQUE_VIOLATION, sqlstate
 from ..store.bulk import commit_batch
 from ..values.snapshot import StateCommitted
 from ..values.write import Batch
@@ -43,6 +44,10 @@ class ClaimedBefore(Exception):
     """Some of the actions were processed by another transaction meanwhile."""
 
 
+class NotChained(Exception):
+    """The actions of a chain are to be committed one by one."""
+
+
 class ClaimedCommits(Generic[StateT]):
     """Commit batches of the workflows of one class with their claims in *log*."""
 
@@ -58,6 +63,18 @@ class ClaimedCommits(Generic[StateT]):
         self._reductions = reductions
         self._log = log
         self._writes = ClaimedWrites(statements, log)
+        self._may_chain = self._writes.takes_many and not reductions.takes_intents
+        self._plain = False  # As far as is known.
+
+    @property
+    def chains(self) -> bool:
+        """Whether one statement may commit several actions of a key as a chain."""
+        return (
+            self._plain
+            and self._may_chain
+            # They follow each version.
+            and not listeners_of(self._statements.mapper)
+        )
 
     def commit(
         self, batches: Sequence[ActionBatch], lock_wait: float | None
@@ -68,14 +85,15 @@ class ClaimedCommits(Generic[StateT]):
         if given is None:
             return None
         writes, claims = given
-        send = partial(self._send, claims, lock_wait)
+        send = partial(self._send, claims, lock_wait, _steps_of(accepted))
         try:
             with self._connections.autocommit(writes.workflow_keys) as connection:
                 for batch in accepted:
                     batch.committing = batch.one_statement = True
                 made = commit_batch(connection, self._statements, writes, send=send)
-        except IntegrityError as error:
+        except DBAPIError as error:
             if sqlstate(error) != UNIQUE_VIOLATION:
+                self._learn(accepted, error)
                 raise
             return None
         outcomes = dict(zip(writes.workflow_keys, made, strict=True))
@@ -89,12 +107,13 @@ class ClaimedCommits(Generic[StateT]):
         if given is None:
             return None
         writes, claims = given
-        send = partial(self._send, claims, None)
+        send = partial(self._send, claims, None, _steps_of([batch]))
         batch.one_statement = True
         try:
             (outcome,) = commit_batch(connection, self._statements, writes, send=send)
-        except IntegrityError as error:
+        except DBAPIError as error:
             if sqlstate(error) != UNIQUE_VIOLATION:
+                self._learn([batch], error)
                 raise
             batch.apart = True  # To learn whether it was a claim.
             raise ClaimedBefore from error
@@ -113,6 +132,7 @@ class ClaimedCommits(Generic[StateT]):
             or not self._connections.plain()
         ):
             return None
+        self._plain = True
         claims: list[Claim] = []
         writes = []
         for batch in batches:
@@ -126,16 +146,27 @@ class ClaimedCommits(Generic[StateT]):
         self,
         claims: Sequence[Claim],
         lock_wait: float | None,
+        steps: dict[Key, int],
         connection: Connection,
         _: Any,
         batch: Batch,
     ) -> dict[Key, Written]:
-        written = self._writes.send(connection, batch, claims, lock_wait)
+        written = self._writes.send(connection, batch, claims, lock_wait, steps)
         if not written and len(claims) == 1:
             (claim,) = claims
             if self._log.lookup(connection, [claim[:2]]):
                 raise ClaimedBefore
         return written
+
+    def _learn(self, batches: Sequence[ActionBatch], error: DBAPIError) -> None:
+        """Make no chains any more if a trigger has refused one."""
+        if _steps_of(batches) and sqlstate(error) in RAISED_BY_TRIGGER:
+            self._may_chain = False
+
+
+def _steps_of(batches: Sequence[ActionBatch]) -> dict[Key, int]:
+    """Return by how many versions each chain of *batches* moves its row on."""
+    return {batch.key: len(batch.steps) for batch in batches if batch.steps}
 
 
 def _note(batch: ActionBatch, outcome: Outcome) -> None:
@@ -155,3 +186,24 @@ def claims_of(batch: ActionBatch, version: int) -> list[Claim]:
         )
         for each in batch.accepted
     ]
+
+
+def claimed_version(
+    connection: Connection, batch: ActionBatch, log: DedupLog
+) -> int | None:
+    """Return the version of the claims of *batch*, None if it has not claimed."""
+    actions = [each.request.item.action_id for each in batch.accepted]
+    found = log.lookup(connection, [(batch.key, action) for action in actions])
+    versions = {claim.version for claim in found.values()}
+    if batch.steps:
+        # Of the last one, by each claim.
+        left = dict(zip(actions, reversed(range(len(actions))), strict=True))
+        versions = {(each.version or 0) + left[at[1]] for at, each in found.items()}
+    if batch.one_statement:
+        # They may be another delivery's; there are no intents that both may deliver.
+        own = len(found) == len(actions) and len(versions) == 1
+    else:
+        # The transaction's time tells them from another delivery's.
+        times = batch.claimed
+        own = any(each.processed_at == times.get(at) for at, each in found.items())
+    return next(iter(versions)) if own else None

@@ -19,9 +19,10 @@ and undoes the whole statement.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from sqlalchemy import Interval, Text, bindparam, exists, func, select, true
+from sqlalchemy import BigInteger, Interval, Text, bindparam, exists, func, select, true
 from sqlalchemy.dialects.postgresql import insert
 
 from ..commit_listeners import listeners_of
@@ -33,7 +34,7 @@ from ..row.engine_profiles import PROFILES
 from ..values.write import Written
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import CTE, Connection
 
@@ -56,23 +57,21 @@ class ClaimedWrites(Generic[StateT]):
         self._statements = statements
         self._log = log
         self._single: dict[tuple[bool, bool], Any] = {}
-        self._many: dict[tuple[Shape, bool], Any] = {}
+        self._many: dict[tuple[Shape, bool, bool], Any] = {}
+        table = statements.table
+        self.takes_many = not (
+            statements.key_type.parts
+            # What Python computes would be computed once for all rows.
+            or not log.takes_arrays
+            or evaluates(table, inserting=True)
+            or evaluates(table, inserting=False)
+        )
 
     def take(self, batch: Batch, claims: Sequence[Claim]) -> bool:
         """Return whether one statement does all that a commit of these does."""
         if listeners_of(self._statements.mapper) or any(batch.unchanged):
             return False
-        if len(claims) == 1:
-            return True
-        table = self._statements.table
-        return not (
-            len(claims) > CHUNK
-            or self._statements.key_type.parts
-            # What Python computes would be computed once for all rows.
-            or not self._log.takes_arrays
-            or evaluates(table, inserting=True)
-            or evaluates(table, inserting=False)
-        )
+        return len(claims) == 1 or (self.takes_many and len(claims) <= CHUNK)
 
     def send(
         self,
@@ -80,17 +79,22 @@ class ClaimedWrites(Generic[StateT]):
         batch: Batch,
         claims: Sequence[Claim],
         lock_wait: float | None,
+        steps: Mapping[Key, int],
     ) -> dict[Key, Written]:
         """Send *batch* and its *claims*; return the rows that were written, by key.
 
-        Wait for locks for *lock_wait* seconds at most.
+        Wait for locks for *lock_wait* seconds at most. *steps* are the versions by
+        which a chain moves its row on; the claims of its actions are in their order.
         """
         if len(claims) == 1:
             (write,), (claim,) = batch, claims
             return self._send_one(connection, write, claim)
         shape, limited = Shape.of(batch), lock_wait is not None
-        if (shape, limited) not in self._many:
-            self._many[shape, limited] = self._build_many(shape, limited=limited)
+        variant = shape, limited, bool(steps)
+        if variant not in self._many:
+            self._many[variant] = self._build_many(
+                shape, limited=limited, chained=bool(steps)
+            )
         parameters = arrays_of(self._statements).parameters(shape, batch)
         store = self._log.stored.store
         keys, actions, results, requests, _ = map(list, zip(*claims, strict=True))
@@ -104,7 +108,15 @@ class ClaimedWrites(Generic[StateT]):
         }
         if lock_wait is not None:
             parameters["wfs_lock_wait"] = f"{lock_wait * 1e3:.0f}"
-        result = connection.execute(self._many[shape, limited], parameters)
+        if steps:
+            parameters["wfs_steps"] = [steps.get(key, 1) for key in batch.workflow_keys]
+            left = Counter(keys)
+            before = []
+            for key in keys:
+                left[key] -= 1
+                before.append(left[key] if key in steps else 0)
+            parameters["wfs_before"] = before
+        result = connection.execute(self._many[variant], parameters)
         return written_of(batch, result)
 
     def _send_one(
@@ -135,10 +147,10 @@ class ClaimedWrites(Generic[StateT]):
             write = (sql.swap_same if based else sql.swap).where(~before)
         written = write.cte("wfs_written")
         hashes = (bindparam(f"wfs_{each}", type_=Text()) for each in _HASHES)
-        claimed = self._claimed(written, key, action, *hashes)
+        claimed = self._claimed(written, key, action, *hashes, written.c.version)
         return select(written.c[0], written.c[1]).add_cte(claimed)
 
-    def _build_many(self, shape: Shape, *, limited: bool) -> Any:
+    def _build_many(self, shape: Shape, *, limited: bool, chained: bool) -> Any:
         c = self._log.table.c
         criteria = []
         if limited:
@@ -146,19 +158,26 @@ class ClaimedWrites(Generic[StateT]):
             # A subquery runs first; the setting ends with the statement.
             limit = select(func.set_config("lock_timeout", wait, true()))
             criteria.append(limit.scalar_subquery().is_not(None))
-        written = arrays_of(self._statements).written(shape, *criteria)
+        written = arrays_of(self._statements).written(shape, *criteria, steps=chained)
         (key,) = self._statements.keys.columns
         types = {"claimed": key.type, "stored": c.workflow_key.type}
         types |= {"action": c.action_id.type} | dict.fromkeys(_HASHES, Text())
+        if chained:
+            types["before"] = BigInteger()
         claims = bound_table(types, "wfs_claims")
         of_row = claims.c.claimed == written.c[0]
-        values = (claims.c[each] for each in ("stored", "action", *_HASHES))
-        claimed = self._claimed(written, *values, rows=claims.join(written, of_row))
+        values = [claims.c[each] for each in ("stored", "action", *_HASHES)]
+        version = written.c.version
+        if chained:
+            version = version - claims.c.before
+        claimed = self._claimed(
+            written, *values, version, rows=claims.join(written, of_row)
+        )
         return answer_of(written).add_cte(claimed)
 
     def _claimed(self, written: CTE[Any], *values: Any, rows: Any = None) -> CTE[Any]:
         until = func.now() + bindparam("wfs_ttl", type_=Interval())
-        source = select(*values, written.c.version, until)
+        source = select(*values, until)
         source = source.select_from(written if rows is None else rows)
         names = ["workflow_key", "action_id", *_COLUMNS, "version", "expires_at"]
         claim = insert(self._log.table).from_select(names, source)

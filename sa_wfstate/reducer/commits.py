@@ -25,7 +25,14 @@ from ..store.groups import LOCK_WAIT
 from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from ..values.write import Batch
 from .action_batch import replayed
-from .claimed_commits import ClaimedBefore, ClaimedCommits, Outcome, claims_of
+from .claimed_commits import (
+    ClaimedBefore,
+    ClaimedCommits,
+    NotChained,
+    Outcome,
+    claimed_version,
+    claims_of,
+)
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -72,9 +79,14 @@ class Commits(Generic[StateT]):
         self._log = log
         self._writers = writers
         self._lock_limit = lock_limit
-        self._claimed = None
+        self._claimed: ClaimedCommits[StateT] | None = None
         if log is not None and not writers:
             self._claimed = ClaimedCommits(statements, connections, reductions, log)
+
+    @property
+    def chains(self) -> bool:
+        """Whether several actions of a key may be committed as a chain."""
+        return self._claimed is not None and self._claimed.chains
 
     def commit_group(self, members: list[Member[ActionBatch, Outcome]]) -> None:
         """Commit the batches of *members*, or leave those that are to commit alone."""
@@ -104,8 +116,12 @@ class Commits(Generic[StateT]):
             outcomes = self._claimed.commit(batches, lock_wait)
             if outcomes is not None:
                 return outcomes
+            chains = [batch for batch in batches if batch.is_chain]
             for batch in batches:
                 batch.begin()
+                batch.spoils = batch in chains
+            if chains:
+                raise NotChained
         return self._commit_in_transaction(batches, lock_wait)
 
     def _commit_in_transaction(
@@ -173,6 +189,8 @@ class Commits(Generic[StateT]):
             outcomes = self._claimed.write(connection, batch)
             if outcomes is not None:
                 return outcomes[0]
+        if batch.is_chain:
+            raise NotChained
         (outcome,) = self.write(connection, [batch])
         return outcome
 
@@ -203,7 +221,7 @@ class Commits(Generic[StateT]):
                 committed = True
                 snapshot = self._statements.read(connection, batch.key)
             elif log is not None:
-                claimed = _claimed_version(connection, batch, log)
+                claimed = claimed_version(connection, batch, log)
                 committed = claimed is not None
             elif (version, effect_id) == (write.version - 1, write.base_effect_id):
                 committed = False
@@ -268,20 +286,3 @@ class Commits(Generic[StateT]):
         # Fails if a writer has caught an error of the database: then COMMIT would roll
         # back, and say nothing.
         connection.execute(select(true()))
-
-
-def _claimed_version(
-    connection: Connection, batch: ActionBatch, log: DedupLog
-) -> int | None:
-    """Return the version of the claims of *batch*, None if it has not claimed."""
-    actions = [each.request.item.action_id for each in batch.accepted]
-    found = log.lookup(connection, [(batch.key, action) for action in actions])
-    versions = {claim.version for claim in found.values()}
-    if batch.one_statement:
-        # They may be another delivery's; there are no intents that both may deliver.
-        own = len(found) == len(actions) and len(versions) == 1
-    else:
-        # The transaction's time tells them from another delivery's.
-        times = batch.claimed
-        own = any(each.processed_at == times.get(at) for at, each in found.items())
-    return next(iter(versions)) if own else None

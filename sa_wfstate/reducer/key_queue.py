@@ -9,6 +9,8 @@ row is locked before it is read. With requests waiting, a pause would block them
 of-line blocking): then the row is locked at once, for the repeated attempt and for
 :data:`STICKY` commits per waiting request. So a key that many callers of several
 processes want is locked nearly always, and one with an occasional conflict hardly ever.
+Where all that waits is one write, a chain, the repeated attempt needs no lock at first:
+it is cheaper than a transaction that holds one.
 """
 
 from __future__ import annotations
@@ -71,11 +73,15 @@ class KeyQueue(Generic[ItemT, ResultT, CachedT]):
         self._cached, self.committed_at = committed, monotonic()
         self.locks = max(0, self.locks - 1)
 
-    def note_conflict(self, attempt: int) -> None:
-        """Note that attempt number *attempt* had a conflict."""
+    def note_conflict(self, attempt: int, *, chains: bool = False) -> None:
+        """Note that attempt number *attempt* had a conflict.
+
+        Where what waits *chains*, the row is locked for the repeated attempt alone.
+        """
         self._undisturbed = False
-        if attempt > 1 or self.waiting:
-            self.locks = min(1 + STICKY * self.waiting, MOST_LOCKED)
+        waiting = 0 if chains else self.waiting
+        if attempt > 1 or waiting:
+            self.locks = min(1 + STICKY * waiting, MOST_LOCKED)
 
     def forget(self) -> None:
         """Drop the cached state: it may be stale."""

@@ -12,16 +12,17 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from .._concurrency import raised_by_signal_handler
-from ..errors import ReducerGaveUp, StateConflict
+from ..errors import StateConflict
 from ..hooks.base import notify
-from ..retry import ErrorKind, classify, is_undone_by_now, leaves_unknown
+from ..retry import is_undone_by_now
 from ..store.compare_and_set import refused
 from .action_batch import ActionBatch
 from .claimed_commits import ClaimedBefore
 from .nesting import attempt_on
+from .reductions import Awaits
+from .uncertain import UncertainCommits, is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 CHAIN = 16
-"""How many actions that wait for a key are committed under one lock, at most."""
+"""How many actions that wait for a key are committed together, unfolded, at most."""
 
 
 class ReducerLoop:
@@ -65,29 +66,51 @@ class ReducerLoop:
         self._wait = waiting
         self._hooks = hooks
         self._retry = retry
-        self._resolve = resolve
+        self._uncertain = UncertainCommits(self._entity, attempts, waiting, resolve)
         self._lock_on_contention = lock_on_contention
         self._fold = fold
 
     def most(self, queue: ActionQueue) -> int:
         """Return how many actions of *queue* are committed at once, at most."""
-        if self._fold == 1 and self._locking(queue) and self._attempts.chains:
-            return CHAIN
+        if self._fold == 1 and len(queue.requests) > 1:
+            crowds = self._locking(queue) and self._attempts.crowds
+            return CHAIN if crowds or self._chains else 1
         return self._fold
+
+    @property
+    def _chains(self) -> bool:
+        return self._fold == 1 and self._attempts.chains
 
     def commit(self, queue: ActionQueue, requests: list[ActionRequest]) -> None:
         """Commit the actions of *requests* together; settle each of them."""
-        folded = [requests] if self._fold > 1 else [[each] for each in requests]
-        batches = [ActionBatch(queue.key, each) for each in folded]
-        if len(batches) > 1:
-            try:
-                self._commit_chain(queue, batches)
-            except BaseException as error:
-                self._fail_uncertain(batches, error)
-                raise
-        for batch in batches:
-            if not batch.settled:
-                self._commit_batch(queue, batch)
+        batch = self._batch_of(queue, requests)
+        alone = len(batch.requests) < len(requests)
+        if alone and self._locking(queue) and self._attempts.crowds:
+            self._commit_crowd(queue, [ActionBatch(queue.key, [r]) for r in requests])
+        self._commit_each(queue, requests, batch)
+
+    def _batch_of(
+        self, queue: ActionQueue, requests: list[ActionRequest]
+    ) -> ActionBatch:
+        """Return the batch of *requests*, or of the first if each is to be alone."""
+        chained = self._fold == 1 and len(requests) > 1
+        if chained and not self._chains:
+            return ActionBatch(queue.key, requests[:1])
+        return ActionBatch(queue.key, requests, chained=chained)
+
+    def _commit_each(
+        self, queue: ActionQueue, requests: list[ActionRequest], batch: ActionBatch
+    ) -> None:
+        """Commit *batch*, and then those of *requests* that are not settled yet."""
+        if not batch.settled:
+            self._commit_batch(queue, batch)
+        for request in requests:
+            # Not chained, the reducer may be awaited, in the context of the first one.
+            for chained in (True, False):
+                if not request.settled:
+                    batch = ActionBatch(queue.key, [request], chained=chained)
+                    batch.caller = requests[0]
+                    self._commit_batch(queue, batch)
 
     def starts_together(self, queue: ActionQueue) -> bool:
         """Return whether the next attempt for *queue* may be part of a round."""
@@ -100,19 +123,22 @@ class ReducerLoop:
 
         Returns for each key how to go on, and whether that does not wait.
         """
-        batches = [ActionBatch(queue.key, requests) for queue, requests in given]
+        batches = [self._batch_of(queue, requests) for queue, requests in given]
         cached = [queue.cached for queue, _ in given]
         try:
             begin = partial(self._attempts.begin_together, batches, cached)
             at_once = attempt_on(self._entity, batches[0].key, begin)
         except BaseException as error:
-            self._fail_uncertain(batches, error)
+            self._uncertain.fail(batches, error)
             raise
-        queues = [queue for queue, _ in given]
-        goes_on = map(partial(partial, self._commit_batch), queues, batches)
+        goes_on = [
+            partial(self._commit_each, *each, batch)
+            for each, batch in zip(given, batches, strict=True)
+        ]
         return list(zip(goes_on, at_once, strict=True))
 
     def _commit_batch(self, queue: ActionQueue, batch: ActionBatch) -> None:
+        """Settle *batch*; or, if it is a chain with an error, leave it to be split."""
         try:
             try:
                 attempts = partial(self._repeat, queue, batch)
@@ -120,25 +146,31 @@ class ReducerLoop:
             except Exception as error:
                 if raised_by_signal_handler(error):
                     raise
-                batch.fail(error)
+                splits = len(batch.requests) > 1 or isinstance(error, Awaits)
+                if not (batch.chained and splits):
+                    batch.fail(error)
         except BaseException as error:
             # If that is safe, the others of this batch are processed again.
-            self._fail_uncertain([batch], error)
+            self._uncertain.fail([batch], error)
             raise
 
-    def _commit_chain(self, queue: ActionQueue, batches: list[ActionBatch]) -> None:
+    def _commit_crowd(self, queue: ActionQueue, batches: list[ActionBatch]) -> None:
         """Commit *batches* under one row lock, or leave them to commit alone."""
         for batch in batches:
             batch.attempts = 1
         try:
-            make = partial(self._attempts.make_locked, batches)
-            outcomes = attempt_on(self._entity, queue.key, make)
-        except Exception as error:
-            if raised_by_signal_handler(error):
-                raise
-            queue.forget()
-            self._settle_uncertain(batches, error)
-            return
+            try:
+                make = partial(self._attempts.make_locked, batches)
+                outcomes = attempt_on(self._entity, queue.key, make)
+            except Exception as error:
+                if raised_by_signal_handler(error):
+                    raise
+                queue.forget()
+                self._uncertain.settle(batches, error)
+                return
+        except BaseException as error:
+            self._uncertain.fail(batches, error)
+            raise
         written = []
         for batch, outcome in zip(batches, outcomes, strict=False):
             if isinstance(outcome, StateConflict):
@@ -148,13 +180,6 @@ class ReducerLoop:
             written += [batch] * (batch.write is not None)
         if written:
             queue.note_commit(written[-1].next_baseline, written[0].baseline)
-
-    def _fail_uncertain(
-        self, batches: Sequence[ActionBatch], error: BaseException
-    ) -> None:
-        for batch in batches:
-            if batch.committing:
-                batch.fail(batch.unknown(self._entity, error))
 
     def commit_many(
         self, queues: Sequence[ActionQueue], batches: list[ActionBatch]
@@ -170,7 +195,7 @@ class ReducerLoop:
                 raise
             for queue in queues:
                 queue.forget()
-            self._settle_uncertain(batches, error)
+            self._uncertain.settle(batches, error)
         else:
             for queue, batch, conflict in zip(queues, batches, conflicts, strict=True):
                 self._note_outcome(queue, batch, conflict)
@@ -185,15 +210,16 @@ class ReducerLoop:
                     return
             except Exception as error:
                 # Of one that left the outcome unknown, _try() has found it out.
-                if not _is_transient(error) and not is_undone_by_now(error):
+                if not is_transient(error) and not is_undone_by_now(error):
                     raise
                 cause = error
             seconds = monotonic() - began
             delay = self._retry.next_delay(number, seconds)
             if delay is None:
-                self._give_up(batch, cause, seconds)
+                batch.give_up(self._entity, cause, seconds)
                 return
-            if self._locking(queue) and queue.waiting:
+            behind = queue.waiting or len(batch.requests) - 1
+            if behind and (self._locking(queue) or self._chains):
                 # Under the row lock the next attempt wins, and a pause would delay the
                 # queue. With an empty queue the pause lets other processes commit.
                 delay = 0.0
@@ -202,15 +228,6 @@ class ReducerLoop:
 
     def _locking(self, queue: ActionQueue) -> bool:
         return self._lock_on_contention and queue.locks > 0
-
-    def _give_up(
-        self, batch: ActionBatch, cause: Exception | None, seconds: float
-    ) -> None:
-        gave_up = ReducerGaveUp(
-            self._entity, batch.key, batch.conflict, batch.attempts, seconds
-        )
-        gave_up.__cause__ = cause or batch.conflict
-        batch.fail(gave_up)
 
     def _attempt(self, queue: ActionQueue, batch: ActionBatch) -> StateConflict | None:
         """Make one attempt, and another at once if the cached state was stale before.
@@ -256,7 +273,7 @@ class ReducerLoop:
                 if raised_by_signal_handler(error):
                     raise
                 queue.forget()
-                self._settle_uncertain([batch], error)
+                self._uncertain.settle([batch], error)
                 if batch.settled:
                     return None
                 if batch.write is None:
@@ -273,40 +290,7 @@ class ReducerLoop:
     ) -> None:
         if conflict is not None:
             batch.conflict = conflict
-            queue.note_conflict(batch.attempts)
+            queue.note_conflict(batch.attempts, chains=self._chains)
             notify(self._hooks.conflicted, self._entity, conflict, batch.attempts)
         elif batch.write is not None:
             queue.note_commit(batch.next_baseline, batch.baseline)
-
-    def _settle_uncertain(
-        self, batches: Sequence[ActionBatch], error: BaseException
-    ) -> None:
-        """Settle those of *batches* that are committed, or whose outcome is unknown."""
-        if not leaves_unknown(error):
-            return
-        uncertain = [
-            batch for batch in batches if batch.committing and batch.write is not None
-        ]
-
-        def look() -> None:
-            while uncertain:
-                batch = uncertain[0]
-                if self._attempts.was_committed(batch) is None:
-                    batch.fail(batch.unknown(self._entity, error))
-                if batch.settled:
-                    batch.begin()  # The state it wrote may be stale by now.
-                del uncertain[0]
-
-        try:
-            self._resolve.call(look, retry_if=_is_transient, sleep=self._wait.sleep)
-        except (DBAPIError, OSError, PoolTimeoutError) as last:
-            if raised_by_signal_handler(last):
-                raise
-            for batch in uncertain:
-                batch.fail(batch.unknown(self._entity, error))
-                batch.begin()
-
-
-def _is_transient(error: BaseException) -> bool:
-    transient = classify(error) is ErrorKind.TRANSIENT
-    return transient and not raised_by_signal_handler(error)

@@ -7,6 +7,7 @@ object affects nothing else.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from inspect import isawaitable, iscoroutine, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
@@ -16,13 +17,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from .._concurrency import raised_by_signal_handler
-from ..errors import PayloadError, WorkflowNotFound
+from ..errors import PayloadError, VersionNotKept, WorkflowNotFound
 from ..payload.actions import Reduction, further_keys
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
-from ..values.write import Write
-from .action_batch import Baseline, ReducedAction
+from ..values.snapshot import StateCommitted
+from ..values.write import Write, Written
+from .action_batch import Baseline, ReducedAction, Step
 from .dependencies import dependencies_of
+from .nesting import attempt_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,7 +101,8 @@ class Reductions(Generic[StateT]):
     ) -> None:
         """Run the reducer over the actions, each on the state of the one before.
 
-        Unless it *awaits*, raise Awaits if the reducer returns an awaitable.
+        Unless it *awaits*, raise Awaits if the reducer returns an awaitable. That of a
+        chain does not.
         """
         batch.baseline = baseline
         batch.reduced, batch.accepted = [], []
@@ -108,7 +112,13 @@ class Reductions(Generic[StateT]):
             intents: Sequence[Intent] = ()
             error = None
             try:
-                result = self._call(batch, text, request.item, awaits=awaits)
+                if batch.chained and request is not batch.caller:
+                    call = partial(self._call, batch, text, request.item, awaits=False)
+                    entity = self._statements.entity
+                    result = request.turn.run(attempt_on, entity, batch.key, call)
+                else:
+                    now = awaits and not batch.chained
+                    result = self._call(batch, text, request.item, awaits=now)
                 if isinstance(result, Reduction):
                     result, intents = result.state, tuple(result.intents)
                     self._check_intents(batch.key, request.item, intents)
@@ -127,8 +137,25 @@ class Reductions(Generic[StateT]):
                 batch.accepted.append(reduced)
 
     def write(self, batch: ActionBatch) -> Write:
-        """Return the write of *batch*."""
-        accepted = batch.accepted
+        """Return the write of *batch*; that of a chain replaces its baseline, too."""
+        if batch.is_chain:
+            writes = [self._write(batch, [each]) for each in batch.accepted]
+            # That of the last is checked when it is sent.
+            provenances = [write.provenance for write in writes[:-1]]
+            keys = [batch.key] * len(provenances)
+            self._statements.provenance_texts(keys, provenances)
+            last = len(writes) - 1
+            batch.steps = [
+                Step(
+                    write.provenance.effect_id,
+                    partial(self._outcome_of, write, last - number),
+                )
+                for number, write in enumerate(writes)
+            ]
+            return writes[-1]._replace(unchanged=False)
+        return self._write(batch, batch.accepted)
+
+    def _write(self, batch: ActionBatch, accepted: Sequence[ReducedAction]) -> Write:
         return Write(
             batch.key,
             batch.baseline.row.version + 1,
@@ -139,6 +166,28 @@ class Reductions(Generic[StateT]):
             # A default that was made by reading is in no row yet.
             unchanged=self._statements.state_type.codec.reads_alike
             and accepted[-1].text == batch.baseline.text,
+        )
+
+    def _outcome_of(
+        self, write: Write, before: int, last: StateCommitted[StateT]
+    ) -> StateCommitted[StateT]:
+        """Return the outcome of *write*, so many versions *before* the *last* one."""
+        if not before:
+            return last
+        version = last.version - before
+
+        def snapshot() -> WorkflowSnapshot[StateT]:
+            try:
+                updated_at = last.snapshot.updated_at
+            except VersionNotKept as error:
+                raise VersionNotKept(
+                    error.entity, write.workflow_key, version
+                ) from None
+            written = Written(updated_at, version)
+            return self._statements.committed(write, written).snapshot
+
+        return StateCommitted(
+            write.workflow_key, version, snapshot, replayed=last.replayed
         )
 
     def _call(

@@ -107,6 +107,8 @@ class ReducerService(Generic[StateT, PayloadT]):
 
     Where *bind* is an Engine of PostgreSQL, actions of different keys that arrive while
     others are committed are committed together: *group* keys at most; 1 turns that off.
+    With *dedup* alone, those that wait for one key are committed by one statement then,
+    each as a version of its own.
     With *queue_limit* an action is refused while as many others wait.
 
     >>> service = ReducerService(engine, Order, reducer)  # doctest: +SKIP

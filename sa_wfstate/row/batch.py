@@ -123,8 +123,13 @@ class Arrays:
                     parameters["wfs_state"][index] = None
         return parameters
 
-    def written(self, shape: Shape, *criteria: ColumnElement[bool]) -> CTE[Any]:
-        """Return the rows that are written, if *criteria* are true."""
+    def written(
+        self, shape: Shape, *criteria: ColumnElement[bool], steps: bool = False
+    ) -> CTE[Any]:
+        """Return the rows that are written, if *criteria* are true.
+
+        With *steps* a parameter has the number of versions that each row moves on.
+        """
         keys = self._statements.keys
         arrays: dict[str, Any] = {**keys.types(), "state": Text()}
         if shape.swaps:
@@ -133,7 +138,10 @@ class Arrays:
             arrays["base"] = Text()
         if not shape.one_provenance:
             arrays["provenance"] = Text()
+        if steps:
+            arrays["steps"] = BigInteger()
         new = bound_table(arrays)
+        by: Any = new.c.steps if steps else _FIRST
         provenance: ColumnElement[Any] = (
             # A subquery runs once, so that the text is parsed once.
             select(
@@ -152,8 +160,10 @@ class Arrays:
         writes: list[tuple[Any, Any]] = []
         if shape.creates:
             created = [*criteria, new.c.expected == 0] if shape.swaps else criteria
-            writes.append((self._creation(new, {**values}, *created), _FIRST))
+            created_as = {**values, c.version: by}
+            writes.append((self._creation(new, created_as, *created), _FIRST))
         if shape.swaps:
+            values[c.version] = new.c.expected + by
             swap = self._swap(new, values, based=shape.based).where(*criteria)
             writes.append((swap, new.c.expected + literal_column("1")))
         written: list[CTE[Any]] = [
@@ -185,7 +195,6 @@ class Arrays:
                 ),
             )
             values[c.state] = func.coalesce(values[c.state], c.state)
-        values[c.version] = new.c.expected + literal_column("1")
         return swap.values(values)
 
     def _creation(
@@ -197,7 +206,6 @@ class Arrays:
         """Insert the rows whose key does not exist."""
         table, constants = self._statements.table, self._statements.constants()
         keys = dict(self._statements.keys.pairs(new))
-        values[columns_of(table).version] = literal_column("1")
         values = keys | values
         values |= {column: literal(value) for column, value in constants.items()}
         return (

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Text, event, select, text
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sa_wfstate import (
@@ -387,89 +387,3 @@ def test_keys_of_other_types(engine: Engine, entity: Any, keys: list[Any]) -> No
     assert [each.version for each in parcels.handle_many(more)] == [2] * 6
     assert [parcels.handle(each).replayed for each in more] == [True] * 6
     assert list(stored(engine, entity).values()) == [[1, 2, 2]] * 3
-
-
-def in_line(
-    engine: Engine,
-    given: Sequence[Action[int]],
-    then: Callable[[], object] = lambda: None,
-) -> list[Any]:
-    """Handle *given* of one key, which wait for its locked row, after *then*."""
-    ready, go_on = threading.Event(), threading.Event()
-
-    def reducer(state: OrderState, action: Action[int]) -> OrderState:
-        if action.payload < 0:
-            raise ValueError(action.payload)
-        if action.payload == 0:
-            ready.set()
-            go_on.wait(30)
-        return note(state, action)
-
-    orders = service(engine, reducer=reducer)
-    orders.handle(action(1))
-    orders._keys._idle["o-1"].locks = 99
-    orders.handle(action(2))
-    with ThreadPoolExecutor(len(given) + 1) as threads:
-        first = threads.submit(orders.handle, action(0))
-        ready.wait(30)
-        futures = []
-        for each in given:
-            futures.append(threads.submit(orders.handle, each))
-            while orders._keys.waiting <= len(futures):
-                time.sleep(0.001)
-        then()
-        go_on.set()
-        first.result(30)
-        return [each.exception(30) or each.result() for each in futures]
-
-
-def test_crowd_under_a_lock_is_one_transaction(engine: Engine) -> None:
-    """Each of those that wait has its version, state and claim, or its own error."""
-    one, sent = action(4), verbs_of(engine)
-    given = [action(3), one, action(-1), action(5), action(6)]
-    results = in_line(engine, given, sent.clear)
-    assert sent == ["UPDATE", "SELECT", "SELECT", *["UPDATE"] * 4]
-    assert isinstance(results.pop(2), ValueError)
-    assert [each.version for each in results] == [4, 5, 6, 7]
-    assert {each.attempts for each in results} == {1}
-    notes = [1, 2, 0, 3, 4, 5, 6]
-    seen = [each.snapshot.state.notes for each in results]
-    assert seen == [notes[:n] for n in range(4, 8)]
-    assert (stored(engine), claims(engine)) == ({"o-1": notes}, 7)
-    again = in_line(engine, [one, action(7), one])
-    assert [each.replayed for each in again] == [True, False, True]
-    assert stored(engine) == {"o-1": [*notes, 1, 2, 0, 7]}
-
-
-def test_refused_state_in_a_crowd(engine: Engine) -> None:
-    """The database refuses one state: the others commit, each of them once."""
-    execute(engine, "ALTER TABLE orders ADD CHECK (NOT state @> '{\"notes\": [666]}')")
-    results = in_line(engine, [action(3), action(666), action(4)])
-    assert isinstance(results.pop(1), IntegrityError)
-    assert [each.version for each in results] == [4, 5]
-    assert (stored(engine), claims(engine)) == ({"o-1": [1, 2, 0, 3, 4]}, 5)
-
-
-@pytest.mark.parametrize("done", [True, False])
-def test_lost_answer_to_a_crowd(engine: Engine, done: bool) -> None:
-    """Each of those committed together learns whether it was, with its version."""
-
-    def lose() -> None:
-        event.listen(engine, "commit", commit)
-
-    def commit(connection: Connection) -> None:
-        commits.append(connection)
-        if len(commits) == 2:  # The first is that of the commit in progress.
-            raw: Any = connection.connection.dbapi_connection
-            if done:
-                raw.commit()
-            else:
-                raw.rollback()
-            raise OperationalError("COMMIT", None, LostConnection())
-
-    commits: list[Connection] = []
-    results = in_line(engine, [action(3), action(4), action(5)], lose)
-    event.remove(engine, "commit", commit)
-    assert {each.replayed for each in results} == {done}
-    assert [each.version for each in results] == [4, 5, 6]
-    assert (stored(engine), claims(engine)) == ({"o-1": [1, 2, 0, 3, 4, 5]}, 6)

@@ -260,6 +260,8 @@ def test_crowd_behind_a_loser_locks_for_a_while() -> None:
         queue.requests.append(Request(number, number, Blocking().turn()))
     queue.note_conflict(1)
     assert queue.locks == MOST_LOCKED
+    queue.note_conflict(2, chains=True)
+    assert queue.locks == 1  # They are one write.
 
 
 def test_what_turned_out_old_is_not_offered_again() -> None:
