@@ -108,6 +108,8 @@ class _TrackedImpl:
             with suppress(PayloadError):
                 self._read(state, dict_[self.key])
         super().set(state, dict_, value, *args, **kwargs)  # type: ignore[misc]
+        if state.session_id is None:
+            return
         instance = state.obj()
         if instance is not None:
             hold(state, instance, self.key, assigned=True)

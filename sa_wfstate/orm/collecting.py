@@ -8,15 +8,14 @@ only if another one is.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from sqlalchemy import Column
 from sqlalchemy.orm import InstanceState, LoaderCallableStatus
 from sqlalchemy.orm.attributes import flag_dirty, set_committed_value
 
 from ..errors import PayloadError
-from ..row.encoded import Encoded
+from ..row.encoded import Encoded, check_all, keep_encoded
 from ..row.unread import Before, Unread
 from .baseline import (
     SQL,
@@ -31,9 +30,13 @@ from .baseline import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Iterable, MutableMapping
+
+    from ..row.types import PydanticJSON
 
     Written: TypeAlias = MutableMapping[tuple[InstanceState[Any], str], Encoded]
+
+_NOT_VALUES: Final = (Unread, *SQL)
 
 
 class Kept(Before):
@@ -106,23 +109,38 @@ def will_bind(
     written: Written, state: InstanceState[Any], key: str, value: Any
 ) -> Encoded:
     """Return what encodes *value* when the flush binds it."""
-    encoded = written.get((state, key))
+    place = state, key
+    encoded = written.get(place)
     if encoded is None or encoded.value is not value:
-        locate = partial(located, state=state, key=key)
-        encoded = Encoded(tracked(state)[key].codec, value, locate).keep()
-        written[state, key] = encoded
+        codec = tracked(state)[key].codec
+        encoded = written[place] = keep_encoded(codec, value, located, place)
     return encoded
 
 
-def prepare_insert(state: InstanceState[Any], written: Written) -> None:
-    """Check what an INSERT is going to write."""
-    for key in tracked(state):
-        value = state.dict.get(key)
-        if value is None:
-            refuse_none(state, key)
-        elif not isinstance(value, (Unread, *SQL)):
-            encoded = will_bind(written, state, key, value)
-            encoded.check(encoded.dump())
+def prepare_inserts(
+    states: Iterable[InstanceState[Any]], written: Written, *, fresh: bool
+) -> None:
+    """Check what INSERTs are going to write.
+
+    *fresh*: nothing of the application is called before SQLAlchemy collects that.
+    """
+    groups: dict[PydanticJSON[Any], list[Encoded]] = {}
+    without: set[tuple[Any, str]] = set()
+    for state in states:
+        values, manager = state.dict, state.manager
+        for key, column_type in tracked(state).items():
+            value = values.get(key)
+            if value is None:
+                if (manager, key) not in without:
+                    refuse_none(state, key)
+                    without.add((manager, key))
+            elif not isinstance(value, _NOT_VALUES):
+                place = state, key
+                encoded = keep_encoded(column_type.codec, value, located, place)
+                written[place] = encoded
+                groups.setdefault(column_type, []).append(encoded)
+    for column_type, encoded_values in groups.items():
+        check_all(column_type, encoded_values, fresh=fresh)
 
 
 class _Found(NamedTuple):
@@ -176,7 +194,7 @@ def _find(
             baselines.pop(key, None)
         elif value is None:
             refuse_none(state, key)
-        elif not isinstance(value, (Unread, *SQL)):
+        elif not isinstance(value, _NOT_VALUES):
             text, before = dump(state, key, value), original(state, key)
             same = before is not None and column_type.codec.same(text, before)
             if assigned or not same:
@@ -191,7 +209,7 @@ def prepare_again(
 ) -> None:
     """Let SQLAlchemy compare a value that a listener has read or set in the flush."""
     value, committed = state.dict.get(key), state.committed_state
-    if value is None or isinstance(value, (Unread, *SQL)):
+    if value is None or isinstance(value, _NOT_VALUES):
         return
     encoded, baseline = written.get((state, key)), baselines_of(state).get(key)
     if encoded is not None:

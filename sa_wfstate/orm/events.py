@@ -61,7 +61,8 @@ def _class_mapped(mapper: Mapper[Any], _: type[Any]) -> None:
 
 
 def _workflow_mapped(_: Mapper[Any], cls: type[Any]) -> None:
-    event.listen(cls.workflow_key, "set", row_keys.set_workflow_key, raw=True)
+    options = {"raw": True, "retval": True, "include_key": True}
+    event.listen(cls.workflow_key, "set", row_keys.set_workflow_key, **options)
     _patch_sessions()
 
 
@@ -73,6 +74,8 @@ MAPPED: Final = "after_mapper_constructed"
 BEGUN: Final = "after_transaction_create"
 ALL: Final = {"propagate": True}
 RAW: Final = {"propagate": True, "raw": True}
+# So SQLAlchemy calls the listener itself, without a function around it.
+PLAIN: Final = RAW | {"retval": True}
 # Also before the listeners that the application has registered by then.
 FIRST: Final = {"insert": True}
 
@@ -104,18 +107,17 @@ LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...
     (Session, BEGUN, rebasing.after_transaction_create, FIRST),
     (Session, BEGUN, unit_of_work.after_transaction_create, FIRST),
     (Session, BEGUN, flush.after_transaction_create, FIRST),
-    (Workflow, "before_insert", schema_version.before_insert, RAW),
-    (Workflow, "before_insert", flush.before_insert, RAW),
-    (Workflow, "before_update", mixin.before_update, RAW),
-    (Workflow, "before_update", unversioned.before_update, RAW),
-    (Workflow, "before_update", schema_version.before_update, RAW),
-    (Workflow, "before_update", flush.before_update, RAW),
+    (Workflow, "before_insert", flush.before_insert, PLAIN),
+    (Workflow, "before_update", mixin.before_update, PLAIN),
+    (Workflow, "before_update", unversioned.before_update, PLAIN),
+    (Workflow, "before_update", schema_version.before_update, PLAIN),
+    (Workflow, "before_update", flush.before_update, PLAIN),
     (Workflow, "refresh_flush", flush.refresh_flush, RAW),
-    (Workflow, "after_insert", flush.after_write, RAW),
-    (Workflow, "after_update", schema_version.after_update, RAW),
-    (Workflow, "after_update", flush.after_write, RAW),
-    (Workflow, "before_delete", flush.before_delete, RAW),
-    (Workflow, "after_delete", flush.after_write, RAW),
+    (Workflow, "after_insert", flush.after_write, PLAIN),
+    (Workflow, "after_update", schema_version.after_update, PLAIN),
+    (Workflow, "after_update", flush.after_write, PLAIN),
+    (Workflow, "before_delete", flush.before_delete, PLAIN),
+    (Workflow, "after_delete", flush.after_write, PLAIN),
     (Session, "after_flush", unit_of_work.after_flush, FIRST),
     (Session, "after_flush", flush.after_flush, FIRST),
     (Session, "after_flush_postexec", unit_of_work.after_flush_postexec, FIRST),

@@ -22,6 +22,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
 
 from ..errors import VersionNotSeen
+from ..payload.schema_versions import payload_schema
 from ..values.row_version import NOTHING, RowVersion
 from .collecting import Unstamped, will_bind, will_write
 from .commit_feed import follow_flush
@@ -41,11 +42,13 @@ if TYPE_CHECKING:
 
 
 def before_insert(
-    _: Mapper[Any], connection: Connection, state: InstanceState[Any]
+    mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
-    session = session_of(state)
+    session, values = session_of(state), state.dict
     known = state_of(session)
-    if state.dict.get("provenance") is None:
+    # Not by the attribute, which would note a change, row by row.
+    values["schema_version"] = payload_schema(mapper).write_version
+    if values.get("provenance") is None:
         _set_stamp(state, known.flush)
     if _deletes(session, known.flush):
         identity = state.mapper.identity_key_from_instance(state.obj())

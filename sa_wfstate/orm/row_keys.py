@@ -170,14 +170,15 @@ def key_of(state: InstanceState[Any]) -> Any:
 
 
 def set_workflow_key(
-    state: InstanceState[Any], value: Any, _old: object, _initiator: object
-) -> None:
+    state: InstanceState[Any], value: Any, _old: object, _initiator: object, **_: object
+) -> Any:
     """Check the key that is set; that of a stored row is not changed."""
     *_, type_ = state.manager.info[_ATTRIBUTES].values()
     type_.check(state.class_.__name__, value)
     known = None if state.key is None else known_key_of(state)
     if known is not None and value != parts_of(known)[-1]:
         raise KeyNotAssignable(state.class_.__name__, known)
+    return value
 
 
 def keep_key(state: InstanceState[Any]) -> None:

@@ -17,7 +17,6 @@ from sqlalchemy.schema import ColumnDefault
 from ..errors import MappingError, PayloadError, SchemaVersionAhead, WorkflowStateError
 from ..payload.schema_versions import payload_schema
 from ..row.columns import columns_of
-from .baseline import tracked
 from .collecting import Follower, is_same
 from .mixin import WorkflowStateMixin
 from .refusals import refusing
@@ -73,12 +72,6 @@ def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     # For bulk INSERTs, which send no event.
     column: Any = mapper.columns["schema_version"]
     column.default = ColumnDefault(payload_schema(mapper).write_version)
-
-
-def before_insert(_: Mapper[Any], __: Connection, state: InstanceState[Any]) -> None:
-    schema: Any = tracked(state)["state"].payload_schema
-    # Not by the attribute, which would note a change, row by row.
-    state.dict["schema_version"] = schema.write_version
 
 
 class _Stored(Follower, int):

@@ -8,7 +8,7 @@ stored is refused without an end to the transaction.
 from __future__ import annotations
 
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.orm import (
     InstanceState,
@@ -20,15 +20,29 @@ from sqlalchemy.orm.attributes import flag_dirty, flag_modified
 
 from ..row.unread import Unread
 from .baseline import Baseline, baselines_of, tracked
-from .collecting import Kept, prepare_insert, prepare_update
+from .collecting import Kept, prepare_inserts, prepare_update
 from .mixin import WorkflowStateMixin
 from .session_state import Flush, existing_state_of, state_of
 from .tracking import altered_in, changed_in_place
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sqlalchemy.orm import SessionTransaction, UOWTransaction
 
     from .session_state import SessionState
+
+_EVENTS: Final = tuple(
+    f"{when}_{what}"
+    for when in ("before", "after")
+    for what in ("insert", "update", "delete")
+)
+_OWN: Final = frozenset(
+    f"{__package__}.{module}"
+    for module in ("flush", "mixin", "schema_version", "unversioned")
+)
+"""The modules whose listeners change no value of the application."""
+_DEFAULT: Final = WorkflowStateMixin.default_provenance
 
 
 def before_flush(
@@ -64,13 +78,34 @@ def _look(
     known: SessionState, session: Session, flush: Flush, context: UOWTransaction
 ) -> None:
     """Find out what is going to be written: behind every listener of before_flush."""
+    new = []
     for state, (is_deleted, _) in list(context.states.items()):
         if is_deleted:
             _expect_deletion(known, state)
-        elif state.key is None and tracked(state):
-            prepare_insert(state, flush.written)
+        elif state.key is None:
+            new.append(state)
+    if new:
+        quiet = not _calls_listeners({*context.states, *known.touched})
+        prepare_inserts(new, flush.written, fresh=quiet)
     if known.touched:
         _look_at_touched(known, session, flush, context)
+
+
+def _calls_listeners(states: Iterable[InstanceState[Any]]) -> bool:
+    """Return whether a flush of *states* calls code of the application for its rows."""
+    for manager in {state.manager for state in states}:
+        dispatch: Any = manager.mapper.dispatch
+        if any(
+            getattr(listener, "__module__", None) not in _OWN
+            for name in _EVENTS
+            for listener in getattr(dispatch, name)
+        ):
+            return True
+        # It makes the provenances of new rows.
+        makes: Any = getattr(manager.class_, "default_provenance", _DEFAULT)
+        if makes is not _DEFAULT:
+            return True
+    return False
 
 
 def _expect_deletion(known: SessionState, state: InstanceState[Any]) -> None:

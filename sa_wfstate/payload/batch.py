@@ -62,6 +62,15 @@ class BatchCodec(Generic[T]):
             return None
         return texts, copies
 
+    def dump(self, values: list[T]) -> list[str] | None:
+        """Return the texts of *values*, unchecked; None if it has to be one by one."""
+        if not self._usable:
+            return None
+        try:
+            return self._dump(values)
+        except _REFUSED:
+            return None
+
     def _dump(self, values: list[T]) -> list[str]:
         texts: list[str] = self._serializer.to_python(
             values, mode="json", warnings="error", **AS_STORED

@@ -82,12 +82,12 @@ class Codec(Generic[T]):
         schema: Any = self._adapter.core_schema
         return dict(schema)
 
-    @property
+    @cached_property
     def frozen(self) -> bool:
         """Whether a value cannot be changed in place, at any depth."""
         return self.traits.is_frozen
 
-    @property
+    @cached_property
     def reads_alike(self) -> bool:
         """Whether a text is read as the same value each time."""
         return self.traits.reads_alike
@@ -195,7 +195,9 @@ class Codec(Generic[T]):
 
     def refuse_nul(self, text: str, *, where: str | None = None) -> None:
         """Raise PayloadError if there is a NUL in the JSON *text*."""
-        found = unstorable(from_json(text)) if holds_nul(text) else None
+        if not holds_nul(text):
+            return
+        found = unstorable(from_json(text))
         if found is not None:
             raise self.refusal(where, *found)
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ..payload.schema_versions import PayloadSchema
 
 
-_JSON_OIDS = frozenset({114, 3802})
+JSON_OIDS = frozenset({114, 3802})
 """The types json and jsonb of PostgreSQL."""
 
 
@@ -200,7 +200,7 @@ def text_getter(coltype: object, name: str) -> Callable[[Any], str]:
 
     *name* is that of the column, for errors.
     """
-    if coltype not in _JSON_OIDS:
+    if coltype not in JSON_OIDS:
         return lambda value: value if isinstance(value, str) else json.dumps(value)
     # A textual SELECT skips column_expression, so the driver has parsed the JSON.
 

@@ -69,11 +69,10 @@ class Statements(Generic[StateT]):
         """Raise PayloadError unless *workflow_key* can be a key of the class."""
         self.key_type.check(self.entity, workflow_key)
 
-    @cached_property
+    @property
     def batch_codec(self) -> BatchCodec[StateT]:
         """The codec for many states at once."""
-        codec = self.state_type.codec
-        return BatchCodec(codec, round_trip=codec.round_trip)
+        return self.state_type.batch_codec
 
     @cached_property
     def _provenance_batch_codec(self) -> BatchCodec[Provenance]:

@@ -18,11 +18,20 @@ from sqlalchemy.sql import ColumnElement, operators
 from sqlalchemy.types import String, TypeDecorator, TypeEngine
 
 from ..errors import PayloadError
+from ..payload.batch import BatchCodec
 from ..payload.codec import Codec
 from ..payload.provenance import ProvenanceCodec
 from ..values.provenance import Provenance
 from .encoded import encoded_of
-from .json_text import AsText, FromText, TextOf, json_of, state_text, text_getter
+from .json_text import (
+    JSON_OIDS,
+    AsText,
+    FromText,
+    TextOf,
+    json_of,
+    state_text,
+    text_getter,
+)
 from .unread import Before, Unread
 
 if TYPE_CHECKING:
@@ -132,6 +141,11 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     def load(self, text: str | bytes, *, where: str | None = None) -> T:
         """Return the value in *text*; *where* names it in the error."""
         return self.codec.load(text, where=where)
+
+    @cached_property
+    def batch_codec(self) -> BatchCodec[T]:
+        """The codec for many values at once."""
+        return BatchCodec(self.codec, round_trip=self.codec.round_trip)
 
     def changes_in_place(self) -> bool:
         """Return whether a value may change without being assigned."""
@@ -246,7 +260,15 @@ class UnreadJSON(PydanticJSON[Any]):
         self, dialect: Dialect, coltype: object
     ) -> Callable[[Any], Any]:
         load, text_of = self.load, self._text_getter(coltype)
-        return lambda value: None if value is None else Unread(text_of(value), load)
+        if coltype in JSON_OIDS:
+            return lambda value: None if value is None else Unread(text_of(value), load)
+
+        def process(value: Any) -> Unread | None:
+            if isinstance(value, str):
+                return Unread(value, load)
+            return None if value is None else Unread(text_of(value), load)
+
+        return process
 
 
 def _restore(cls: Any, type_: Any, options: dict[str, Any]) -> Any:
