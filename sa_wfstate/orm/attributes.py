@@ -65,9 +65,11 @@ class TrackedAttribute(InstrumentedAttribute[Any]):
             ) from None
 
     def __get__(self, instance: object | None, owner: Any) -> Any:
+        if instance is None:
+            return self
         value = super().__get__(instance, owner)
-        if instance is None or value is None:
-            return value
+        if value is None:
+            return None
         state: InstanceState[Any] = instance_state(instance)
         source = None
         if isinstance(value, Unread):

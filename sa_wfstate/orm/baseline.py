@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ClauseElement
 from sqlalchemy.orm import InstanceState, LoaderCallableStatus, QueryableAttribute
+from sqlalchemy.orm.attributes import instance_dict
 
 from ..errors import PayloadError
 from ..payload.schema_versions import MARK
+from ..row.encoded import dump_all
 from ..row.unread import Before, Unread
 from .row_keys import is_workflow, known_key_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy.orm.instrumentation import ClassManager
 
     from ..row.types import PydanticJSON
@@ -129,6 +133,37 @@ def is_changed(state: InstanceState[Any], key: str) -> bool:
         return text != before and not column_type.codec.same(text, before)
     except PayloadError:
         return True  # It was not broken when it was read.
+
+
+def changed_among(
+    touched: Mapping[InstanceState[Any], object],
+) -> list[tuple[InstanceState[Any], object]]:
+    """Return those of *touched*, by state, of which :func:`is_changed` is true."""
+    groups: dict[PydanticJSON[Any], list[tuple[InstanceState[Any], str, str]]] = {}
+    values: dict[PydanticJSON[Any], list[Any]] = {}
+    doubtful: list[tuple[InstanceState[Any], str]] = []
+    for state, instance in touched.items():
+        baselines = state.info.get(BASELINES)
+        if not baselines:
+            continue
+        held, types = instance_dict(instance), tracked(state)
+        for key, baseline in baselines.items():
+            if baseline.value is not held.get(key):
+                continue
+            if baseline.text is None:
+                doubtful.append((state, key))
+            else:
+                column_type = types[key]
+                place = state, key, baseline.text
+                groups.setdefault(column_type, []).append(place)
+                values.setdefault(column_type, []).append(baseline.value)
+    for column_type, places in groups.items():
+        texts = dump_all(column_type, values[column_type])
+        for index, (state, key, before) in enumerate(places):
+            if texts is None or texts[index] != before:
+                doubtful.append((state, key))
+    changed = {state: None for state, key in doubtful if is_changed(state, key)}
+    return [(state, touched[state]) for state in changed]
 
 
 def original(state: InstanceState[Any], key: str) -> str | None:

@@ -188,7 +188,8 @@ def refresh_flush(
         base, connection = known.log.passes(operation), operation.connection
         operation = note(known, OperationType.UPDATE, connection, state, base)
     operation.sent = True
-    if not flush_context.is_deleted(state):  # type: ignore[no-untyped-call]
+    created = operation.type is OperationType.INSERT
+    if created or not flush_context.is_deleted(state):  # type: ignore[no-untyped-call]
         operation.effect_id = effect_id_in(state.dict.get("provenance"))
     if known.flush is not None:
         settle(known.flush, state)
@@ -201,11 +202,7 @@ def refresh_flush(
     if "updated_at" in attributes:
         # One that Python has made does not show that.
         column = operation.statements.columns.updated_at
-        made: Any = (
-            column.default
-            if operation.type is OperationType.INSERT
-            else column.onupdate
-        )
+        made: Any = column.default if created else column.onupdate
         operation.confirmed = made is None or made.is_clause_element
 
 

@@ -155,8 +155,10 @@ def _carries(state: InstanceState[Any]) -> bool:
 
 
 def expire(state: InstanceState[Any], attributes: Iterable[str] | None) -> None:
+    if attributes is None:
+        return
     more = _beside(state, attributes)
-    if attributes is not None and more and state.persistent:
+    if more and state.persistent:
         session: Any = state.session
         session.expire(state.obj(), [*attributes, *more])
 

@@ -19,17 +19,18 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import flag_dirty, flag_modified
 
 from ..row.unread import Unread
-from .baseline import Baseline, baselines_of, tracked
+from .baseline import BASELINES, Baseline, baselines_of, changed_among, tracked
 from .collecting import Kept, prepare_inserts, prepare_update
 from .mixin import WorkflowStateMixin
 from .session_state import Flush, existing_state_of, state_of
-from .tracking import altered_in, changed_in_place
+from .tracking import altered_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sqlalchemy.orm import SessionTransaction, UOWTransaction
 
+    from ..row.types import PydanticJSON
     from .session_state import SessionState
 
 _EVENTS: Final = tuple(
@@ -146,11 +147,12 @@ def settle(flush: Flush, state: InstanceState[Any]) -> None:
 
     A listener may change the value from now on, and bind it to a statement of its own.
     """
+    written, settled = flush.written, flush.settled
     for key in tracked(state):
-        encoded = flush.written.get((state, key))
+        place = state, key
+        encoded = written.get(place)
         if encoded is not None and encoded.bound and encoded.text is not None:
-            settled = encoded.value, encoded.text
-            flush.settled.setdefault((state, key), settled)
+            settled.setdefault(place, (encoded.value, encoded.text))
 
 
 def after_flush(session: Session, _: object) -> None:
@@ -158,6 +160,7 @@ def after_flush(session: Session, _: object) -> None:
     flush = known.flush
     if flush is None:
         return
+    in_place: dict[PydanticJSON[Any], bool] = {}
     for place, encoded in flush.written.items():
         state, key = place
         settled = flush.settled.get(place)
@@ -168,9 +171,13 @@ def after_flush(session: Session, _: object) -> None:
             settled = flush.settled[place] = encoded.value, text
         instance = state.obj()
         if instance is not None:
-            if tracked(state)[key].changes_in_place():
+            column_type = tracked(state)[key]
+            changes = in_place.get(column_type)
+            if changes is None:
+                changes = in_place[column_type] = column_type.changes_in_place()
+            if changes:
                 baselines_of(state)[key] = Baseline(*settled)
-            else:
+            elif BASELINES in state.info:
                 baselines_of(state).pop(key, None)
             known.touched[state] = instance
 
@@ -192,8 +199,8 @@ def after_flush_postexec(session: Session, _: object) -> None:
         return
     # All of them flagged, a commit would flush without end: only what a listener of
     # this flush has changed, also one that has kept the value, goes into another one.
-    for state, instance in list(known.touched.items()):
-        if state.session is session and changed_in_place(instance):
+    for state, instance in changed_among(known.touched):
+        if state.session is session:
             flag_dirty(instance)
 
 

@@ -78,7 +78,8 @@ class Encoded:
                     and isinstance(value, Provenance)
                     and survives(value)
                 ):
-                    codec.refuse_nul(text)
+                    if "\\" in text:
+                        codec.refuse_nul(text)
                     self.fixed = not value.__pydantic_extra__
                 else:
                     codec.check(value, text)
@@ -123,10 +124,10 @@ def drop_all(kept: Iterable[Encoded]) -> None:
         _encoded.pop(each.token, None)
 
 
-def encoded_of(type_id: int, value: object) -> Encoded | None:
-    """Return the Encoded that a running flush keeps for *value*, or None."""
+def text_to_bind(type_id: int, value: object) -> str | None:
+    """Return the text of a *value* that a running flush is about to bind, or None."""
     kept = _encoded.get((type_id, id(value)))
-    return kept if kept is not None and kept.value is value else None
+    return None if kept is None or kept.value is not value else kept.bind()
 
 
 def check_all(

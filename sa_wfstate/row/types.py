@@ -22,7 +22,7 @@ from ..payload.batch import BatchCodec
 from ..payload.codec import Codec
 from ..payload.provenance import ProvenanceCodec
 from ..values.provenance import Provenance
-from .encoded import encoded_of
+from .encoded import text_to_bind
 from .json_text import (
     JSON_OIDS,
     AsText,
@@ -160,16 +160,18 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:
         type_id, encode, schema = id(self.type_), self.codec.encode, self.payload_schema
         text_of: Callable[[str], str] = str if schema is None else schema.read
-        stored: Callable[[str], str] = str if schema is None else schema.write
+        stored: Callable[[str], str] = str
+        if schema is not None and schema.write_version != schema.version:
+            stored = schema.write
 
         def process(value: Any) -> str | None:
             if value is None:
                 return None
             if isinstance(value, Unread):
                 return stored(text_of(value.text))
-            kept = encoded_of(type_id, value)
+            kept = text_to_bind(type_id, value)
             if kept is not None:
-                return stored(kept.bind())
+                return stored(kept)
             try:
                 return stored(encode(value))
             except PayloadError as error:
