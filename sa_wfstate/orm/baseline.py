@@ -16,7 +16,6 @@ from sqlalchemy.orm.attributes import instance_dict
 
 from ..errors import PayloadError
 from ..payload.schema_versions import MARK
-from ..row.encoded import dump_all
 from ..row.unread import Before, Unread
 from .row_keys import is_workflow, known_key_of
 
@@ -158,7 +157,7 @@ def changed_among(
                 groups.setdefault(column_type, []).append(place)
                 values.setdefault(column_type, []).append(baseline.value)
     for column_type, places in groups.items():
-        texts = dump_all(column_type, values[column_type])
+        texts = column_type.dump_all(values[column_type])
         for index, (state, key, before) in enumerate(places):
             if texts is None or texts[index] != before:
                 doubtful.append((state, key))

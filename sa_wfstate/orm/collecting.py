@@ -15,7 +15,7 @@ from sqlalchemy.orm import InstanceState, LoaderCallableStatus
 from sqlalchemy.orm.attributes import flag_dirty, set_committed_value
 
 from ..errors import PayloadError
-from ..row.encoded import Encoded, check_all, keep_encoded
+from ..row.encoded import Encoded, keep_encoded
 from ..row.unread import Before, Unread
 from .baseline import (
     SQL,
@@ -30,13 +30,11 @@ from .baseline import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, MutableMapping
-
-    from ..row.types import PydanticJSON
+    from collections.abc import MutableMapping
 
     Written: TypeAlias = MutableMapping[tuple[InstanceState[Any], str], Encoded]
 
-_NOT_VALUES: Final = (Unread, *SQL)
+NOT_VALUES: Final = (Unread, *SQL)
 
 
 class Kept(Before):
@@ -117,32 +115,6 @@ def will_bind(
     return encoded
 
 
-def prepare_inserts(
-    states: Iterable[InstanceState[Any]], written: Written, *, fresh: bool
-) -> None:
-    """Check what INSERTs are going to write.
-
-    *fresh*: nothing of the application is called before SQLAlchemy collects that.
-    """
-    groups: dict[PydanticJSON[Any], list[Encoded]] = {}
-    without: set[tuple[Any, str]] = set()
-    for state in states:
-        values, manager = state.dict, state.manager
-        for key, column_type in tracked(state).items():
-            value = values.get(key)
-            if value is None:
-                if (manager, key) not in without:
-                    refuse_none(state, key)
-                    without.add((manager, key))
-            elif not isinstance(value, _NOT_VALUES):
-                place = state, key
-                encoded = keep_encoded(column_type.codec, value, located, place)
-                written[place] = encoded
-                groups.setdefault(column_type, []).append(encoded)
-    for column_type, encoded_values in groups.items():
-        check_all(column_type, encoded_values, fresh=fresh)
-
-
 class _Found(NamedTuple):
     """A value that is there when a flush begins; *before* is the JSON of its row."""
 
@@ -194,7 +166,7 @@ def _find(
             baselines.pop(key, None)
         elif value is None:
             refuse_none(state, key)
-        elif not isinstance(value, _NOT_VALUES):
+        elif not isinstance(value, NOT_VALUES):
             text, before = dump(state, key, value), original(state, key)
             same = before is not None and column_type.codec.same(text, before)
             if assigned or not same:
@@ -209,7 +181,7 @@ def prepare_again(
 ) -> None:
     """Let SQLAlchemy compare a value that a listener has read or set in the flush."""
     value, committed = state.dict.get(key), state.committed_state
-    if value is None or isinstance(value, _NOT_VALUES):
+    if value is None or isinstance(value, NOT_VALUES):
         return
     encoded, baseline = written.get((state, key)), baselines_of(state).get(key)
     if encoded is not None:

@@ -24,6 +24,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from ..errors import VersionNotSeen
 from ..payload.schema_versions import payload_schema
 from ..values.row_version import NOTHING, RowVersion
+from .baseline import tracked
 from .collecting import Unstamped, will_bind, will_write
 from .commit_feed import follow_flush
 from .entity import statements_of
@@ -31,7 +32,6 @@ from .flush_operations import note, session_of
 from .mixin import WorkflowStateMixin
 from .row_keys import check_insertion, check_replacement, key_of
 from .session_state import existing_state_of, state_of
-from .unit_of_work import settle
 from .version_guard import effect_id_in, seen_of
 from .write_log import Operation, OperationType
 
@@ -49,7 +49,10 @@ def before_insert(
     # Not by the attribute, which would note a change, row by row.
     values["schema_version"] = payload_schema(mapper).write_version
     if values.get("provenance") is None:
-        _set_stamp(state, known.flush)
+        if "provenance" in state.committed_state:
+            _set_stamp(state, known.flush)
+        else:
+            values["provenance"] = _stamp_of(state, known.flush)
     if _deletes(session, known.flush):
         identity = state.mapper.identity_key_from_instance(state.obj())
         replaced = session.identity_map.get(identity)
@@ -103,9 +106,15 @@ def _stamp(flush: Flush | None, mapper: Mapper[Any], state: InstanceState[Any]) 
 
 def _set_stamp(state: InstanceState[Any], flush: Flush | None) -> Provenance:
     """Set the default provenance, not as an assignment of the application."""
+    stamp = _stamp_of(state, flush)
+    set_committed_value(state.obj(), "provenance", stamp)
+    return stamp
+
+
+def _stamp_of(state: InstanceState[Any], flush: Flush | None) -> Provenance:
+    """Return the default provenance of *state*, for *flush* to write."""
     instance: Any = state.obj()
     stamp: Provenance = instance.default_provenance()
-    set_committed_value(instance, "provenance", stamp)
     if flush is not None:
         will_bind(flush.written, state, "provenance", stamp)
     return stamp
@@ -191,8 +200,9 @@ def refresh_flush(
     created = operation.type is OperationType.INSERT
     if created or not flush_context.is_deleted(state):  # type: ignore[no-untyped-call]
         operation.effect_id = effect_id_in(state.dict.get("provenance"))
-    if known.flush is not None:
-        settle(known.flush, state)
+    flush = known.flush
+    if flush is not None and not flush.quiet:
+        flush.settle(state, tracked(state))
     if flush_context.post_update_states:
         instance = state.obj()
         if instance is not None:

@@ -11,6 +11,8 @@ from ..row.encoded import drop_all
 from .session_log import SessionLog
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sqlalchemy import Connection
     from sqlalchemy.orm import (
         InstanceState,
@@ -32,11 +34,12 @@ class Flush:
     """One flush under way.
 
     It is *executing* after the last before_flush listener. *partial*: only given
-    objects are flushed. *deletes*: there are instances to delete. *tables* are the
-    statements of each class, and the write log of each connection. *written* is what it
-    may bind, *settled* what rows hold by now, *readers* are instances that were read
-    and not changed, *touched* is what listeners have read or assigned while it was
-    executing, with its committed value then.
+    objects are flushed. *quiet*: no listener of the application is called for its rows,
+    so what a row holds need not be noted as soon as it is written. *deletes*: there are
+    instances to delete. *tables* are the statements of each class, and the write log of
+    each connection. *written* is what it may bind, *settled* what rows hold by now,
+    *readers* are instances that were read and not changed, *touched* is what listeners
+    have read or assigned while it was executing, with its committed value then.
     """
 
     __slots__ = (
@@ -44,6 +47,7 @@ class Flush:
         "deletes",
         "executing",
         "partial",
+        "quiet",
         "readers",
         "settled",
         "tables",
@@ -56,6 +60,7 @@ class Flush:
         self._context = weakref.ref(context)
         self.executing = False
         self.partial = partial
+        self.quiet = False
         self.deletes: bool | None = None
         self.tables: dict[
             tuple[type[Any], Connection], tuple[Statements[Any], WriteLog]
@@ -69,6 +74,24 @@ class Flush:
     def context(self) -> UOWTransaction | None:
         """SQLAlchemy's unit of work."""
         return self._context()
+
+    def settle(self, state: InstanceState[Any], keys: Iterable[str]) -> None:
+        """Note what the row of *state* holds, now that it was written.
+
+        A listener may change the value from now on, and bind it to a statement of its
+        own.
+        """
+        for key in keys:
+            place = state, key
+            encoded = self.written.get(place)
+            if encoded is not None and encoded.bound:
+                text = self.text_of(encoded)
+                if text is not None:
+                    self.settled.setdefault(place, (encoded.value, text))
+
+    def text_of(self, encoded: Encoded) -> str | None:
+        """Return the text that the flush writes of a value."""
+        return (encoded.stored if self.quiet else None) or encoded.text
 
     def saves(self, state: InstanceState[Any]) -> bool:
         """Return whether an INSERT or UPDATE of *state* is part of the flush."""

@@ -99,6 +99,8 @@ def _hold_for(
     Flagged now, the instance would only be reset.
     """
     saved = flush.saves(state)
+    if flush.quiet:
+        flush.settle(state, (key,))
     if saved:
         prepare_again(state, key, flush.written, assigned=assigned)
     was = state.committed_state.get(key)

@@ -8,7 +8,7 @@ stored is refused without an end to the transaction.
 from __future__ import annotations
 
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import (
     InstanceState,
@@ -20,30 +20,17 @@ from sqlalchemy.orm.attributes import flag_dirty, flag_modified
 
 from ..row.unread import Unread
 from .baseline import BASELINES, Baseline, baselines_of, changed_among, tracked
-from .collecting import Kept, prepare_inserts, prepare_update
+from .collecting import Kept, prepare_update
 from .mixin import WorkflowStateMixin
+from .new_rows import calls_listeners, prepare_inserts
 from .session_state import Flush, existing_state_of, state_of
 from .tracking import altered_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from sqlalchemy.orm import SessionTransaction, UOWTransaction
 
     from ..row.types import PydanticJSON
     from .session_state import SessionState
-
-_EVENTS: Final = tuple(
-    f"{when}_{what}"
-    for when in ("before", "after")
-    for what in ("insert", "update", "delete")
-)
-_OWN: Final = frozenset(
-    f"{__package__}.{module}"
-    for module in ("flush", "mixin", "schema_version", "unversioned")
-)
-"""The modules whose listeners change no value of the application."""
-_DEFAULT: Final = WorkflowStateMixin.default_provenance
 
 
 def before_flush(
@@ -86,27 +73,10 @@ def _look(
         elif state.key is None:
             new.append(state)
     if new:
-        quiet = not _calls_listeners({*context.states, *known.touched})
-        prepare_inserts(new, flush.written, fresh=quiet)
+        flush.quiet = not calls_listeners({*context.states, *known.touched})
+        prepare_inserts(new, flush.written, fresh=flush.quiet)
     if known.touched:
         _look_at_touched(known, session, flush, context)
-
-
-def _calls_listeners(states: Iterable[InstanceState[Any]]) -> bool:
-    """Return whether a flush of *states* calls code of the application for its rows."""
-    for manager in {state.manager for state in states}:
-        dispatch: Any = manager.mapper.dispatch
-        if any(
-            getattr(listener, "__module__", None) not in _OWN
-            for name in _EVENTS
-            for listener in getattr(dispatch, name)
-        ):
-            return True
-        # It makes the provenances of new rows.
-        makes: Any = getattr(manager.class_, "default_provenance", _DEFAULT)
-        if makes is not _DEFAULT:
-            return True
-    return False
 
 
 def _expect_deletion(known: SessionState, state: InstanceState[Any]) -> None:
@@ -142,33 +112,20 @@ def _look_at_touched(
     known.idle = readers if len(readers) == len(context.states) else set()
 
 
-def settle(flush: Flush, state: InstanceState[Any]) -> None:
-    """Note what the row of *state* holds, now that it was written.
-
-    A listener may change the value from now on, and bind it to a statement of its own.
-    """
-    written, settled = flush.written, flush.settled
-    for key in tracked(state):
-        place = state, key
-        encoded = written.get(place)
-        if encoded is not None and encoded.bound and encoded.text is not None:
-            settled.setdefault(place, (encoded.value, encoded.text))
-
-
 def after_flush(session: Session, _: object) -> None:
     known = state_of(session)
     flush = known.flush
     if flush is None:
         return
+    settled, touched = flush.settled, known.touched
     in_place: dict[PydanticJSON[Any], bool] = {}
     for place, encoded in flush.written.items():
         state, key = place
-        settled = flush.settled.get(place)
-        if settled is None:
-            text = encoded.text
+        if place not in settled:
+            text = flush.text_of(encoded)
             if text is None or not (encoded.bound or state.key is None):
                 continue
-            settled = flush.settled[place] = encoded.value, text
+            settled[place] = encoded.value, text
         instance = state.obj()
         if instance is not None:
             column_type = tracked(state)[key]
@@ -176,10 +133,10 @@ def after_flush(session: Session, _: object) -> None:
             if changes is None:
                 changes = in_place[column_type] = column_type.changes_in_place()
             if changes:
-                baselines_of(state)[key] = Baseline(*settled)
+                baselines_of(state)[key] = Baseline(*settled[place])
             elif BASELINES in state.info:
                 baselines_of(state).pop(key, None)
-            known.touched[state] = instance
+            touched[state] = instance
 
 
 def after_flush_postexec(session: Session, _: object) -> None:

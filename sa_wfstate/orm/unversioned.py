@@ -16,13 +16,12 @@ from sqlalchemy.orm.attributes import set_committed_value
 from ..errors import ConflictReason, MappingError, StateConflict, WriteSuppressed
 from ..retry import SERIALIZATION_FAILURE, sqlstate
 from ..row.columns import Columns
-from .baseline import baselines_of
+from .baseline import baselines_of, tracked
 from .collecting import Follower, Kept, is_same
 from .entity import statements_of
 from .refusals import refusing
 from .row_keys import key_columns_of, key_of
 from .session_state import existing_state_of
-from .unit_of_work import settle
 from .version_guard import EXPECTED, seen_of
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def before_update(
             raise _conflict(state, ConflictReason.SERIALIZATION) from error
     known = None if state.session is None else existing_state_of(state.session)
     if known is not None and known.flush is not None:
-        settle(known.flush, state)
+        known.flush.settle(state, tracked(state))
 
 
 def _changed(state: InstanceState[Any]) -> set[str]:

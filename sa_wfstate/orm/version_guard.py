@@ -41,12 +41,14 @@ def seen_of(state: InstanceState[Any]) -> RowVersion | None:
 
 def effect_id_in(provenance: Any) -> str | None:
     """Return the effect id of what an instance holds as its provenance."""
-    if isinstance(provenance, Unread):
-        # A row that was written by hand may lack it; that is no error here.
-        stored = from_json(provenance.text)
-        effect_id = stored.get("effect_id") if isinstance(stored, dict) else None
-        return effect_id if isinstance(effect_id, str) else None
-    return provenance.effect_id if isinstance(provenance, Provenance) else None
+    if isinstance(provenance, Provenance):
+        return provenance.effect_id
+    if not isinstance(provenance, Unread):
+        return None
+    # A row that was written by hand may lack it; that is no error here.
+    stored = from_json(provenance.text)
+    effect_id = stored.get("effect_id") if isinstance(stored, dict) else None
+    return effect_id if isinstance(effect_id, str) else None
 
 
 def saw(state: InstanceState[Any], seen: RowVersion | None) -> None:

@@ -6,19 +6,15 @@ text that is bound must not be older than that.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from ..errors import PayloadError
 from ..values.provenance import Provenance, survives
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from ..payload.codec import Codec
-    from .types import PydanticJSON
-
-_MANY: Final = 16
-"""From how many values on it is worth to encode them at once."""
 
 
 class Encoded:
@@ -28,7 +24,8 @@ class Encoded:
     application was called since it was dumped, up to where SQLAlchemy has collected the
     changes; or the value is *fixed*: it cannot change. A text is checked only once.
     *locate*, called with the error and *place*, names the row in it. *bound*: the text
-    was passed to the driver.
+    was passed to the driver. *stored* is the first that was: a later one may be for a
+    statement of the application.
     """
 
     __slots__ = (
@@ -38,6 +35,7 @@ class Encoded:
         "bound",
         "fixed",
         "fresh",
+        "stored",
         "text",
         "token",
         "value",
@@ -53,6 +51,7 @@ class Encoded:
     ) -> None:
         self.value = value
         self.text: str | None = None
+        self.stored: str | None = None
         self.fixed = codec.frozen
         self.fresh = False
         self.bound = False
@@ -94,7 +93,9 @@ class Encoded:
             text = self.dump()
             if text != self.text:
                 self.check(text)
-        self.fresh, self.bound = False, True
+        self.fresh = False
+        if not self.bound:
+            self.bound, self.stored = True, text
         return text
 
 
@@ -128,32 +129,3 @@ def text_to_bind(type_id: int, value: object) -> str | None:
     """Return the text of a *value* that a running flush is about to bind, or None."""
     kept = _encoded.get((type_id, id(value)))
     return None if kept is None or kept.value is not value else kept.bind()
-
-
-def check_all(
-    column_type: PydanticJSON[Any], kept: Sequence[Encoded], *, fresh: bool
-) -> None:
-    """Dump and check what is *kept*; *fresh*: it is not going to change by then."""
-    texts = dump_all(column_type, [each.value for each in kept], check=True)
-    if texts is not None:
-        for each, text in zip(kept, texts, strict=True):
-            each.text, each.fresh = text, fresh
-    else:
-        for each in kept:
-            each.check(each.dump())
-            each.fresh = fresh
-
-
-def dump_all(
-    column_type: PydanticJSON[Any], values: list[Any], *, check: bool = False
-) -> list[str] | None:
-    """Return the texts of *values*, at once; None if it has to be one by one.
-
-    They are as many as are worth it, and none is refused by a *check*.
-    """
-    if len(values) < _MANY:
-        return None
-    if not check:
-        return column_type.batch_codec.dump(values)
-    encoded = column_type.batch_codec.encode(values)
-    return None if encoded is None else encoded[0]

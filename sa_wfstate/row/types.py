@@ -9,7 +9,7 @@ called. PostgreSQL stores JSONB; other dialects store SQLAlchemy's JSON, for uni
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 from sqlalchemy import Dialect, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
@@ -46,6 +46,9 @@ _COMPARES_WHOLE_VALUES = frozenset(
     {operators.eq, operators.ne, operators.is_distinct_from}
     | {operators.is_not_distinct_from, operators.in_op, operators.not_in_op}
 )
+
+_MANY: Final = 16
+"""From how many values on it is worth to encode them at once."""
 
 
 class _Comparator(TypeDecorator.Comparator[Any], JSONB.Comparator[Any]):
@@ -146,6 +149,18 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     def batch_codec(self) -> BatchCodec[T]:
         """The codec for many values at once."""
         return BatchCodec(self.codec, round_trip=self.codec.round_trip)
+
+    def dump_all(self, values: list[T], *, check: bool = False) -> list[str] | None:
+        """Return the texts of *values*, at once; None if it has to be one by one.
+
+        They are as many as are worth it, and a *check* refuses none of them.
+        """
+        if len(values) < _MANY:
+            return None
+        if not check:
+            return self.batch_codec.dump(values)
+        encoded = self.batch_codec.encode(values)
+        return None if encoded is None else encoded[0]
 
     def changes_in_place(self) -> bool:
         """Return whether a value may change without being assigned."""

@@ -38,7 +38,6 @@ Session before_flush: orm.unit_of_work.before_flush
 Session after_transaction_create: orm.rebasing.after_transaction_create
 Session after_transaction_create: orm.unit_of_work.after_transaction_create
 Session after_transaction_create: orm.flush.after_transaction_create
-WorkflowStateMixin before_insert: orm.schema_version.before_insert
 WorkflowStateMixin before_insert: orm.flush.before_insert
 WorkflowStateMixin before_update: orm.mixin.before_update
 WorkflowStateMixin before_update: orm.unversioned.before_update

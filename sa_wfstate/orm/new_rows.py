@@ -1,0 +1,87 @@
+"""Check the values of new rows, those of all of them at once, before a flush sends any.
+
+A listener may change one of them until SQLAlchemy collects what an INSERT sets, and
+then its text has to be made again. Where none is called, the text is sent as it was
+checked.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from ..row.encoded import Encoded, keep_encoded
+from .baseline import located, refuse_none, tracked
+from .collecting import NOT_VALUES
+from .mixin import WorkflowStateMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy.orm import InstanceState
+
+    from ..row.types import PydanticJSON
+    from .collecting import Written
+
+
+_EVENTS: Final = tuple(
+    f"{when}_{what}"
+    for when in ("before", "after")
+    for what in ("insert", "update", "delete")
+)
+_OWN: Final = frozenset(
+    f"{__package__}.{module}"
+    for module in ("flush", "mixin", "schema_version", "unversioned")
+)
+"""The modules whose listeners change no value of the application."""
+_DEFAULT: Final = WorkflowStateMixin.default_provenance
+
+
+def calls_listeners(states: Iterable[InstanceState[Any]]) -> bool:
+    """Return whether a flush of *states* calls code of the application for its rows."""
+    for manager in {state.manager for state in states}:
+        dispatch: Any = manager.mapper.dispatch
+        if any(
+            getattr(listener, "__module__", None) not in _OWN
+            for name in _EVENTS
+            for listener in getattr(dispatch, name)
+        ):
+            return True
+        # It makes the provenances of new rows.
+        makes: Any = getattr(manager.class_, "default_provenance", _DEFAULT)
+        if makes is not _DEFAULT:
+            return True
+    return False
+
+
+def prepare_inserts(
+    states: Iterable[InstanceState[Any]], written: Written, *, fresh: bool
+) -> None:
+    """Check what INSERTs are going to write.
+
+    *fresh*: nothing of the application is called before SQLAlchemy collects that.
+    """
+    groups: dict[PydanticJSON[Any], list[Encoded]] = {}
+    without: set[tuple[type[Any], str]] = set()
+    for state in states:
+        values, entity = state.dict, state.class_
+        for key, column_type in tracked(state).items():
+            value = values.get(key)
+            if value is None:
+                if (entity, key) not in without:
+                    refuse_none(state, key)
+                    without.add((entity, key))
+            elif not isinstance(value, NOT_VALUES):
+                place = state, key
+                encoded = keep_encoded(column_type.codec, value, located, place)
+                written[place] = encoded
+                groups.setdefault(column_type, []).append(encoded)
+    for column_type, group in groups.items():
+        texts = column_type.dump_all([each.value for each in group], check=True)
+        if texts is not None:
+            for encoded, text in zip(group, texts, strict=True):
+                encoded.text = text
+        else:
+            for encoded in group:
+                encoded.check(encoded.dump())
+        for encoded in group:
+            encoded.fresh = fresh
