@@ -79,7 +79,7 @@ def read(state: InstanceState[Any], key: str, unread: Unread) -> tuple[Any, str]
         if version != schema.version:
             text = schema.mark(text, version, _key_of(state))
     try:
-        value = column_type.load(text)
+        value = column_type.codec.load(text)
     except PayloadError as error:
         note = "" if schema is None else f" (schema version {schema.version_of(text)})"
         raise located(error, state, key, note) from error.__cause__

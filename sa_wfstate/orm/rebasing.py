@@ -123,8 +123,8 @@ def after_transaction_create(session: Session, transaction: SessionTransaction) 
 
 
 def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    known = None if transaction.parent else existing_state_of(session)
-    if known is not None:
+    known = existing_state_of(session)
+    if known is not None and known.replaced and transaction.parent is None:
         # References to what an expired instance held are void in any case.
         for state in [*known.replaced]:
             if state.expired or state.obj() is None:

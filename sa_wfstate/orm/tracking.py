@@ -216,9 +216,11 @@ def after_transaction_end(session: Session, transaction: SessionTransaction) -> 
     known = existing_state_of(session)
     if known is None:
         return
-    known.end_commit(transaction)
+    if known.committing is not None:
+        known.end_commit(transaction)
     if transaction.parent is None:
-        known.end_flush()
+        if known.flush is not None:
+            known.end_flush()
         known.idle.clear()
         if known.required:
             known.required.clear()

@@ -69,7 +69,10 @@ def take_over(state: InstanceState[Any], other: InstanceState[Any]) -> None:
 def load(state: InstanceState[Any], _: object) -> None:
     values = state.dict
     note_key(state)
-    if "version" in values or "state" in values:
+    provenance = values.get("provenance")
+    if provenance is not None and "version" in values and not state.committed_state:
+        state.info[_KEY] = values["version"], provenance
+    elif "version" in values or "state" in values:
         _see(state, values)
 
 

@@ -118,7 +118,8 @@ class Codec(Generic[T]):
         if schema is not None and isinstance(text, str):
             read = schema.read(text)
         try:
-            return self._validate(read)
+            value: T = self._adapter.validator.validate_json(read)
+            return value
         except ValidationError as error:
             if where is None:
                 where = self.name if schema is None else schema.where(str(text))

@@ -1,0 +1,221 @@
+"""New rows are checked together; what changes after that is neither lost nor unchecked.
+
+No listener of the application hears of a row here, so the texts that were checked are
+sent. The listeners of these tests hear of a session, a connection or a column.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import BaseModel
+from sqlalchemy import Engine, event, func, insert, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sa_wfstate import PayloadError, PydanticJSON, WorkflowStateMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MANY = 20
+"""More than it takes for the states to be encoded at once."""
+COUNTS = pytest.mark.parametrize("count", [1, MANY])
+
+
+class Notes(BaseModel):
+    """A state that can be changed in place."""
+
+    log: list[str] = []
+    extra: dict[str, Any] = {}
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+def title() -> str:
+    """Return the default of a column; a test puts more into it."""
+    for change in title_changes:
+        change()
+    return "untitled"
+
+
+title_changes: list[Callable[[], object]] = []
+
+
+class Document(WorkflowStateMixin[Notes], Base):
+    __tablename__ = "documents"
+
+    title: Mapped[str] = mapped_column(default=title)
+
+
+class Copy(Base):
+    """Another table that holds such a state."""
+
+    __tablename__ = "copies"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    state: Mapped[Notes] = mapped_column(PydanticJSON(Notes))
+
+
+@pytest.fixture(autouse=True)
+def tables(create_tables: Callable[..., None]) -> Any:
+    """Create the tables, and leave no change behind for the next test."""
+    create_tables(Base.metadata)
+    yield
+    title_changes.clear()
+
+
+def documents(count: int) -> list[Document]:
+    """Make new documents."""
+    return [
+        Document(workflow_key=str(number), state=Notes()) for number in range(count)
+    ]
+
+
+def rows(engine: Engine) -> dict[str, tuple[int, list[str]]]:
+    """Return version and log of each row that is not as it was created, by key."""
+    with Session(engine) as session:
+        found = session.scalars(select(Document)).all()
+        all_rows = {row.workflow_key: (row.version, row.state.log) for row in found}
+    return {key: row for key, row in all_rows.items() if row != (1, [])}
+
+
+@COUNTS
+def test_a_refused_state_names_its_row(engine: Engine, count: int) -> None:
+    """No row of the flush is sent, and the session can go on."""
+    with Session(engine) as session:
+        made = documents(count)
+        made[-1].state.extra["pair"] = (1, 2)
+        session.add_all(made)
+        with pytest.raises(PayloadError, match=rf"Document '{count - 1}' state.*holds a tuple"):
+            session.flush()
+        made[-1].state.extra.clear()
+        session.commit()
+        assert session.scalar(select(func.count()).select_from(Document)) == count
+    assert rows(engine) == {}
+
+
+@COUNTS
+@pytest.mark.parametrize("name", ["after_flush", "after_flush_postexec"])
+def test_what_changes_after_the_insert_is_written(
+    engine: Engine, name: str, count: int
+) -> None:
+    """By the next flush of the same commit, or in the next transaction."""
+    with Session(engine, expire_on_commit=False) as session:
+        made = documents(count)
+        session.add_all(made)
+        states, done = [each.state for each in made], []
+
+        def change(*_: object) -> None:
+            if not done:
+                done.append(states[0].log.append(name))
+
+        event.listen(session, name, change)
+        session.commit()
+        session.begin()
+        session.commit()
+    assert rows(engine) == {"0": (2, [name])}
+
+
+@COUNTS
+@pytest.mark.parametrize("kept", [False, True], ids=["instance", "reference"])
+def test_what_changes_when_the_connection_begins_is_written(
+    engine: Engine, count: int, *, kept: bool
+) -> None:
+    """By the INSERT if the attribute is read for it, or by the same commit."""
+    with Session(engine) as session:
+        made = documents(count)
+        session.add_all(made)
+        state = made[0].state
+
+        def change(*_: object) -> None:
+            (state if kept else made[0].state).log.append("begun")
+
+        event.listen(session, "after_begin", change)
+        session.commit()
+        event.remove(session, "after_begin", change)
+    assert rows(engine) == {"0": (1 + kept, ["begun"])}
+
+
+@COUNTS
+def test_what_a_default_changes_is_written(engine: Engine, count: int) -> None:
+    """It runs when the changes are collected: the same commit writes it."""
+    with Session(engine) as session:
+        made = documents(count)
+        session.add_all(made)
+        log = made[0].state.log
+        title_changes.append(lambda: None if log else log.append("default"))
+        session.commit()
+    assert rows(engine)["0"][1] == ["default"]
+
+
+@COUNTS
+def test_what_a_default_breaks_is_refused(engine: Engine, count: int) -> None:
+    """It has no row to be written to: the transaction is rolled back."""
+    with Session(engine) as session:
+        made = documents(count)
+        session.add_all(made)
+        extra = made[0].state.extra
+        title_changes.append(lambda: extra.setdefault("pair", (1, 2)))
+        with pytest.raises(PayloadError, match=r"Document '0' state.*holds a tuple"):
+            session.commit()
+        session.rollback()
+    with Session(engine) as session:
+        assert session.scalars(select(Document)).all() == []
+
+
+@COUNTS
+def test_a_listener_may_bind_the_changed_state(engine: Engine, count: int) -> None:
+    """What its own statement binds is not taken for what the row holds."""
+    with Session(engine) as session:
+        made = documents(count)
+        session.add_all(made)
+        state = made[0].state
+
+        @event.listens_for(engine, "after_cursor_execute")
+        def change(connection: Any, _: object, statement: str, *__: object) -> None:
+            if "INSERT INTO documents" in statement and not state.log:
+                state.log.append("copied")
+                connection.execute(insert(Copy).values(id=1, state=state))
+
+        session.commit()
+        event.remove(engine, "after_cursor_execute", change)
+        assert session.get_one(Copy, 1).state.log == ["copied"]
+    assert rows(engine) == {"0": (2, ["copied"])}
+
+
+@COUNTS
+def test_rows_may_share_a_state(engine: Engine, count: int) -> None:
+    """Each holds it, and each is watched."""
+    with Session(engine, expire_on_commit=False) as session:
+        made, state = documents(count), Notes()
+        for each in made:
+            each.state = state
+        session.add_all(made)
+        session.commit()
+        state.log.append("all")
+        session.commit()
+    assert rows(engine) == {str(number): (2, ["all"]) for number in range(count)}
+
+
+@COUNTS
+@pytest.mark.parametrize("name", ["before_insert", "after_insert"])
+def test_a_listener_of_the_rows_is_heard(engine: Engine, name: str, count: int) -> None:
+    """Also if it was registered after rows were written without one."""
+    with Session(engine) as session:
+        session.add(Document(workflow_key="first", state=Notes()))
+        session.commit()
+        made = documents(count)
+        session.add_all(made)
+        log = made[0].state.log
+
+        def change(*_: object) -> None:
+            if not log:
+                log.append(name)
+
+        event.listen(Document, name, change)
+        session.commit()
+        event.remove(Document, name, change)
+    assert rows(engine) == {"0": (1 + (name == "after_insert"), [name])}
