@@ -118,8 +118,8 @@ class Codec(Generic[T]):
         if schema is not None and isinstance(text, str):
             read = schema.read(text)
         try:
-            value: T = self._adapter.validator.validate_json(read)
-            return value
+            # Not by _validate(): a state is loaded for each row that is read.
+            return self._adapter.validator.validate_json(read)  # type: ignore[no-any-return]
         except ValidationError as error:
             if where is None:
                 where = self.name if schema is None else schema.where(str(text))

@@ -89,7 +89,8 @@ def test_a_refused_state_names_its_row(engine: Engine, count: int) -> None:
         made = documents(count)
         made[-1].state.extra["pair"] = (1, 2)
         session.add_all(made)
-        with pytest.raises(PayloadError, match=rf"Document '{count - 1}' state.*holds a tuple"):
+        refused = rf"Document '{count - 1}' state.*holds a tuple"
+        with pytest.raises(PayloadError, match=refused):
             session.flush()
         made[-1].state.extra.clear()
         session.commit()
