@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
-from tenacity import Retrying, retry_if_exception
 
 from .errors import ConflictReason, OutcomeUnknown, StateConflict, WriteSuppressed
 
@@ -117,6 +116,9 @@ class RetryPolicy:
 
         The last error is raised, as any other error is at once.
         """
+        # Not with the package: many applications import it, and never retry.
+        from tenacity import Retrying, retry_if_exception
+
         retrying = Retrying(
             stop=self.stop,
             wait=self.wait,

@@ -221,6 +221,7 @@ NOT_LOADED = {
     "sa_wfstate.asyncio",
     "sqlmodel",
     "sqlalchemy.ext.asyncio",
+    "tenacity",
 }
 """What ``import sa_wfstate`` does not load, since the root does not need it."""
 

@@ -4,7 +4,8 @@ Each run is a process of its own, which reports the CPU seconds of each part: th
 of the package, the mapping of ten classes, their configuration, the first SELECT of
 each, the first INSERT and UPDATE of each. The same ten classes with the usual recipe
 and the same six columns are the other contender, so their runs take turns. What both
-need, SQLAlchemy, Pydantic and the driver, is imported before.
+need, SQLAlchemy, Pydantic and the driver, is imported before. Python loads compiled
+modules, as from an installed package, wherever this one may not keep any.
 
     python docs/bench/warmup.py [--rounds 11]
 """
@@ -13,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 from itertools import pairwise
+from tempfile import TemporaryDirectory
 
 from _harness import postgresql
 from rich.console import Console
@@ -134,11 +137,13 @@ print(json.dumps(marks))
 """
 
 
-def run(kind: str, url: str, *, creates: bool = False) -> list[float]:
-    """Return the seconds of each part, and of all."""
+def run(kind: str, url: str, modules: str, *, creates: bool = False) -> list[float]:
+    """Return the seconds of each part, and of all; compiled *modules* are kept."""
     what = "creates" if creates else "uses"
     command = [sys.executable, "-c", APPLICATION, kind, url, what]
-    marks = json.loads(subprocess.check_output(command))
+    keeping = {**os.environ, "PYTHONPYCACHEPREFIX": modules}
+    keeping.pop("PYTHONDONTWRITEBYTECODE", None)
+    marks = json.loads(subprocess.check_output(command, env=keeping))
     return [*(b - a for a, b in pairwise(marks)), marks[-1] - marks[0]]
 
 
@@ -151,13 +156,13 @@ def main() -> None:
     options = parser.parse_args()
     kinds = ("the usual recipe", "sa_wfstate")
     results: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
-    with postgresql(fsync="off") as where:
+    with postgresql(fsync="off") as where, TemporaryDirectory() as modules:
         url = where.render_as_string(hide_password=False)
         for kind in kinds:
-            run(kind, url, creates=True)
+            run(kind, url, modules, creates=True)
         for number in range(options.rounds):
             for kind in kinds if number % 2 else reversed(kinds):
-                results[kind].append(run(kind, url))
+                results[kind].append(run(kind, url, modules))
     table = Table("", *PARTS, "all", title="CPU until ten classes are warm")
     for kind, runs in results.items():
         parts = [statistics.median(part) for part in zip(*runs, strict=True)]
