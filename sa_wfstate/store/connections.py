@@ -28,17 +28,6 @@ if TYPE_CHECKING:
 
 
 READ_COMMITTED = "READ COMMITTED"
-_TOLD = (
-    "before_cursor_execute",
-    "after_cursor_execute",
-    "before_execute",
-    "after_execute",
-    "begin",
-    "rollback",
-    "engine_connect",
-    "set_connection_execution_options",
-)
-"""The events whose listeners may ask their connection for its level."""
 IDLE_LIMIT = "idle_in_transaction_session_timeout"
 
 
@@ -227,8 +216,17 @@ class _Autocommit:
 
 def _observed(engine: Engine) -> bool:
     """Return whether *engine* logs its statements, or calls listeners with them."""
-    return engine.logger.isEnabledFor(INFO) or any(
-        getattr(engine.dispatch, name) for name in _TOLD
+    told: Any = engine.dispatch
+    return bool(
+        engine.logger.isEnabledFor(INFO)
+        or told.before_cursor_execute
+        or told.after_cursor_execute
+        or told.before_execute
+        or told.after_execute
+        or told.engine_connect
+        or told.begin
+        or told.rollback
+        or told.set_connection_execution_options
     )
 
 
