@@ -111,7 +111,7 @@ def evaluates(table: Table, *, inserting: bool) -> bool:
     A callable ``default`` or ``onupdate`` of the application's own columns does that.
     The columns of a workflow are written by value.
     """
-    own = columns_of(table)
+    own = set(columns_of(table))  # `in` of a tuple would build SQL: column == column.
     made = (
         column.default if inserting else column.onupdate
         for column in table.c
