@@ -126,6 +126,7 @@ class _BlockingTurn:
         self._gate.acquire(timeout=-1 if seconds is None else seconds)
         if self._process is not None:
             self._process()
+            self._process = None  # It has the request, which has this turn.
 
     def forfeits(self) -> bool:
         return self._process is not None

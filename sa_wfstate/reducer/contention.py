@@ -245,6 +245,7 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
             else:
                 return
             abandoned = self._release(queue, request.batch)
+            request.batch = []  # It has the request: a cycle, for the GC to find.
         except BaseException as error:
             self.interrupt(queue, request, error)
             raise

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+from weakref import ref
 
 import pytest
 from sqlalchemy import event
@@ -159,6 +161,20 @@ def test_fold_is_bounded(engine: Engine) -> None:
     with ThreadPoolExecutor(10) as threads:
         list(threads.map(service.handle, map(action, range(10))))
     assert stored(engine) == (4, list(range(10)))
+
+
+def test_handled_action_is_freed_at_once(
+    engine: Engine, request: pytest.FixtureRequest
+) -> None:
+    """Nothing of a handled action is left to the garbage collector."""
+    service = ReducerService(engine, Order, note, initial=OrderState)
+    request.addfinalizer(gc.enable)
+    gc.disable()
+    handled = action(1)
+    service.handle(handled)
+    freed = ref(handled)
+    del handled
+    assert freed() is None
 
 
 def test_failing_reducer_does_not_harm_its_neighbours(engine: Engine) -> None:

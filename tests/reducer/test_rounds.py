@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+from weakref import ref
 
 import pytest
 from sqlalchemy import event
@@ -65,6 +67,22 @@ async def handle_all(orders: Any, numbers: range) -> list[Any]:
         )
 
     return await asyncio.gather(*map(handle, numbers), return_exceptions=True)
+
+
+async def test_handled_action_is_freed_at_once(
+    engine: AsyncEngine, request: pytest.FixtureRequest
+) -> None:
+    """Nothing of a handled action is left to the garbage collector."""
+    orders = service(engine, note)
+    request.addfinalizer(gc.enable)
+    gc.disable()
+    handled: Any = Action(workflow_key="o-1", action_id=uuid4(), payload=1)
+    await orders.handle(handled)
+    await asyncio.sleep(0)  # The task of its round ends.
+    freed = ref(handled)
+    del handled
+    assert freed() is None
+
 
 
 async def test_few_statements_for_many_tasks(engine: AsyncEngine) -> None:
