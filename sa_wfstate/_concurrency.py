@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
+_ASIDE: Final = 5e-5  # Seconds.
+
 
 class Turn(Protocol):
     """Lets one caller wait until its request is processed, or its turn has come."""
@@ -101,7 +103,8 @@ class Blocking:
         return threading.current_thread() is not threading.main_thread()
 
     def step_aside(self) -> None:
-        """Do nothing: the others run while this thread waits for the database."""
+        # After a sleep of 0 it would have the interpreter again before they are awake.
+        time.sleep(_ASIDE)
 
 
 class _BlockingTurn:

@@ -1,9 +1,10 @@
 """Groups: what arrives while others are processed is processed together (group commit).
 
 Nothing waits for company: what arrives at an idle service is processed at once, alone.
-While :data:`FLIGHTS` groups are in progress, requests wait, in the order of their
-arrival; the next group is what has queued up, up to a number and a weight. The caller
-of one of them processes it.
+While a group is in progress, requests wait, in the order of their arrival, until they
+are as many as the last group had, or come together; then a second one starts. While
+:data:`FLIGHTS` are in progress, none does. The next group is what has queued up, up to
+a number and a weight. The caller of one of them processes it.
 
 A request without a result is processed again, alone, by its own caller: so the error of
 one member is not that of the others. A request that waits while no group ends for
@@ -100,7 +101,7 @@ class Groups(Generic[ItemT, ResultT]):
         self._lock = Lock()
         self._pending: deque[Member[ItemT, ResultT]] = deque()
         self._flights: dict[object, float] = {}
-        self._crowded = False  # Whether the last group had several members.
+        self._enough = 0  # So many may start while a group is in progress.
         self._gathering: Member[ItemT, ResultT] | None = None  # It is about to start.
 
     def submit(self, item: ItemT, *, alone: bool = False) -> ResultT:
@@ -131,14 +132,14 @@ class Groups(Generic[ItemT, ResultT]):
         try:
             with self._lock:
                 self._pending.extend(members)
-                gathers = (
-                    len(members) == 1 and self._crowded and self._may_start(leader)
-                )
+                if len(members) > 1:
+                    self._enough = min(self._enough, len(members))
+                crowded = len(members) == 1 and self._enough > 1
+                gathers = crowded and self._may_start(leader)
                 if gathers:
                     self._gathering = leader
             if gathers:
-                # Those that were woken with this one arrive in the same moment.
-                self._waiting.step_aside()
+                self._gather()
             for member in members:
                 self._wait_for(member)
         except BaseException:
@@ -157,10 +158,21 @@ class Groups(Generic[ItemT, ResultT]):
             elif not member.finished:
                 member.turn.wait(member.patience)
 
+    def _gather(self) -> None:
+        # Those that were woken with the leader arrive in the same moment.
+        size = 0
+        while size < len(self._pending) < self._most:
+            size = len(self._pending)
+            self._waiting.step_aside()
+
     def _may_start(self, member: Member[ItemT, ResultT]) -> bool:
+        if self._gathering not in {None, member}:
+            return False
         late = monotonic() - PATIENCE
         flying = sum(started > late for started in self._flights.values())
-        return flying < FLIGHTS and self._gathering in {None, member}
+        # Small groups cost the most: each is a statement, and a commit.
+        waits = flying > 0 and len(self._pending) < self._enough
+        return flying < FLIGHTS and not waits
 
     def _take_off(self, member: Member[ItemT, ResultT]) -> list[Member[ItemT, ResultT]]:
         """Return the next group, if it may start; else renew the turn of *member*."""
@@ -175,7 +187,7 @@ class Groups(Generic[ItemT, ResultT]):
                 return []
             group = self._next_group()
             self._flights[group[0]] = monotonic()
-            self._crowded = len(group) > 1
+            self._enough = len(group)
         return group
 
     # Loops with conditions are in functions, not in the frames that hold the lock: see

@@ -576,3 +576,57 @@ def test_groups_have_a_weight() -> None:
 
     run_threads(6, submit)
     assert sorted(sizes) == [1, 2, 2]
+
+
+def settling(sizes: list[int]) -> Callable[[Any], None]:
+    """Settle all members, and note how many they are."""
+
+    def process(members: Any) -> None:
+        sizes.append(len(members))
+        for member in members:
+            member.settle(None)
+
+    return process
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_second_group_is_no_smaller(together: bool) -> None:
+    """It starts once as many wait as the last one had, or as have come together."""
+    sizes: list[int] = []
+    groups: Groups[int, None] = Groups(Blocking(), settling(sizes), most=100)
+    groups._flights[object()] = float("inf")
+    groups._enough = 3
+
+    def submit(number: int) -> None:
+        while len(groups._pending) < number:
+            time.sleep(0.001)
+        groups.submit(number)
+
+    if together:
+        groups.submit_all([1, 2])
+        assert sizes == [2]
+    else:
+        run_threads(3, submit)
+        assert sizes == [3]
+
+
+def test_threads_that_are_woken_together_are_a_group() -> None:
+    """After a group of several the first one lets those run that arrive with it."""
+    sizes: list[int] = []
+    threads = ThreadPoolExecutor(4)
+
+    class Waking(Blocking):
+        """Others arrive whenever this one lets them."""
+
+        def step_aside(self) -> None:
+            waiting = len(groups._pending)
+            if waiting < 4:
+                threads.submit(groups.submit, waiting)
+                while len(groups._pending) == waiting:
+                    time.sleep(0.001)
+
+    groups: Groups[int, None] = Groups(Waking(), settling(sizes), most=100)
+    groups._enough = 2
+    with threads:
+        threads.submit(groups.submit, 0).result(20)
+    assert sizes == [4]

@@ -84,7 +84,6 @@ async def test_handled_action_is_freed_at_once(
     assert freed() is None
 
 
-
 async def test_few_statements_for_many_tasks(engine: AsyncEngine) -> None:
     """A round reads its rows by one statement, and writes them by one."""
     orders = service(engine, note)
