@@ -141,8 +141,6 @@ class RetryPolicy:
 
 SERIALIZATION_FAILURE: Final = "40001"
 UNIQUE_VIOLATION: Final = "23505"
-RAISED_BY_TRIGGER: Final = frozenset({"23000", "P0001"})
-"""The codes of the version trigger, and of an error that another one raises."""
 READ_ONLY_TRANSACTION: Final = "25006"
 LOCK_NOT_AVAILABLE: Final = "55P03"
 

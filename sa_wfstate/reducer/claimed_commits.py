@@ -10,13 +10,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import IntegrityError
 
 from ..commit_listeners import listeners_of
 from ..dedup import Claim
 from ..errors import StateConflict
 from ..payload.actions import digest
-from ..retry import RAISED_BY_TRIGGER, UNIQUE_VIOLATION, sqlstate
+from ..retry import UNIQUE_VIOLATION, sqlstate
 from ..store.bulk import commit_batch
 from ..values.snapshot import StateCommitted
 from ..values.write import Batch
@@ -46,6 +46,10 @@ class ClaimedBefore(Exception):
 
 class NotChained(Exception):
     """The actions of a chain are to be committed one by one."""
+
+
+class _Refused(Exception):
+    """Nothing was written: a trigger is to see each version of a chain."""
 
 
 class ClaimedCommits(Generic[StateT]):
@@ -91,9 +95,10 @@ class ClaimedCommits(Generic[StateT]):
                 for batch in accepted:
                     batch.committing = batch.one_statement = True
                 made = commit_batch(connection, self._statements, writes, send=send)
-        except DBAPIError as error:
+        except _Refused:
+            return None
+        except IntegrityError as error:
             if sqlstate(error) != UNIQUE_VIOLATION:
-                self._learn(accepted, error)
                 raise
             return None
         outcomes = dict(zip(writes.workflow_keys, made, strict=True))
@@ -111,9 +116,10 @@ class ClaimedCommits(Generic[StateT]):
         batch.one_statement = True
         try:
             (outcome,) = commit_batch(connection, self._statements, writes, send=send)
-        except DBAPIError as error:
+        except _Refused:
+            return None
+        except IntegrityError as error:
             if sqlstate(error) != UNIQUE_VIOLATION:
-                self._learn([batch], error)
                 raise
             batch.apart = True  # To learn whether it was a claim.
             raise ClaimedBefore from error
@@ -152,16 +158,14 @@ class ClaimedCommits(Generic[StateT]):
         batch: Batch,
     ) -> dict[Key, Written]:
         written = self._writes.send(connection, batch, claims, lock_wait, steps)
+        if steps and not written and self._writes.refuses_chains(connection):
+            self._may_chain = False
+            raise _Refused
         if not written and len(claims) == 1:
             (claim,) = claims
             if self._log.lookup(connection, [claim[:2]]):
                 raise ClaimedBefore
         return written
-
-    def _learn(self, batches: Sequence[ActionBatch], error: DBAPIError) -> None:
-        """Make no chains any more if a trigger has refused one."""
-        if _steps_of(batches) and sqlstate(error) in RAISED_BY_TRIGGER:
-            self._may_chain = False
 
 
 def _steps_of(batches: Sequence[ActionBatch]) -> dict[Key, int]:

@@ -22,7 +22,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from sqlalchemy import BigInteger, Interval, Text, bindparam, exists, func, select, true
+from sqlalchemy import (
+    BigInteger,
+    Interval,
+    Text,
+    bindparam,
+    exists,
+    func,
+    not_,
+    select,
+    true,
+)
 from sqlalchemy.dialects.postgresql import insert
 
 from ..commit_listeners import listeners_of
@@ -31,6 +41,7 @@ from ..row.batch import Shape, answer_of, arrays_of, written_of
 from ..row.chunks import CHUNK
 from ..row.columns import evaluates
 from ..row.engine_profiles import PROFILES
+from ..row.triggers import HasTriggers
 from ..values.write import Written
 
 if TYPE_CHECKING:
@@ -119,6 +130,13 @@ class ClaimedWrites(Generic[StateT]):
         result = connection.execute(self._many[variant], parameters)
         return written_of(batch, result)
 
+    def refuses_chains(self, connection: Connection) -> bool:
+        """Return whether chains are not written: triggers are to see each version."""
+        found: bool = connection.execute(
+            select(HasTriggers(self._statements.table))
+        ).scalar_one()
+        return found
+
     def _send_one(
         self, connection: Connection, write: Write, claim: Claim
     ) -> dict[Key, Written]:
@@ -152,12 +170,15 @@ class ClaimedWrites(Generic[StateT]):
 
     def _build_many(self, shape: Shape, *, limited: bool, chained: bool) -> Any:
         c = self._log.table.c
-        criteria = []
+        criteria: list[Any] = []
         if limited:
             wait = bindparam("wfs_lock_wait", type_=Text())
             # A subquery runs first; the setting ends with the statement.
             limit = select(func.set_config("lock_timeout", wait, true()))
             criteria.append(limit.scalar_subquery().is_not(None))
+        if chained:
+            # Asked each time, as one may be created while the service runs.
+            criteria.append(not_(HasTriggers(self._statements.table)))
         written = arrays_of(self._statements).written(shape, *criteria, steps=chained)
         (key,) = self._statements.keys.columns
         types = {"claimed": key.type, "stored": c.workflow_key.type}
