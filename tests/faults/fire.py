@@ -35,10 +35,11 @@ from sa_wfstate import (
 from sa_wfstate.errors import OutcomeUnknown, ReducerGaveUp
 from sa_wfstate.patching import Patch, increment
 
-from .ledgers import Claims, Count, Tally, TallyActions
+from .ledgers import Claims, Count, Line, LineActions, Tally, TallyActions
 
 KEYS = [f"hot-{n}" for n in range(2)] + [f"cold-{n}" for n in range(48)]
 RETRY = RetryPolicy(max_attempts=4)
+LINES = Line, LineActions
 DELIVERIES = 3
 RESOLVE = RetryPolicy(max_attempts=None, base_delay=0.05, max_delay=0.5, deadline=40)
 
@@ -54,7 +55,8 @@ class Fire:
 
     @property
     def acknowledged(self) -> int:
-        return len(self.claims.done) + len(self.claims.handled)
+        claims = self.claims
+        return len(claims.done) + len(claims.handled) + len(claims.lined)
 
     @property
     def burning(self) -> bool:
@@ -194,57 +196,65 @@ class Fire:
         await asyncio.gather(*(writer() for _ in range(4)))
         await engine.dispose()
 
-    def service(self, engine: Engine, seed: int) -> None:
+    def service(
+        self, engine: Engine, seed: int, classes: Any = (Tally, TallyActions)
+    ) -> None:
         """Handle actions in eight threads, whose commits are groups."""
-        service = ReducerService(engine, Tally, add, dedup=TallyActions, retry=RETRY)
+        entity, log = classes
+        service = ReducerService(
+            engine, entity, add, initial=Count, dedup=log, retry=RETRY
+        )
 
         def caller(number: int) -> None:
             rng = random.Random(seed + number)
             while self.burning:
-                action = next_action(rng)
+                action = next_action(rng, entity)
                 for _ in range(DELIVERIES):
                     try:
                         outcome = service.handle(action)
                     except Exception as error:  # noqa: BLE001 - judged there
                         self.undelivered(action, error)
                     else:
-                        self.delivered(action, outcome)
+                        self.delivered(action, outcome, entity)
                         break
 
         with ThreadPoolExecutor(8) as threads:
             for each in [threads.submit(caller, 100 * n) for n in range(8)]:
                 each.result()
 
-    def async_service(self, url: URL, seed: int) -> None:
-        asyncio.run(self._async_service(url, seed))
+    def async_service(
+        self, url: URL, seed: int, classes: Any = (Tally, TallyActions)
+    ) -> None:
+        asyncio.run(self._async_service(url, seed, *classes))
 
-    async def _async_service(self, url: URL, seed: int) -> None:
+    async def _async_service(self, url: URL, seed: int, entity: Any, log: Any) -> None:
         """Handle actions in thirty tasks, whose commits are groups."""
         engine = create_async_engine(url.set(drivername="postgresql+asyncpg"))
         service = sa_wfstate.asyncio.ReducerService(
-            engine, Tally, add, dedup=TallyActions, retry=RETRY
+            engine, entity, add, initial=Count, dedup=log, retry=RETRY
         )
 
         async def caller(number: int) -> None:
             rng = random.Random(seed + number)
             while self.burning:
-                action = next_action(rng)
+                action = next_action(rng, entity)
                 for _ in range(DELIVERIES):
                     try:
                         outcome = await service.handle(action)
                     except Exception as error:  # noqa: BLE001 - judged there
                         self.undelivered(action, error)
                     else:
-                        self.delivered(action, outcome)
+                        self.delivered(action, outcome, entity)
                         break
 
         await asyncio.gather(*(caller(100 * n) for n in range(30)))
         await engine.dispose()
 
-    def delivered(self, action: Action[int], outcome: Any) -> None:
+    def delivered(self, action: Action[int], outcome: Any, entity: Any) -> None:
         key = str(action.action_id)
         self.claims.unhandled.discard(key)
-        self.claims.handled[key] = action.workflow_key, outcome.version
+        told = self.claims.handled if entity is Tally else self.claims.lined
+        told[key] = action.workflow_key, outcome.version
         self.claims.replayed += outcome.replayed
 
     def undelivered(self, action: Action[int], error: Exception) -> None:
@@ -285,9 +295,10 @@ def add(state: Count, _: Action[int]) -> Count:
     return Count(value=state.value + 1)
 
 
-def next_action(rng: random.Random) -> Action[int]:
-    """Make an action of one of the keys."""
-    return Action(workflow_key=rng.choice(KEYS), action_id=uuid4(), payload=1)
+def next_action(rng: random.Random, entity: Any) -> Action[int]:
+    """Make an action of one of the keys; lines have few, which many wait for."""
+    keys = KEYS if entity is Tally else KEYS[:5]
+    return Action(workflow_key=rng.choice(keys), action_id=uuid4(), payload=1)
 
 
 def pause(error: BaseException) -> None:

@@ -48,6 +48,19 @@ class TallyActions(ActionDedupMixin, Base):
     __tablename__ = "counter_actions"
 
 
+class Line(WorkflowStateMixin[Count], Base):
+    """Without the trigger, so that what waits for a key is a chain; for services only.
+
+    Each version is one of an action, and its claim says so.
+    """
+
+    __tablename__ = "lines"
+
+
+class LineActions(ActionDedupMixin, Base):
+    __tablename__ = "line_actions"
+
+
 @dataclass
 class Claims:
     """What clients were told of their effects."""
@@ -57,6 +70,9 @@ class Claims:
     unknown: set[str] = field(default_factory=set)
     handled: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Of actions."""
+
+    lined: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Of actions of lines."""
 
     unhandled: set[str] = field(default_factory=set)
     """Actions that a service has given up."""
@@ -85,6 +101,7 @@ def check(engine: Engine, claims: Claims) -> dict[str, int]:
         ).all()
     chains: dict[str, list[int]] = {}
     check_actions(audit, logged, claims)
+    check_lines(engine, claims)
     for key, version, *_ in audit:
         chains.setdefault(key, []).append(version)
     for key, version, value in rows:
@@ -107,6 +124,7 @@ def check(engine: Engine, claims: Claims) -> dict[str, int]:
     return {
         "versions": len(audit),
         "actions": len(claims.handled),
+        "actions of lines": len(claims.lined),
         "acknowledged": len(claims.done),
         "replayed": claims.replayed,
         "denied": len(claims.not_done),
@@ -130,3 +148,27 @@ def check_actions(audit: Any, logged: Any, claims: Claims) -> None:
     assert not wrong, f"{len(wrong)} acknowledged actions are not there"
     untold = places.keys() - claims.handled.keys() - claims.unhandled
     assert not untold, f"{len(untold)} actions are there that no caller was told of"
+
+
+def check_lines(engine: Engine, claims: Claims) -> None:
+    """Fail unless each version of a line is that of one action, as its caller knows."""
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text("SELECT workflow_key, version, (state->>'value')::bigint FROM lines")
+        ).all()
+        logged = connection.execute(
+            text("SELECT action_id::text, workflow_key, version FROM line_actions")
+        ).all()
+    versions: dict[str, list[int]] = {}
+    for _, key, version in logged:
+        versions.setdefault(key, []).append(version)
+    for key, version, value in rows:
+        own = sorted(versions.pop(key))
+        assert own == list(range(1, version + 1)), f"{key} has gaps"
+        assert value == version + 1, f"{key}: an action is lost, or doubled"
+    assert not versions, f"{len(versions)} lines are not there"
+    places = {action: (key, version) for action, key, version in logged}
+    wrong = {a for a, place in claims.lined.items() if places.get(a) != place}
+    assert not wrong, f"{len(wrong)} acknowledged actions of lines are not there"
+    untold = places.keys() - claims.lined.keys() - claims.unhandled
+    assert not untold, f"{len(untold)} of lines are there that no caller was told of"
