@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -83,15 +83,14 @@ def _wait_for(front: URL, connections: int, log: Path) -> None:
     deadline = time.monotonic() + 20
     while True:
         try:
-            pids = set()
-            for _ in range(connections):
-                with engine.connect() as connection:
-                    query = "SELECT pg_backend_pid()"
-                    pids.add(connection.exec_driver_sql(query).scalar())
-            if len(pids) == connections:
-                return
-        except OperationalError:
-            pass
-        if time.monotonic() > deadline:
-            raise TimeoutError(log.read_text() if log.exists() else "no log")
-        time.sleep(0.1)
+            with ExitStack() as stack:
+                for _ in range(connections):
+                    # In a transaction, each needs a connection of its own.
+                    stack.enter_context(engine.connect()).exec_driver_sql("SELECT 1")
+        except OperationalError as error:
+            if time.monotonic() > deadline:
+                shown = log.read_text() if log.exists() else "no log"
+                raise TimeoutError(shown) from error
+            time.sleep(0.1)
+        else:
+            return
