@@ -29,7 +29,6 @@ from .tracking import altered_in
 if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction, UOWTransaction
 
-    from ..row.types import PydanticJSON
     from .session_state import SessionState
 
 
@@ -118,7 +117,6 @@ def after_flush(session: Session, _: object) -> None:
     if flush is None:
         return
     settled, touched = flush.settled, known.touched
-    in_place: dict[PydanticJSON[Any], bool] = {}
     for place, encoded in flush.written.items():
         state, key = place
         if place not in settled:
@@ -128,11 +126,7 @@ def after_flush(session: Session, _: object) -> None:
             settled[place] = encoded.value, text
         instance = state.obj()
         if instance is not None:
-            column_type = tracked(state)[key]
-            changes = in_place.get(column_type)
-            if changes is None:
-                changes = in_place[column_type] = column_type.changes_in_place()
-            if changes:
+            if tracked(state)[key].changes_in_place():
                 baselines_of(state)[key] = Baseline(*settled[place])
             elif BASELINES in state.info:
                 baselines_of(state).pop(key, None)
