@@ -165,7 +165,8 @@ class Arrays:
         if shape.swaps:
             values[c.version] = new.c.expected + by
             swap = self._swap(new, values, based=shape.based).where(*criteria)
-            writes.append((swap, new.c.expected + literal_column("1")))
+            # What its Write says. A chain goes further, so its version is answered.
+            writes.append((swap, new.c.expected + _FIRST))
         written: list[CTE[Any]] = [
             write.returning(
                 keys.value, c.updated_at, c.version, (c.version == sent).label("sent")
