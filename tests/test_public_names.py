@@ -207,7 +207,7 @@ NAMES = {
 }
 """The names of each public module."""
 
-MODULES_OF_OURS = 119
+MODULES_OF_OURS = 75
 """How many modules of the package ``import sa_wfstate`` loads."""
 
 NOT_LOADED = {
@@ -219,6 +219,8 @@ NOT_LOADED = {
     "psycopg",
     "rich",
     "sa_wfstate.asyncio",
+    "sa_wfstate.reducer",
+    "sa_wfstate.store",
     "sqlmodel",
     "sqlalchemy.ext.asyncio",
     "tenacity",
@@ -287,6 +289,17 @@ def test_error_survives_pickle(error: Exception) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
     assert str(copy) == str(error)
+
+
+def test_each_name_of_the_root_is_listed_before_it_is_imported() -> None:
+    """dir() shows it; a name that there is not is an AttributeError that names it."""
+    code = "import sa_wfstate; print(*dir(sa_wfstate)); from sa_wfstate import *"
+    run = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert NAMES["sa_wfstate"] <= {*run.stdout.split()}
+    with pytest.raises(AttributeError, match="'sa_wfstate' has no attribute 'Actions'"):
+        sa_wfstate.Actions  # noqa: B018
 
 
 def test_import_loads_what_the_root_needs() -> None:

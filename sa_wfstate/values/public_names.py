@@ -9,7 +9,8 @@ from typing import Any
 def publish(namespace: dict[str, Any], path: str | None = None) -> None:
     """Set ``__module__`` of public functions and errors to *path*, by default theirs.
 
-    *namespace* is the ``globals()`` of a public module, with its ``__all__``.
+    *namespace* is the ``globals()`` of a public module, with its ``__all__``, of which
+    names may be missing that are imported later.
     Tracebacks, help() and pickles show that path. Other classes keep their own:
     SQLAlchemy and pydantic resolve annotations there. inspect.getsource() finds a
     function all the same, as its code says the file. It looks for a class in the module
@@ -17,7 +18,7 @@ def publish(namespace: dict[str, Any], path: str | None = None) -> None:
     traceback with the path of the ``except`` clause is worth more.
     """
     for name in namespace["__all__"]:
-        public = namespace[name]
+        public = namespace.get(name)
         if isfunction(public) or (
             isclass(public) and issubclass(public, BaseException)
         ):
