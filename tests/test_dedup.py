@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,6 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from pydantic import BaseModel, Field, RootModel
+from pydantic_core import to_json
 from sqlalchemy import create_engine, event, func, select
 from sqlalchemy.orm import Session
 
@@ -18,6 +20,7 @@ from sa_wfstate import Action, PayloadError
 from sa_wfstate.canonical import ActionDedupLog, CanonicalBase
 from sa_wfstate.dedup import cleanup_expired, remember, should_process
 from sa_wfstate.errors import ActionIdReused
+from sa_wfstate.payload.actions import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -217,6 +220,22 @@ def test_digest_of_a_payload_stays_what_it_was() -> None:
     action = Action(workflow_key="o-1", action_id=ID, payload=payload)
     text = '{"a": "\\u00e9", "b": [1, 2.5, null]}'
     assert action.payload_hash() == sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "payload", [1, None, 1e23, -0.0, 10**30, "\u0000é", [[{"b": [], "a": 1.0}] * 2]]
+)
+def test_digest_of_a_payload_is_that_of_its_canonical_json(payload: Any) -> None:
+    """As the standard library reads and writes it, whatever reads it here."""
+    action = Action(workflow_key="o-1", action_id=ID, payload=payload)
+    text = json.dumps(json.loads(to_json(payload)), sort_keys=True)
+    assert action.payload_hash() == sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("text", ["[" * 300 + "]" * 300, '"\\ud800"'], ids=range(2))
+def test_text_that_only_the_standard_library_reads_has_a_digest(text: str) -> None:
+    """Deeply nested, or with half a surrogate pair."""
+    assert digest(text) == sha256(text.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(

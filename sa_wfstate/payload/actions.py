@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,7 +19,7 @@ from typing_extensions import TypeVar  # That of typing has no default before 3.
 
 from ..errors import PayloadError
 from ..values.keys import Key, WorkflowKey
-from .canonical import canonical_dump, canonical_json, in_one_order
+from .canonical import canonical_dump, canonical_json, in_one_order, read_json
 from .codec import Codec, first_problem, shown
 from .traits import names_in
 
@@ -120,7 +119,7 @@ class Action(BaseModel, Generic[PayloadT_co]):
         It does not depend on the order of an object's keys or of a set.
         """
         try:
-            data = json.loads(to_json(self.payload))
+            data = read_json(to_json(self.payload))
         except (PydanticSerializationError, ValueError) as error:
             where = f"action {self.action_id} of {self.workflow_key!r}"
             path, problem = _why_no_json(self.payload)

@@ -12,6 +12,7 @@ from inspect import isawaitable, iscoroutine, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
 
+from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -79,6 +80,7 @@ class Reductions(Generic[StateT]):
         self._waiting = waiting
         self._reducer = reducer
         self._initial = initial
+        self._only_initial: str | None = None
         self.takes_intents = takes_intents
         self.waits = iscoroutinefunction(reducer) or self._named is not None
 
@@ -94,7 +96,7 @@ class Reductions(Generic[StateT]):
             if batch.requests:
                 raise WorkflowNotFound(self._statements.entity, batch.key, _INITIAL)
             return batch.baseline
-        return Baseline(text=self._dump(batch.key, self._initial()))
+        return Baseline(text=self._initial_text(batch.key, self._initial))
 
     def reduce(
         self, batch: ActionBatch, baseline: Baseline, *, awaits: bool = True
@@ -225,6 +227,16 @@ class Reductions(Generic[StateT]):
             )
             raise PayloadError(where, "intents", problem)
 
+    def _initial_text(self, key: str, initial: Callable[[], StateT]) -> str:
+        if self._only_initial is not None:
+            return self._only_initial
+        text = self._dump(key, initial())
+        codec = self._statements.state_type.codec
+        # A model of constant defaults has the same state each time.
+        if initial is codec.type_ and _is_model(initial) and codec.reads_alike:
+            self._only_initial = text
+        return text
+
     def _dump(self, key: str, state: Any) -> str:
         where = f"{self._statements.entity} {key!r} state"
         if state is None:
@@ -235,6 +247,10 @@ class Reductions(Generic[StateT]):
             if isinstance(state, tuple):
                 raise PayloadError(where, "", _TUPLE) from None
             raise
+
+
+def _is_model(given: object) -> bool:
+    return isinstance(given, type) and issubclass(given, BaseModel)
 
 
 def _provenance(actions: list[Action[Any]]) -> Provenance:

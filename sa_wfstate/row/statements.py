@@ -7,15 +7,14 @@ create.
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..commit_listeners import follow, listeners_of
 from ..errors import MappingError, PayloadError, SchemaVersionAhead
-from ..payload.batch import BatchCodec
 from ..payload.canonical import holds_nul
 from ..payload.schema_versions import payload_schema
-from ..values.provenance import survives
+from ..values.provenance import text_of
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted, WorkflowSnapshot, with_source
 from ..values.write import Write, Written
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
 
     from ..errors import StateConflict
+    from ..payload.batch import BatchCodec
     from ..values.keys import Key
     from ..values.provenance import Provenance
     from ..values.write import Batch
@@ -73,10 +73,6 @@ class Statements(Generic[StateT]):
     def batch_codec(self) -> BatchCodec[StateT]:
         """The codec for many states at once."""
         return self.state_type.batch_codec
-
-    @cached_property
-    def _provenance_batch_codec(self) -> BatchCodec[Provenance]:
-        return BatchCodec(self._provenance_type.codec, round_trip=False)
 
     def read(
         self, connection: Connection, workflow_key: Key, *, lock: bool = False
@@ -306,21 +302,16 @@ class Statements(Generic[StateT]):
         return with_source(snapshot, self.table.fullname, write.state_text)
 
     def _provenance_text(self, workflow_key: Key, provenance: Provenance) -> str:
-        codec = self._provenance_type.codec
-        where = f"{self.entity} {workflow_key!r} provenance"
-        text = codec.dump(provenance, where=where)
-        if not survives(provenance) or holds_nul(text):
-            codec.check(provenance, text, where=where)
+        text = text_of(provenance)
+        if text is None or holds_nul(text):
+            where = f"{self.entity} {workflow_key!r} provenance"
+            text = self._provenance_type.codec.encode(provenance, where=where)
         return text
 
     def provenance_texts(
         self, workflow_keys: Sequence[Key], provenances: Sequence[Provenance]
     ) -> list[str]:
         """Return the JSON of *provenances*; PayloadError if one would change."""
-        if len(provenances) > 1 and all(map(survives, provenances)):
-            encoded = self._provenance_batch_codec.encode(list(provenances))
-            if encoded is not None:
-                return encoded[0]
         return list(map(self._provenance_text, workflow_keys, provenances))
 
     def constants(self) -> dict[Column[Any], Any]:

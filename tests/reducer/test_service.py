@@ -156,6 +156,29 @@ def test_actions_are_reduced_one_after_the_other(engine: Engine) -> None:
     assert second.snapshot.state == OrderState(notes=["a", "b"])
 
 
+def test_initial_is_called_for_each_new_workflow(engine: Engine) -> None:
+    """A model with a default that is computed has another state each time."""
+    calls = iter(range(2))
+    orders = service(engine, initial=lambda: OrderState(notes=[next(calls)]))
+    for number in range(2):
+        made = orders.handle(action(workflow_key=f"o-{number}")).snapshot.state
+        assert made.notes == [number, "a"]
+    draws = ReducerService(engine, Drawn, lambda state, _: state, initial=Named)
+    names = {
+        draws.handle(action(workflow_key=f"d-{n}")).snapshot.state.name
+        for n in range(2)
+    }
+    assert len(names) == 2
+
+
+def test_initial_state_of_a_model_is_not_shared(engine: Engine) -> None:
+    """What a reducer changes in it is not in that of the next workflow."""
+    orders = service(engine)
+    for number in range(3):
+        made = orders.handle(action(workflow_key=f"o-{number}")).snapshot.state
+        assert made == OrderState(notes=["a"])
+
+
 def test_missing_workflow_without_initial(engine: Engine) -> None:
     """Without initial a key that does not exist is WorkflowNotFound."""
     with pytest.raises(WorkflowNotFound):

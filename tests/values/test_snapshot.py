@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from sa_wfstate import Provenance, StateCommitted, WorkflowSnapshot
-from sa_wfstate.values.provenance import survives
+from sa_wfstate.values.provenance import survives, text_of
 from sa_wfstate.values.snapshot import source_of, with_source
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -180,6 +180,7 @@ def test_provenance_that_survives_is_known_at_a_glance(
 ) -> None:
     """Only a provenance that is not plain is read back."""
     assert survives(made) is plain
+    assert text_of(made) == (made.model_dump_json() if plain else None)
     if plain:
         assert Provenance.model_validate_json(made.model_dump_json()) == made
 
