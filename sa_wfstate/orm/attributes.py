@@ -28,7 +28,6 @@ from sqlalchemy.orm.instrumentation import manager_of_class
 from sqlalchemy.orm.interfaces import LoaderStrategy
 
 from ..errors import MappingError, PayloadError
-from ..payload.losses import losses
 from ..row.columns import column_of, key_columns
 from ..row.types import PydanticJSON, UnreadJSON
 from ..row.unread import Before, Unread
@@ -288,8 +287,7 @@ def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
 
 def _check(entity: str, key: str, column_type: PydanticJSON[Any]) -> None:
     """Raise MappingError if its type loses anything that was not accepted by name."""
-    found = losses(column_type.codec.schema)
-    for name, problem in found.items():
+    for name, problem in column_type.codec.losses.items():
         if name not in column_type.accept:
             raise MappingError(
                 entity,

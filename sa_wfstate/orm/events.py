@@ -71,6 +71,8 @@ def _after_begin(_: Session, __: object, connection: Connection) -> None:
 
 
 MAPPED: Final = "after_mapper_constructed"
+OF_CLASSES: Final = {"instrument_class", MAPPED}
+"""The events of a class that is mapped: one listener hears of all classes."""
 BEGUN: Final = "after_transaction_create"
 ALL: Final = {"propagate": True}
 RAW: Final = {"propagate": True, "raw": True}
@@ -81,16 +83,16 @@ FIRST: Final = {"insert": True}
 
 LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...]] = (
     # A class is mapped.
-    (Workflow, "instrument_class", row_keys.instrument_class, ALL),
+    (Workflow, "instrument_class", row_keys.instrument_class, {}),
     (object, "attribute_instrument", _attribute_instrument, ALL),
     (Mapper, MAPPED, attributes.after_mapper_constructed, {}),
     (Mapper, MAPPED, _class_mapped, {}),
-    (Workflow, MAPPED, mixin.after_mapper_constructed, ALL),
-    (Workflow, MAPPED, _workflow_mapped, ALL),
-    (Workflow, MAPPED, schema_version.after_mapper_constructed, ALL),
-    (Workflow, MAPPED, unversioned.after_mapper_constructed, ALL),
-    (Workflow, MAPPED, rebasing.after_mapper_constructed, ALL),
-    (AuxiliaryTable, MAPPED, auxiliary.after_mapper_constructed, ALL),
+    (Workflow, MAPPED, mixin.after_mapper_constructed, {}),
+    (Workflow, MAPPED, _workflow_mapped, {}),
+    (Workflow, MAPPED, schema_version.after_mapper_constructed, {}),
+    (Workflow, MAPPED, unversioned.after_mapper_constructed, {}),
+    (Workflow, MAPPED, rebasing.after_mapper_constructed, {}),
+    (AuxiliaryTable, MAPPED, auxiliary.after_mapper_constructed, {}),
     # A transaction begins.
     (Session, BEGUN, tracking.after_transaction_create, FIRST),
     (Session, "after_begin", _after_begin, FIRST),
@@ -145,8 +147,25 @@ METHODS: Final[dict[str, Callable[..., Any]]] = {
 def listen_to_mappings() -> None:
     """Listen to what happens to mapped classes and their rows."""
     for target, name, listener, options in LISTENERS:
-        if target is not Session:
+        if name in OF_CLASSES and target is not Mapper:
+            event.listen(Mapper, name, _of_subclasses(target, listener))
+        elif target is not Session:
             event.listen(target, name, listener, **options)
+
+
+def _of_subclasses(
+    base: type[Any], listener: Callable[..., None]
+) -> Callable[..., None]:
+    """Return *listener* of a mapper and its class for the subclasses of *base*.
+
+    SQLAlchemy registers what is propagated again for each class.
+    """
+
+    def listen(mapper: Mapper[Any], cls: type[Any]) -> None:
+        if issubclass(cls, base):
+            listener(mapper, cls)
+
+    return listen
 
 
 @cache

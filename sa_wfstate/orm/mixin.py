@@ -15,10 +15,10 @@ done after the mapper has been constructed, so that ``__mapper_args__`` and
 ``__table_args__`` of the class cannot drop the version check.
 """
 
-from __future__ import annotations
-
-from collections.abc import Collection, Mapping  # noqa: TC003 (SQLAlchemy reads the annotations)
-from datetime import datetime  # noqa: TC003
+# Annotations are no strings here: SQLAlchemy would evaluate those of the columns anew
+# for each workflow class, which takes a tenth of its mapping.
+from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -38,7 +38,7 @@ from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr, mapped_
 from sqlalchemy.orm.attributes import InstrumentedAttribute
 
 from ..errors import MappingError, VersionNotAssignable
-from ..payload.rebase import Rebase  # noqa: TC001
+from ..payload.rebase import Rebase
 from ..payload.schema_versions import Step, schema_of
 from ..row.columns import note_columns
 from ..row.ddl import (
@@ -306,6 +306,6 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
 
 
 def before_update(
-    _mapper: Mapper[Any], _connection: Connection, state: InstanceState[Any]
+    _mapper: Mapper[Any], _connection: "Connection", state: InstanceState[Any]
 ) -> None:
     keep_key(state)

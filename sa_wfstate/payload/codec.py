@@ -23,6 +23,7 @@ from .canonical import (
     may_be_respelled,
     respelled,
 )
+from .losses import losses
 from .roundtrip import ANY, culprit, difference, unordered, unstorable
 from .schema_versions import STORED_TWICE, is_stored_twice
 from .traits import Schema, Traits, names_in, traits_of
@@ -96,6 +97,11 @@ class Codec(Generic[T]):
     def traits(self) -> Traits:
         """The traits of every value of the type."""
         return traits_of(self.schema)
+
+    @cached_property
+    def losses(self) -> dict[str, str]:
+        """What no value of the type can keep, by ``Model.field``."""
+        return losses(self.schema)
 
     def dump(self, value: T, *, where: str | None = None) -> str:
         """Return the JSON text of *value*; *where* names it in the error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint
@@ -34,8 +35,13 @@ def quoted(name: str) -> str:
 
     A percent sign is not doubled: what takes SQL text does that itself.
     """
+    return str(_preparer().quote(name))
+
+
+@cache
+def _preparer() -> Any:
     dialect: Any = PGDialect  # Its constructor is not typed.
-    return str(dialect(paramstyle="named").identifier_preparer.quote(name))
+    return dialect(paramstyle="named").identifier_preparer
 
 
 def note_columns(mapper: Mapper[Any], table: Table) -> Columns:

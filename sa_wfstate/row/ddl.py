@@ -145,19 +145,20 @@ def add_constraints(table: Table) -> None:
     PostgreSQL names a CHECK without a name after its column, as ours is named. So an
     unnamed CHECK with the same condition counts as ours, any other gets the next name.
     """
+    columns, checks = columns_of(table), _checks(table)
     for counter in COUNTERS:
-        column = getattr(columns_of(table), counter)
+        column = getattr(columns, counter)
         name = conv(check_constraint_name(table.name, column.name))
         others = 0
-        for check in _unnamed_checks(table, column):
+        for check in _unnamed_checks(checks, table, column):
             condition = _NOISE.sub("", _text(check, table))
             ours = condition in {f"{column.name}>=1", f"{column.name}>0"}
-            if ours and name not in _names(table):
+            if ours and not any(each.name == name for each in checks):
                 check.name = name
             else:
                 others += 1
                 check.name = conv(f"{name}{others}")
-        if name not in _names(table):
+        if not any(each.name == name for each in checks):
             column_name = quoted(column.name).replace(":", "\\:")  # No parameter.
             condition = f"{column_name} >= 1"
             table.append_constraint(CheckConstraint(condition, name=name))
@@ -170,16 +171,14 @@ def _checks(table: Table) -> list[CheckConstraint]:
     return [each for each in every if isinstance(each, CheckConstraint)]
 
 
-def _names(table: Table) -> set[Any]:
-    return {check.name for check in _checks(table)}
-
-
-def _unnamed_checks(table: Table, column: Column[Any]) -> list[CheckConstraint]:
-    """Return the unnamed CHECKs that refer only to *column*, in a stable order."""
+def _unnamed_checks(
+    checks: list[CheckConstraint], table: Table, column: Column[Any]
+) -> list[CheckConstraint]:
+    """Return those of *checks* without a name that refer only to *column*, in order."""
     names = {each.name for each in table.c}
     found = [
         check
-        for check in _checks(table)
+        for check in checks
         if not isinstance(check.name, str)
         and names.intersection(_WORD.findall(_text(check, table))) == {column.name}
     ]
