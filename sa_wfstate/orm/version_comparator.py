@@ -12,7 +12,7 @@ compared then. So there is a test of the statements for each kind of mapping.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from sqlalchemy import (
     BigInteger,
@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import BindParameter, literal_column
+from sqlalchemy.sql.elements import BindParameter
 from sqlalchemy.sql.functions import FunctionElement
 
 from ..errors import MappingError
@@ -63,6 +63,10 @@ class _Token(TypeDecorator[int]):
         return f"{token}:{value.effect_id}" if isinstance(value, Expected) else token
 
 
+_TOKEN: Final = _Token()
+_TEXT: Final = Text()
+
+
 class VersionComparator(BigInteger.Comparator[int]):
     """Compare as an integer does, and in the criterion of a flush the effect too."""
 
@@ -72,7 +76,7 @@ class VersionComparator(BigInteger.Comparator[int]):
         column: Any = self.expr
         if op is not operators.eq or not _of_a_flush(column, *other):
             return super().operate(op, *other, **kw)
-        return _SameEffect(column, bindparam(other[0].key, type_=_Token()))
+        return _SameEffect(column, bindparam(other[0].key, type_=_TOKEN))
 
 
 class _SameEffect(FunctionElement[bool]):
@@ -89,9 +93,10 @@ class _SameEffect(FunctionElement[bool]):
 @compiles(_SameEffect)
 def _in_versions(element: _SameEffect, compiler: SQLCompiler, **kw: Any) -> str:
     column, token = element.clauses.clauses
-    version, colon = cast(column, Text), literal_column("':'", Text)
-    known = version.concat(colon).concat(effect_id_of(column.table))
-    return compiler.process(token.in_([version, known]), **kw)
+    # Joined as text: a class has statements of its own, and each compiles this.
+    expressions = (token, cast(column, _TEXT), effect_id_of(column.table))
+    given, version, effect_id = (compiler.process(e, **kw) for e in expressions)
+    return f"{given} IN ({version}, {version} || ':' || {effect_id})"
 
 
 def _of_a_flush(column: Any, value: Any) -> bool:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, RootModel
 from .roundtrip import has_own_equality
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 Schema = dict[str, Any]
@@ -31,6 +31,7 @@ _IMMUTABLE = {
     *("function-wrap", "json-or-python", "lax-or-strict", "chain", "json"),
 }
 NOT_SCHEMAS = {"serialization", "metadata", "config", "computed_fields"}
+_NO_NODES = NOT_SCHEMAS | {"function"}
 
 
 def fields_in(fields: Any) -> Iterator[tuple[str, Schema]]:
@@ -56,22 +57,23 @@ class Traits(NamedTuple):
 
 def traits_of(schema: Schema) -> Traits:
     """Return the traits of the values of *schema*."""
+    every = nodes(schema)
     return Traits(
-        is_frozen(schema),
-        has_one_spelling(schema),
-        holds_sets(schema),
+        is_frozen(every),
+        has_one_spelling(every),
+        holds_sets(every),
         reads_alike(schema),
-        compares_by_value(schema),
-        runs_validators(schema),
+        compares_by_value(every),
+        runs_validators(every),
     )
 
 
-def is_frozen(schema: Schema) -> bool:
-    """Return whether no value of *schema* can be changed in place, at any depth.
+def is_frozen(every: Iterable[Schema]) -> bool:
+    """Return whether no value with *every* of these schemas can be changed in place.
 
     A validator is assumed to return the type that its field is annotated with.
     """
-    return all(_is_frozen_itself(node) for node in nodes(schema))
+    return all(_is_frozen_itself(node) for node in every)
 
 
 def _is_frozen_itself(node: Schema) -> bool:
@@ -83,12 +85,12 @@ def _is_frozen_itself(node: Schema) -> bool:
     return node["type"] in _IMMUTABLE
 
 
-def holds_sets(schema: Schema) -> bool:
-    """Return whether *schema* has a set, whose JSON is in arbitrary order."""
-    return any(node["type"] in {"set", "frozenset"} for node in nodes(schema))
+def holds_sets(every: Iterable[Schema]) -> bool:
+    """Return whether there is a set, whose JSON is in arbitrary order."""
+    return any(node["type"] in {"set", "frozenset"} for node in every)
 
 
-def has_one_spelling(schema: Schema) -> bool:
+def has_one_spelling(every: Iterable[Schema]) -> bool:
     """Return whether equal values have the same JSON, byte by byte.
 
     The keys of a model have the order of its fields, those of a dict any order.
@@ -99,12 +101,12 @@ def has_one_spelling(schema: Schema) -> bool:
         or (
             node["type"] == "model" and node["cls"].model_config.get("extra") != "allow"
         )
-        for node in nodes(schema)
+        for node in every
     )
 
 
-def compares_by_value(schema: Schema) -> bool:
-    """Return whether ``==`` compares every part of a value of *schema*.
+def compares_by_value(every: Iterable[Schema]) -> bool:
+    """Return whether ``==`` compares every part of a value with *every* schema.
 
     An ``__eq__`` of the application may ignore a part, and a dataclass may exclude a
     field. The values of validators are compared by their JSON.
@@ -113,15 +115,15 @@ def compares_by_value(schema: Schema) -> bool:
         node["cls"].__eq__ in {BaseModel.__eq__, RootModel.__eq__}
         if node["type"] == "model"
         else not has_own_equality(node["cls"])
-        for node in nodes(schema)
+        for node in every
         if "cls" in node
     )
 
 
-def runs_validators(schema: Schema) -> bool:
-    """Return whether validators may return values of any class for *schema*."""
+def runs_validators(every: Iterable[Schema]) -> bool:
+    """Return whether validators may return values of any class."""
     made = {"function-plain", "function-after", "function-wrap"}
-    return any(node["type"] in made for node in nodes(schema))
+    return any(node["type"] in made for node in every)
 
 
 def names_in(schema: Schema) -> frozenset[str]:
@@ -150,17 +152,17 @@ def _strings(part: Any) -> Iterator[str]:
             yield from _strings(each)
 
 
-def nodes(part: Any) -> Iterator[Schema]:
-    """Yield each schema in *part* of a schema."""
-    if isinstance(part, dict):
-        if isinstance(part.get("type"), str):
-            yield part
-        for key, child in part.items():
-            if key not in NOT_SCHEMAS and key != "function":
-                yield from nodes(child)
-    elif isinstance(part, (list, tuple)):
-        for child in part:
-            yield from nodes(child)
+def nodes(part: Any) -> list[Schema]:
+    """Return each schema in *part* of a schema."""
+    found, pending = [], [part]
+    for each in pending:
+        if isinstance(each, dict):
+            if isinstance(each.get("type"), str):
+                found.append(each)
+            pending += [v for k, v in each.items() if k not in _NO_NODES]
+        elif isinstance(each, (list, tuple)):
+            pending += each
+    return found
 
 
 _PLAIN = {
@@ -173,6 +175,7 @@ _PLAIN = {
 }
 _CODE = {"default_factory", "post_init", "custom_init", "function", "now_op"}
 _NEVER_SCHEMAS = {"metadata", "config", "computed_fields", "default", "cls", "expected"}
+_PARTS = (dict, list, tuple)
 _CONSTANTS = (
     *(type(None), bool, int, float, str, bytes, Enum),
     *(Decimal, UUID, date, time, datetime, timedelta),
@@ -197,7 +200,9 @@ def reads_alike(part: Any) -> bool:
         and all(
             reads_alike(child)
             for key, child in part.items()
-            if key not in _NEVER_SCHEMAS and key != "serialization"
+            if isinstance(child, _PARTS)
+            and key not in _NEVER_SCHEMAS
+            and key != "serialization"
         )
     )
 

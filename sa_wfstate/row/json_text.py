@@ -8,7 +8,7 @@ of a row at the current version is selected as plain text.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     CompoundSelect,
@@ -92,6 +92,9 @@ class TextOf(TypeDecorator[Any]):
         return self._json.literal_processor(dialect)
 
 
+_TEXT: Final = Text()
+
+
 class JSONText(TypeDecorator[str]):
     """JSON text that is bound unchanged."""
 
@@ -99,7 +102,7 @@ class JSONText(TypeDecorator[str]):
     cache_ok = True
 
     def bind_expression(self, bindparam: Any) -> ColumnElement[Any]:
-        return FromText(type_coerce(bindparam, Text()))
+        return FromText(type_coerce(bindparam, _TEXT))
 
 
 class MarkedText(AsText):

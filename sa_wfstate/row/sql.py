@@ -60,29 +60,58 @@ class RowSQL:
     def __init__(
         self, mapper: Mapper[Any], table: Table, keys: KeyColumns, schema_version: int
     ) -> None:
+        self._mapper = mapper
         self._table = table
         self._keys = keys
-        self.own_rows = own_rows = _own_rows(mapper)
-        self._columns = c = columns_of(table)
-        columns = {**c._asdict(), "workflow_key": keys.value}
+        self._columns = columns_of(table)
+        self._schema_version = schema_version
+        self.own_rows = _own_rows(mapper)
+
+    @cached_property
+    def read(self) -> Any:
+        """The statement that reads the canonical columns of rows."""
+        columns = {**self._columns._asdict(), "workflow_key": self._keys.value}
         # As text, which a snapshot keeps; the reader knows the row.
         for name in ("state", "provenance"):
             columns[name] = AsText(columns[name]).label(name)
-        self.read = (
+        return (
             select(*(columns[name] for name in CANONICAL_COLUMNS))
-            .select_from(mapper.selectable)
-            .where(own_rows)
+            .select_from(self._mapper.selectable)
+            .where(self.own_rows)
         )
-        self._mapper = mapper
-        key = keys.equal
-        self.read_one = self.read.where(key)
-        self.lock_one = self.read_one.with_for_update(key_share=True, of=table)
-        self.lock_one_fully = self.read_one.with_for_update()
-        effect_id = effect_id_of(table)
-        self.versions = select(keys.value, c.version, effect_id).order_by(*keys.columns)
-        bump = (
-            update(table)
-            .where(key, c.version == bindparam("wfs_expected_version"), own_rows)
+
+    @cached_property
+    def read_one(self) -> Any:
+        """The statement that reads the row of one key."""
+        return self.read.where(self._keys.equal)
+
+    @cached_property
+    def lock_one(self) -> Any:
+        """The statement that also locks it, but lets its key be referred to."""
+        return self.read_one.with_for_update(key_share=True, of=self._table)
+
+    @cached_property
+    def lock_one_fully(self) -> Any:
+        """The statement that locks it where there is no other lock."""
+        return self.read_one.with_for_update()
+
+    @cached_property
+    def versions(self) -> Any:
+        """The statement that reads the versions and effects of rows."""
+        columns = (self._keys.value, self._columns.version, self._effect_id)
+        return select(*columns).order_by(*self._keys.columns)
+
+    @cached_property
+    def _effect_id(self) -> ColumnElement[str]:
+        return effect_id_of(self._table)
+
+    @cached_property
+    def _update(self) -> Any:
+        c = self._columns
+        expected = c.version == bindparam("wfs_expected_version")
+        return (
+            update(self._table)
+            .where(self._keys.equal, expected, self.own_rows)
             .values(
                 {
                     c.version: c.version + literal_column("1"),
@@ -92,19 +121,45 @@ class RowSQL:
             )
             .returning(c.updated_at, c.version)
         )
-        written_as = bindparam("wfs_schema_version", type_=Integer())
-        # The criterion of PayloadSchema.is_ahead.
-        self.not_ahead = c.schema_version <= literal_column(str(schema_version))
-        self.swap = bump.where(self.not_ahead).values(
+
+    @cached_property
+    def not_ahead(self) -> ColumnElement[bool]:
+        """The criterion of PayloadSchema.is_ahead."""
+        known: ColumnElement[int] = literal_column(str(self._schema_version))
+        return self._columns.schema_version <= known
+
+    @cached_property
+    def swap(self) -> Any:
+        """The UPDATE of a row at the expected version."""
+        c = self._columns
+        return self._update.where(self.not_ahead).values(
             {
                 c.state: bindparam("wfs_state", type_=JSONText()),
-                c.schema_version: written_as,
+                c.schema_version: self._written_as,
             }
         )
-        same = effect_id == bindparam("wfs_base_effect_id")
-        self.swap_same = self.swap.where(same)
-        # An unchanged state must have the shape that would be written.
-        self.bump = bump.where(same, c.schema_version == written_as)
+
+    @cached_property
+    def swap_same(self) -> Any:
+        """The UPDATE that also compares the effect that wrote the version."""
+        return self.swap.where(self._same_effect)
+
+    @cached_property
+    def bump(self) -> Any:
+        """The UPDATE of a row whose state is unchanged.
+
+        The state must have the shape that would be written.
+        """
+        written = self._columns.schema_version == self._written_as
+        return self._update.where(self._same_effect, written)
+
+    @cached_property
+    def _same_effect(self) -> ColumnElement[bool]:
+        return self._effect_id == bindparam("wfs_base_effect_id")
+
+    @property
+    def _written_as(self) -> Any:
+        return bindparam("wfs_schema_version", type_=Integer())
 
     @cached_property
     def beside(self) -> dict[str, Column[Any]]:

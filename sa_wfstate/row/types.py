@@ -170,7 +170,11 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
         return json_of(dialect)
 
     def bind_expression(self, bindparam: Any) -> ColumnElement[Any]:
-        return FromText(type_coerce(bindparam, TextOf(self)))
+        return FromText(type_coerce(bindparam, self._text))
+
+    @cached_property
+    def _text(self) -> TextOf:
+        return TextOf(self)
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:
         type_id, encode, schema = id(self.type_), self.codec.encode, self.payload_schema

@@ -42,7 +42,7 @@ from sa_wfstate.errors import MappingError
 from sa_wfstate.payload.batch import BatchCodec
 from sa_wfstate.payload.codec import Codec
 from sa_wfstate.payload.losses import losses
-from sa_wfstate.payload.traits import has_one_spelling, is_frozen
+from sa_wfstate.payload.traits import traits_of
 
 
 class Base(DeclarativeBase):
@@ -202,15 +202,15 @@ class Typed(TypedDict):
 )
 def test_frozen_means_frozen_at_any_depth(type_: Any, frozen: bool) -> None:
     """A type is frozen only if no part of it can be changed."""
-    assert is_frozen(schema(type_)) is frozen
+    assert traits_of(schema(type_)).is_frozen is frozen
 
 
 def test_one_spelling() -> None:
     """Models and lists have one JSON, dicts and sets have several."""
-    assert has_one_spelling(schema(Keeps))
-    assert not has_one_spelling(schema(dict[str, int]))
-    assert not has_one_spelling(schema(list[set[int]]))
-    assert not has_one_spelling(schema(FrozenOpen))
+    assert traits_of(schema(Keeps)).has_one_spelling
+    assert not traits_of(schema(dict[str, int])).has_one_spelling
+    assert not traits_of(schema(list[set[int]])).has_one_spelling
+    assert not traits_of(schema(FrozenOpen)).has_one_spelling
 
 
 class Colour(Enum):
