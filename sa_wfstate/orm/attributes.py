@@ -104,7 +104,7 @@ class _TrackedImpl:
             if isinstance(old, Unread) and old.text == value.text:
                 return
             value = tracked(state)[self.key].load(value.text)
-        if self.dispatch.set and isinstance(dict_.get(self.key), Unread):
+        if isinstance(dict_.get(self.key), Unread) and self.dispatch.set:
             # A listener is told what was there; of a row that is broken, its text.
             with suppress(PayloadError):
                 self._read(state, dict_[self.key])

@@ -279,7 +279,9 @@ class Unstamped(Follower, Before):
         return self._judge(value, collecting=False)
 
     def _judge(self, value: Any, *, collecting: bool) -> bool:
-        if value is not self._stamp:  # Another listener has assigned it.
-            column_type = tracked(self._state)["provenance"]
-            return self.known and column_type.dump(value) == self.text
+        stamp = self._stamp
+        if value is not stamp:  # Another listener has read or assigned it.
+            text = tracked(self._state)["provenance"].dump(value)
+            if not isinstance(stamp, Unread) or text != stamp.text:
+                return self.known and text == self.text
         return not will_write(self._state, collecting=collecting)

@@ -22,21 +22,20 @@ from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
 
 from ..errors import VersionNotSeen
-from ..payload.schema_versions import payload_schema
 from ..values.row_version import NOTHING, RowVersion
 from .baseline import tracked
-from .collecting import Unstamped, will_bind, will_write
+from .collecting import Unstamped, will_write
 from .commit_feed import follow_flush
 from .entity import statements_of
-from .flush_operations import note, session_of
+from .flush_operations import note, session_of, target_of
 from .mixin import WorkflowStateMixin
 from .row_keys import check_insertion, check_replacement, key_of
 from .session_state import existing_state_of, state_of
+from .stamps import set_stamp, stamp_of, stamp_update
 from .version_guard import effect_id_in, seen_of
 from .write_log import Operation, OperationType
 
 if TYPE_CHECKING:
-    from ..values.provenance import Provenance
     from .session_log import SessionLog
     from .session_state import Flush, SessionState
 
@@ -46,14 +45,16 @@ def before_insert(
 ) -> None:
     session, values = session_of(state), state.dict
     known = state_of(session)
+    flush = known.flush
+    target = target_of(flush, connection, mapper)
     # Not by the attribute, which would note a change, row by row.
-    values["schema_version"] = payload_schema(mapper).write_version
+    values["schema_version"] = target.write_version
     if values.get("provenance") is None:
         if "provenance" in state.committed_state:
-            _set_stamp(state, known.flush)
+            set_stamp(state, flush, target.stamp_type)
         else:
-            values["provenance"] = _stamp_of(state, known.flush)
-    if _deletes(session, known.flush):
+            values["provenance"] = stamp_of(state, flush, target.stamp_type)
+    if _deletes(session, flush):
         identity = state.mapper.identity_key_from_instance(state.obj())
         replaced = session.identity_map.get(identity)
         if replaced is not None and replaced in session.deleted:
@@ -61,10 +62,10 @@ def before_insert(
             # identity.
             check_replacement(state, inspect(replaced))
             base = known.log.check(inspect(replaced))
-            note(known, OperationType.UPDATE, connection, state, base)
+            note(known, target, OperationType.UPDATE, state, base)
             return
         check_insertion(session, state)
-    note(known, OperationType.INSERT, connection, state, NOTHING)
+    note(known, target, OperationType.INSERT, state, NOTHING)
 
 
 def _deletes(session: Session, flush: Flush | None) -> bool:
@@ -83,41 +84,11 @@ def before_update(
     if not likely and seen_of(state) is None:
         return  # If another listener changes it, refresh_flush() refuses to write it.
     known = state_of(session_of(state))
-    _stamp(known.flush, mapper, state)
+    target = target_of(known.flush, connection, mapper)
+    stamp_update(known.flush, mapper, state, target.stamp_type)
     base = known.log.check(state)
-    operation = note(known, OperationType.UPDATE, connection, state, base)
+    operation = note(known, target, OperationType.UPDATE, state, base)
     operation.likely = likely
-
-
-def _stamp(flush: Flush | None, mapper: Mapper[Any], state: InstanceState[Any]) -> None:
-    """Give *state* a provenance of its own, to be written if anything else is."""
-    context = None if flush is None else flush.context
-    if context is not None and any(
-        each.post_update for other in context.mappers for each in other.relationships
-    ):
-        # An UPDATE that post_update sends is to write the provenance as well.
-        _, columns = context.post_update_states[mapper.base_mapper]
-        columns.add(mapper.columns["provenance"])
-    if "provenance" not in state.committed_state:
-        was = state.dict.get("provenance", LoaderCallableStatus.NO_VALUE)
-        stamp = _set_stamp(state, flush)
-        state.committed_state["provenance"] = Unstamped(state, was, stamp)
-
-
-def _set_stamp(state: InstanceState[Any], flush: Flush | None) -> Provenance:
-    """Set the default provenance, not as an assignment of the application."""
-    stamp = _stamp_of(state, flush)
-    set_committed_value(state.obj(), "provenance", stamp)
-    return stamp
-
-
-def _stamp_of(state: InstanceState[Any], flush: Flush | None) -> Provenance:
-    """Return the default provenance of *state*, for *flush* to write."""
-    instance: Any = state.obj()
-    stamp: Provenance = instance.default_provenance()
-    if flush is not None:
-        will_bind(flush.written, state, "provenance", stamp)
-    return stamp
 
 
 def before_delete(
@@ -146,7 +117,8 @@ def _note_delete(
         return False
     # What post_update has written before the DELETE holds the version that it wrote.
     base = log.check(state) if operation is None else log.passes(operation)
-    note(known, OperationType.DELETE, connection, state, base)
+    target = target_of(known.flush, connection, state.mapper)
+    note(known, target, OperationType.DELETE, state, base)
     return True
 
 
@@ -189,17 +161,19 @@ def refresh_flush(
     """Note that a statement was sent; each but a DELETE sets the version."""
     if flush_context is None or "version" not in attributes:
         return  # A bulk INSERT; or a row that was created by this very flush.
-    known, version = state_of(flush_context.session), state.dict["version"]
+    known, values = state_of(flush_context.session), state.dict
+    version = values["version"]
     operation = known.log.pending.get(state)
     if operation is None:
         operation = _note_post_update(known, state, version)
     elif version == operation.base.version + 2:  # By post_update, after its own UPDATE.
         base, connection = known.log.passes(operation), operation.connection
-        operation = note(known, OperationType.UPDATE, connection, state, base)
+        target = target_of(known.flush, connection, state.mapper)
+        operation = note(known, target, OperationType.UPDATE, state, base)
     operation.sent = True
     created = operation.type is OperationType.INSERT
     if created or not flush_context.is_deleted(state):  # type: ignore[no-untyped-call]
-        operation.effect_id = effect_id_in(state.dict.get("provenance"))
+        operation.effect_id = effect_id_in(values.get("provenance"))
     flush = known.flush
     if flush is not None and not flush.quiet:
         flush.settle(state, tracked(state))
@@ -207,7 +181,7 @@ def refresh_flush(
         instance = state.obj()
         if instance is not None:
             # Written by now, it is no reason for another UPDATE.
-            set_committed_value(instance, "provenance", state.dict["provenance"])
+            set_committed_value(instance, "provenance", values["provenance"])
     # The server's updated_at comes back only with a row that was written.
     if "updated_at" in attributes:
         # One that Python has made does not show that.
@@ -228,7 +202,8 @@ def _note_post_update(
         connection = session.connection_callable(mapper, instance)
     else:
         connection = session.connection(bind_arguments={"mapper": mapper})
-    operation = note(known, OperationType.UPDATE, connection, state, seen)
+    target = target_of(known.flush, connection, state.mapper)
+    operation = note(known, target, OperationType.UPDATE, state, seen)
     operation.effect_id = seen.effect_id
     if version != seen.version + 1:
         raise StaleDataError(

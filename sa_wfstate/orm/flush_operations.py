@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..payload.schema_versions import payload_schema
 from .entity import statements_of
 from .row_keys import check_key_is_made, key_of, known_key_of
+from .stamps import text_type
 from .version_guard import effect_id_in, require_row_counts
 from .write_log import Operation, OperationType, write_log_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-    from sqlalchemy.orm import InstanceState, Session
+    from sqlalchemy.orm import InstanceState, Mapper, Session
 
     from ..row.statements import Statements
+    from ..row.types import PydanticJSON
     from ..values.row_version import RowVersion
     from .session_state import Flush, SessionState
     from .write_log import WriteLog
+
+
+class Target(NamedTuple):
+    """Where a flush writes the rows of a class, and what is the same for all of them.
+
+    *stamp_type* is that of the provenances that it makes, if it makes them as text.
+    """
+
+    statements: Statements[Any]
+    log: WriteLog
+    write_version: int
+    stamp_type: PydanticJSON[Any] | None
 
 
 def session_of(state: InstanceState[Any]) -> Session:
@@ -25,15 +40,29 @@ def session_of(state: InstanceState[Any]) -> Session:
     return session
 
 
+def target_of(
+    flush: Flush | None, connection: Connection, mapper: Mapper[Any]
+) -> Target:
+    """Return where *flush* writes the rows of a class; it asks once."""
+    found = None if flush is None else flush.targets.get((mapper, connection))
+    if found is None:
+        statements = statements_of(mapper.class_)
+        require_row_counts(connection, statements.entity)
+        log, version = write_log_of(connection), payload_schema(mapper).write_version
+        found = Target(statements, log, version, text_type(mapper))
+        if flush is not None:
+            flush.targets[mapper, connection] = found
+    return found
+
+
 def note(
     known: SessionState,
+    target: Target,
     type_: OperationType,
-    connection: Connection,
     state: InstanceState[Any],
     base: RowVersion,
 ) -> Operation:
     """Note what a flush does to the row of *state*, which it bases on *base*."""
-    statements, log = _table_of(known.flush, connection, state.class_)
     effect_id = effect_id_in(state.dict.get("provenance"))
     if state.key is not None:
         key = key_of(state)
@@ -41,20 +70,8 @@ def note(
         key = known_key_of(state)
         if key is None:
             check_key_is_made(state)
-    operation = Operation(type_, statements, key, base, effect_id, log, state)
+    operation = Operation(
+        type_, target.statements, key, base, effect_id, target.log, state
+    )
     known.log.pending[state] = operation
     return operation
-
-
-def _table_of(
-    flush: Flush | None, connection: Connection, entity: type[Any]
-) -> tuple[Statements[Any], WriteLog]:
-    """Return the statements of *entity*, and the log of *connection*."""
-    found = None if flush is None else flush.tables.get((entity, connection))
-    if found is None:
-        statements = statements_of(entity)
-        require_row_counts(connection, statements.entity)
-        found = statements, write_log_of(connection)
-        if flush is not None:
-            flush.tables[entity, connection] = found
-    return found

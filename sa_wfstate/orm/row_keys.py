@@ -81,7 +81,7 @@ def _key_in(values: Mapping[str, Any], names: Iterable[str]) -> Any:
         if part is None or isinstance(part, LoaderCallableStatus):
             return None
         parts.append(part)
-    return key_of_parts(*parts)
+    return parts[0] if len(parts) == 1 else key_of_parts(*parts)
 
 
 def is_workflow(state: InstanceState[Any]) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import (
         InstanceState,
+        Mapper,
         Session,
         SessionTransaction,
         UOWTransaction,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from ..row.encoded import Encoded
     from ..row.statements import Statements
     from ..values.row_version import RowVersion
-    from .write_log import WriteLog
 
 
 _KEY = "sa_wfstate"
@@ -36,10 +36,11 @@ class Flush:
     It is *executing* after the last before_flush listener. *partial*: only given
     objects are flushed. *quiet*: no listener of the application is called for its rows,
     so what a row holds need not be noted as soon as it is written. *deletes*: there are
-    instances to delete. *tables* are the statements of each class, and the write log of
-    each connection. *written* is what it may bind, *settled* what rows hold by now,
-    *readers* are instances that were read and not changed, *touched* is what listeners
-    have read or assigned while it was executing, with its committed value then.
+    instances to delete. *targets* are where the rows of each class are written, by its
+    mapper and the connection. *written* is what it may bind, *settled* what rows hold
+    by now, *readers* are instances that were read and not changed, *touched* is what
+    listeners have read or assigned while it was executing, with its committed value
+    then.
     """
 
     __slots__ = (
@@ -50,7 +51,7 @@ class Flush:
         "quiet",
         "readers",
         "settled",
-        "tables",
+        "targets",
         "touched",
         "written",
     )
@@ -62,9 +63,7 @@ class Flush:
         self.partial = partial
         self.quiet = False
         self.deletes: bool | None = None
-        self.tables: dict[
-            tuple[type[Any], Connection], tuple[Statements[Any], WriteLog]
-        ] = {}
+        self.targets: dict[tuple[Mapper[Any], Connection], Any] = {}
         self.written: dict[tuple[InstanceState[Any], str], Encoded] = {}
         self.settled: dict[tuple[InstanceState[Any], str], tuple[Any, str]] = {}
         self.readers: list[InstanceState[Any]] = []

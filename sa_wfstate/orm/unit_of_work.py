@@ -119,15 +119,16 @@ def after_flush(session: Session, _: object) -> None:
     settled, touched = flush.settled, known.touched
     for place, encoded in flush.written.items():
         state, key = place
-        if place not in settled:
+        found = settled.get(place)
+        if found is None:
             text = flush.text_of(encoded)
             if text is None or not (encoded.bound or state.key is None):
                 continue
-            settled[place] = encoded.value, text
+            found = settled[place] = encoded.value, text
         instance = state.obj()
         if instance is not None:
             if tracked(state)[key].changes_in_place():
-                baselines_of(state)[key] = Baseline(*settled[place])
+                baselines_of(state)[key] = Baseline(*found)
             elif BASELINES in state.info:
                 baselines_of(state).pop(key, None)
             touched[state] = instance

@@ -8,7 +8,7 @@ from pydantic_core import from_json
 from sqlalchemy.orm.attributes import set_committed_value
 
 from ..errors import MappingError, VersionNotSeen
-from ..row.unread import Unread
+from ..row.unread import Stamp, Unread
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
 from .row_keys import give_key, key_of, note_key
@@ -41,7 +41,7 @@ def seen_of(state: InstanceState[Any]) -> RowVersion | None:
 
 def effect_id_in(provenance: Any) -> str | None:
     """Return the effect id of what an instance holds as its provenance."""
-    if isinstance(provenance, Provenance):
+    if isinstance(provenance, (Provenance, Stamp)):
         return provenance.effect_id
     if not isinstance(provenance, Unread):
         return None

@@ -6,7 +6,7 @@ text that is bound must not be older than that.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import PayloadError
 from ..values.provenance import Provenance, survives
@@ -101,6 +101,9 @@ class Encoded:
 
 _encoded: dict[tuple[int, int], Encoded] = {}
 
+encoded_at: Final = _encoded.get
+"""Return what is kept at the ids of a type and of a value, maybe of another one."""
+
 
 def keep_encoded(
     codec: Codec[Any],
@@ -123,9 +126,3 @@ def drop_all(kept: Iterable[Encoded]) -> None:
     """Forget each of *kept*."""
     for each in kept:
         _encoded.pop(each.token, None)
-
-
-def text_to_bind(type_id: int, value: object) -> str | None:
-    """Return the text of a *value* that a running flush is about to bind, or None."""
-    kept = _encoded.get((type_id, id(value)))
-    return None if kept is None or kept.value is not value else kept.bind()

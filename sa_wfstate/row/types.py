@@ -22,7 +22,7 @@ from ..payload.batch import BatchCodec
 from ..payload.codec import Codec
 from ..payload.provenance import ProvenanceCodec
 from ..values.provenance import Provenance
-from .encoded import text_to_bind
+from .encoded import encoded_at
 from .json_text import (
     JSON_OIDS,
     AsText,
@@ -188,9 +188,9 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
                 return None
             if isinstance(value, Unread):
                 return stored(text_of(value.text))
-            kept = text_to_bind(type_id, value)
-            if kept is not None:
-                return stored(kept)
+            kept = encoded_at((type_id, id(value)))
+            if kept is not None and kept.value is value:
+                return stored(kept.bind())
             try:
                 return stored(encode(value))
             except PayloadError as error:

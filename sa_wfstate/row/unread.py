@@ -51,6 +51,17 @@ class Unread:
         return f"<Unread JSON of {len(self.text)} characters>"
 
 
+class Stamp(Unread):
+    """The JSON of a provenance that was just made, and its *effect_id*."""
+
+    __slots__ = ("effect_id",)
+
+    def __init__(self, text: str, load: Callable[[str], Any], effect_id: str) -> None:
+        self.text = text
+        self.load = load
+        self.effect_id = effect_id
+
+
 class Before(Unread):
     """The stored JSON of an attribute that a flush may write.
 

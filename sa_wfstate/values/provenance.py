@@ -75,6 +75,19 @@ class Provenance(BaseModel):
         return cls.model_validate(provenance.model_dump(round_trip=True))
 
 
+def text_of_now() -> tuple[str, str]:
+    """Return a random effect id, and the JSON of :meth:`Provenance.now` with it.
+
+    Without Pydantic, because a flush makes one for each row.
+    """
+    effect_id = str(uuid4())
+    time = datetime.now(UTC).isoformat().removesuffix("+00:00")
+    return (
+        effect_id,
+        f'{{"effect_id":"{effect_id}","timestamp":"{time}Z","action_id":null}}',
+    )
+
+
 _PLAIN = frozenset({str, int, bool, type(None)})
 _BITS = 14_000
 _IDS = frozenset({UUID, type(None)})

@@ -1,0 +1,86 @@
+"""The provenance that a flush gives to a row that was given none.
+
+Unless the class makes its own, it is JSON text until it is read, as that of a loaded
+row: a flush makes one for each row, and the database takes its text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+from sqlalchemy.orm import LoaderCallableStatus, Mapper
+from sqlalchemy.orm.attributes import set_committed_value
+
+from ..row.unread import Stamp
+from ..values.provenance import Provenance, text_of_now
+from .collecting import Unstamped, will_bind
+from .mixin import WorkflowStateMixin
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import InstanceState
+
+    from ..row.types import PydanticJSON
+    from .session_state import Flush
+
+
+def text_type(mapper: Mapper[Any]) -> PydanticJSON[Any] | None:
+    """Return the type of the provenances of a class, if they are made as text."""
+    entity: Any = mapper.class_
+    type_: Any = mapper.columns["provenance"].type
+    if (
+        entity.default_provenance is not WorkflowStateMixin.default_provenance
+        # A model is dumped as it is held.
+        or issubclass(entity, BaseModel)
+        or type_.type_ is not Provenance
+        or type_.eager
+        or type_.changes_in_place()
+    ):
+        return None
+    return type_  # type: ignore[no-any-return]
+
+
+def stamp_of(
+    state: InstanceState[Any], flush: Flush | None, type_: PydanticJSON[Any] | None
+) -> Provenance | Stamp:
+    """Return a new provenance of *state*, for *flush* to write.
+
+    *type_* is that of its class, as by :func:`text_type`.
+    """
+    if type_ is not None:
+        effect_id, text = text_of_now()
+        return Stamp(text, type_.load, effect_id)
+    instance: Any = state.obj()
+    stamp: Provenance = instance.default_provenance()
+    if flush is not None:
+        will_bind(flush.written, state, "provenance", stamp)
+    return stamp
+
+
+def set_stamp(
+    state: InstanceState[Any], flush: Flush | None, type_: PydanticJSON[Any] | None
+) -> Provenance | Stamp:
+    """Set a new provenance, not as an assignment of the application."""
+    stamp = stamp_of(state, flush, type_)
+    set_committed_value(state.obj(), "provenance", stamp)
+    return stamp
+
+
+def stamp_update(
+    flush: Flush | None,
+    mapper: Mapper[Any],
+    state: InstanceState[Any],
+    type_: PydanticJSON[Any] | None,
+) -> None:
+    """Give *state* a provenance of its own, to be written if anything else is."""
+    context = None if flush is None else flush.context
+    if context is not None and any(
+        each.post_update for other in context.mappers for each in other.relationships
+    ):
+        # An UPDATE that post_update sends is to write the provenance as well.
+        _, columns = context.post_update_states[mapper.base_mapper]
+        columns.add(mapper.columns["provenance"])
+    if "provenance" not in state.committed_state:
+        was = state.dict.get("provenance", LoaderCallableStatus.NO_VALUE)
+        stamp = set_stamp(state, flush, type_)
+        state.committed_state["provenance"] = Unstamped(state, was, stamp)
