@@ -33,7 +33,7 @@ from .row_keys import check_insertion, check_replacement, key_of
 from .session_state import existing_state_of, state_of
 from .stamps import set_stamp, stamp_of, stamp_update
 from .version_guard import effect_id_in, seen_of
-from .write_log import Operation, OperationType
+from .write_log import OPERATION, Operation, OperationType
 
 if TYPE_CHECKING:
     from .session_log import SessionLog
@@ -46,7 +46,7 @@ def before_insert(
     session, values = session_of(state), state.dict
     known = state_of(session)
     flush = known.flush
-    target = target_of(flush, connection, mapper)
+    target = target_of(known, connection, mapper)
     # Not by the attribute, which would note a change, row by row.
     values["schema_version"] = target.write_version
     if values.get("provenance") is None:
@@ -84,7 +84,7 @@ def before_update(
     if not likely and seen_of(state) is None:
         return  # If another listener changes it, refresh_flush() refuses to write it.
     known = state_of(session_of(state))
-    target = target_of(known.flush, connection, mapper)
+    target = target_of(known, connection, mapper)
     stamp_update(known.flush, mapper, state, target.stamp_type)
     base = known.log.check(state)
     operation = note(known, target, OperationType.UPDATE, state, base)
@@ -117,7 +117,7 @@ def _note_delete(
         return False
     # What post_update has written before the DELETE holds the version that it wrote.
     base = log.check(state) if operation is None else log.passes(operation)
-    target = target_of(known.flush, connection, state.mapper)
+    target = target_of(known, connection, state.mapper)
     note(known, target, OperationType.DELETE, state, base)
     return True
 
@@ -163,12 +163,12 @@ def refresh_flush(
         return  # A bulk INSERT; or a row that was created by this very flush.
     known, values = state_of(flush_context.session), state.dict
     version = values["version"]
-    operation = known.log.pending.get(state)
+    operation: Operation | None = state.info.get(OPERATION)
     if operation is None:
         operation = _note_post_update(known, state, version)
     elif version == operation.base.version + 2:  # By post_update, after its own UPDATE.
         base, connection = known.log.passes(operation), operation.connection
-        target = target_of(known.flush, connection, state.mapper)
+        target = target_of(known, connection, state.mapper)
         operation = note(known, target, OperationType.UPDATE, state, base)
     operation.sent = True
     created = operation.type is OperationType.INSERT
@@ -202,7 +202,7 @@ def _note_post_update(
         connection = session.connection_callable(mapper, instance)
     else:
         connection = session.connection(bind_arguments={"mapper": mapper})
-    target = target_of(known.flush, connection, state.mapper)
+    target = target_of(known, connection, state.mapper)
     operation = note(known, target, OperationType.UPDATE, state, seen)
     operation.effect_id = seen.effect_id
     if version != seen.version + 1:
@@ -215,7 +215,7 @@ def _note_post_update(
 def after_write(
     _: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
-    operation = state_of(session_of(state)).log.pending.get(state)
+    operation: Operation | None = state.info.get(OPERATION)
     if operation is None:
         return
     if operation.workflow_key is None:  # It has got one now.

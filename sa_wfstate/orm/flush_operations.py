@@ -6,19 +6,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..payload.schema_versions import payload_schema
 from .entity import statements_of
-from .row_keys import check_key_is_made, key_of, known_key_of
+from .row_keys import check_key_is_made, key_attributes, key_in, key_of
 from .stamps import text_type
 from .version_guard import effect_id_in, require_row_counts
-from .write_log import Operation, OperationType, write_log_of
+from .write_log import OPERATION, Operation, OperationType, write_log_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
     from ..row.statements import Statements
     from ..row.types import PydanticJSON
     from ..values.row_version import RowVersion
-    from .session_state import Flush, SessionState
+    from .session_state import SessionState
     from .write_log import WriteLog
 
 
@@ -30,6 +32,7 @@ class Target(NamedTuple):
 
     statements: Statements[Any]
     log: WriteLog
+    key_attributes: Iterable[str]
     write_version: int
     stamp_type: PydanticJSON[Any] | None
 
@@ -41,15 +44,18 @@ def session_of(state: InstanceState[Any]) -> Session:
 
 
 def target_of(
-    flush: Flush | None, connection: Connection, mapper: Mapper[Any]
+    known: SessionState, connection: Connection, mapper: Mapper[Any]
 ) -> Target:
-    """Return where *flush* writes the rows of a class; it asks once."""
+    """Return where a flush writes the rows of a class; it asks once."""
+    flush = known.flush
     found = None if flush is None else flush.targets.get((mapper, connection))
     if found is None:
         statements = statements_of(mapper.class_)
         require_row_counts(connection, statements.entity)
         log, version = write_log_of(connection), payload_schema(mapper).write_version
-        found = Target(statements, log, version, text_type(mapper))
+        names = key_attributes(mapper)
+        known.log.hold(log)
+        found = Target(statements, log, names, version, text_type(mapper))
         if flush is not None:
             flush.targets[mapper, connection] = found
     return found
@@ -63,15 +69,16 @@ def note(
     base: RowVersion,
 ) -> Operation:
     """Note what a flush does to the row of *state*, which it bases on *base*."""
-    effect_id = effect_id_in(state.dict.get("provenance"))
+    values = state.dict
+    effect_id = effect_id_in(values.get("provenance"))
     if state.key is not None:
         key = key_of(state)
     else:
-        key = known_key_of(state)
+        key = key_in(values, target.key_attributes)
         if key is None:
             check_key_is_made(state)
     operation = Operation(
         type_, target.statements, key, base, effect_id, target.log, state
     )
-    known.log.pending[state] = operation
+    known.log.pending[state] = state.info[OPERATION] = operation
     return operation

@@ -73,7 +73,7 @@ def key_attributes(mapper: Mapper[Any]) -> dict[str, KeyType]:
     return found
 
 
-def _key_in(values: Mapping[str, Any], names: Iterable[str]) -> Any:
+def key_in(values: Mapping[str, Any], names: Iterable[str]) -> Any:
     """Return the key in *values*; None if it, or a part of it, is not there."""
     parts = []
     for name in names:
@@ -128,7 +128,7 @@ def note_key(state: InstanceState[Any], *, written: bool = False) -> None:
     """
     if not state.manager.info[_IDENTITY]:
         names, was = key_attributes(state.mapper), state.committed_state
-        key = _key_in(state.dict, names)
+        key = key_in(state.dict, names)
         if key is not None and (written or not names.keys() & was.keys()):
             state.info[_NOTED] = key
 
@@ -136,14 +136,14 @@ def note_key(state: InstanceState[Any], *, written: bool = False) -> None:
 def known_key_of(state: InstanceState[Any]) -> Any:
     """Return the key of the row of *state*, None if the row must be read for it."""
     if state.key is None:
-        return _key_in(state.dict, state.manager.info[_ATTRIBUTES])
+        return key_in(state.dict, state.manager.info[_ATTRIBUTES])
     if state.manager.info[_IDENTITY]:
         return state.key[1][0]
     noted = state.info.get(_NOTED)
     if noted is None:
         names, was = key_attributes(state.mapper), state.committed_state
         read = {name: was.get(name, state.dict.get(name)) for name in names}
-        noted = _key_in(read, names)
+        noted = key_in(read, names)
     return noted
 
 

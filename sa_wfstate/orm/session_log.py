@@ -11,7 +11,14 @@ from sqlalchemy.orm.attributes import set_committed_value
 from ..values.row_version import RowVersion
 from .version_comparator import Expected
 from .version_guard import EXPECTED, expect_seen, saw
-from .write_log import Operation, Operations, OperationType, WriteLog, write_log_of
+from .write_log import (
+    OPERATION,
+    Operation,
+    Operations,
+    OperationType,
+    WriteLog,
+    write_log_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,8 +41,13 @@ class SessionLog:
         self.pending: dict[InstanceState[Any], Operation] = {}
         self.passed: list[Operation] = []
         self._checked: list[InstanceState[Any]] = []
+        self._logs: set[WriteLog] = set()
         self._groups: list[Operations] = []
         self._marks: dict[SessionTransaction, int] = {}
+
+    def hold(self, log: WriteLog) -> None:
+        """Keep *log*, in which the flush writes, also when its transaction is lost."""
+        self._logs.add(log)
 
     def check(self, state: InstanceState[Any]) -> RowVersion:
         """Make the flush check *state* against the version that the code has seen."""
@@ -48,6 +60,8 @@ class SessionLog:
             version, instance = state.dict.get("version"), state.obj()
             if isinstance(version, Expected) and instance is not None:
                 set_committed_value(instance, "version", int(version))
+        for state in self.pending:
+            state.info.pop(OPERATION, None)
         self._checked.clear()
         self.pending.clear()
         self.passed.clear()
@@ -183,6 +197,7 @@ class SessionLog:
 
     def forget(self) -> None:
         """Forget what was written: the transaction of the session is over."""
+        self._logs.clear()
         if not self._groups and not self._marks:
             return
         for group in self._groups:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from weakref import WeakKeyDictionary, ref
 
 from ..values.row_version import RowVersion
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from ..row.statements import Statements
 
 
+OPERATION: Final = "sa_wfstate.operation"
+"""Where an instance has the operation of the flush under way."""
+
+
 class OperationType(Enum):
     """What is done to a row."""
 
@@ -41,18 +45,20 @@ class OperationType(Enum):
 class Operation:
     """One write of a row, planned or done; *log* is that of its transaction.
 
+    It refers weakly to the log, which holds it: so the two need no garbage collector.
+
     *likely*: a flush seems to write it. *sent*: it has sent the statement. *attempt*:
     what a flush that failed was about to write, by attribute (``attempts.py``).
     """
 
     __slots__ = (
         "__weakref__",
+        "_log",
         "attempt",
         "base",
         "confirmed",
         "effect_id",
         "likely",
-        "log",
         "sent",
         "state",
         "statements",
@@ -75,7 +81,7 @@ class Operation:
         self.workflow_key = workflow_key
         self.base = base
         self.effect_id = effect_id
-        self.log = log
+        self._log = log.weakly
         self.state = state
         self.attempt: Any = None
         self.likely = True
@@ -86,6 +92,13 @@ class Operation:
     def result(self) -> RowVersion:
         """The version that the row has after an INSERT or UPDATE."""
         return RowVersion(self.base.version + 1, self.effect_id)
+
+    @property
+    def log(self) -> WriteLog:
+        """The log, which the transaction holds."""
+        log = self._log()
+        assert log is not None  # noqa: S101
+        return log
 
     @property
     def connection(self) -> Connection:
@@ -128,6 +141,7 @@ class WriteLog:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = ref(connection)
+        self.weakly = ref(self)
         self.engine: Engine = connection.engine
         self._groups: list[Operations] = []
         self._savepoints: list[int] = []
