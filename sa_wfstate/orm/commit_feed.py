@@ -45,6 +45,8 @@ def follow_flush(passed: list[Operation], sent: list[Operation]) -> None:
 
 
 def _followed(operations: list[Operation]) -> list[Operation]:
+    if not operations:
+        return operations
     classes = {each.statements for each in operations}
     followed = {each for each in classes if listeners_of(each.mapper)}
     return [each for each in operations if each.statements in followed]

@@ -30,12 +30,17 @@ def statements_of(entity: type[WorkflowStateMixin[StateT]]) -> Statements[StateT
     except NoInspectionAvailable:
         name = getattr(entity, "__name__", repr(entity))
         raise MappingError(name, "is not a mapped class") from None
+    if not issubclass(mapper.class_, WorkflowStateMixin):
+        raise MappingError(
+            mapper.class_.__name__,
+            "is not a workflow; derive it from WorkflowStateMixin[YourState]",
+        )
+    return statements_by(mapper)
+
+
+def statements_by(mapper: Mapper[Any]) -> Statements[Any]:
+    """Return the statements of a workflow class by its mapper."""
     statements = _statements.get(mapper)
     if statements is None:
-        if not issubclass(mapper.class_, WorkflowStateMixin):
-            raise MappingError(
-                mapper.class_.__name__,
-                "is not a workflow; derive it from WorkflowStateMixin[YourState]",
-            )
         statements = _statements[mapper] = Statements(mapper)
     return statements

@@ -16,6 +16,7 @@ from sqlalchemy.orm import (
     Mapper,
     Session,
     SessionTransaction,
+    SessionTransactionOrigin,
     UOWTransaction,
 )
 from sqlalchemy.orm.attributes import set_committed_value
@@ -236,7 +237,7 @@ def after_flush(session: Session, _: object) -> None:
     known = existing_state_of(session)
     if known is not None:
         for state, operation in known.log.pending.items():
-            if operation.type is not OperationType.INSERT:
+            if operation.type is not OperationType.INSERT and not operation.sent:
                 _unmark(state)
         follow_flush(*known.log.flushed())
 
@@ -254,9 +255,10 @@ def _unmark(state: InstanceState[Any]) -> None:
 
 
 def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    known = existing_state_of(session)
-    if known is not None and transaction.nested:
-        known.log.mark(transaction)
+    if transaction.nested:
+        known = existing_state_of(session)
+        if known is not None:
+            known.log.mark(transaction)
 
 
 def after_commit(session: Session) -> None:
@@ -266,6 +268,8 @@ def after_commit(session: Session) -> None:
 
 
 def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
+        return
     known = existing_state_of(session)
     if known is not None and transaction.parent is None:
         known.log.undo(transaction)  # Nothing is left to undo if it was committed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..payload.schema_versions import payload_schema
-from .entity import statements_of
+from .entity import statements_by
 from .row_keys import check_key_is_made, key_attributes, key_in, key_of
 from .stamps import text_type
 from .version_guard import effect_id_in, require_row_counts
@@ -50,7 +50,7 @@ def target_of(
     flush = known.flush
     found = None if flush is None else flush.targets.get((mapper, connection))
     if found is None:
-        statements = statements_of(mapper.class_)
+        statements = statements_by(mapper)
         require_row_counts(connection, statements.entity)
         log, version = write_log_of(connection), payload_schema(mapper).write_version
         names = key_attributes(mapper)

@@ -123,6 +123,8 @@ def after_transaction_create(session: Session, transaction: SessionTransaction) 
 
 
 def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
+        return
     known = existing_state_of(session)
     if known is not None and known.replaced and transaction.parent is None:
         # References to what an expired instance held are void in any case.
@@ -135,8 +137,6 @@ def _changed_rows(
     session: Session, known: SessionState, flush: Flush, context: UOWTransaction
 ) -> dict[type[Any], list[_Row]]:
     """Return the rows that may be rebased, by class."""
-    groups = defaultdict[type[Any], list[_Row]](list)
-    asked = dict[Mapper[Any], bool]()
     states = [
         state
         for state, (deleted, _) in context.states.items()
@@ -148,6 +148,8 @@ def _changed_rows(
             for state in known.touched
             if _RULES in state.manager.info and state not in context.states
         ]
+    groups = defaultdict[type[Any], list[_Row]](list)
+    asked = dict[Mapper[Any], bool]()
     for state in states:
         mapper = state.mapper
         if mapper not in asked:

@@ -152,8 +152,11 @@ def key_of(state: InstanceState[Any]) -> Any:
 
     The row is read if it was loaded without its key and is in a session.
     """
-    key, session = known_key_of(state), state.session
-    if key is None and session is not None and state.identity is not None:
+    key = known_key_of(state)
+    if key is not None:
+        return key
+    session = state.session
+    if session is not None and state.identity is not None:
         mapper = state.mapper
         pairs = zip(mapper.primary_key, state.identity, strict=True)
         where: dict[str, Any] = {"mapper": mapper}

@@ -14,7 +14,7 @@ refers weakly to those that are still in use.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import (
@@ -44,6 +44,12 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
 
     from .session_state import Flush, SessionState
+
+
+_INNER: Final = (
+    SessionTransactionOrigin.SUBTRANSACTION,
+    SessionTransactionOrigin.BEGIN_NESTED,
+)
 
 
 def touch(
@@ -202,8 +208,10 @@ def after_soft_rollback(session: Session, transaction: SessionTransaction) -> No
 
 
 def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.origin in _INNER:
+        return
     known = existing_state_of(session)
-    if known is not None and transaction.parent is None:
+    if known is not None:
         for state in known.between or ():
             instance = state.obj()
             if instance is not None and state.session is session:

@@ -41,14 +41,11 @@ def before_flush(
 
 
 def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.origin is not SessionTransactionOrigin.SUBTRANSACTION:
+        return
     known = existing_state_of(session)
     flush = None if known is None else known.flush
-    if (
-        known is None
-        or flush is None
-        or flush.executing
-        or transaction.origin is not SessionTransactionOrigin.SUBTRANSACTION
-    ):
+    if known is None or flush is None or flush.executing:
         return
     context = flush.context
     if context is not None and context.has_work:  # Or the listener of a flush has it.
@@ -89,7 +86,7 @@ def _expect_deletion(known: SessionState, state: InstanceState[Any]) -> None:
 def _look_at_touched(
     known: SessionState, session: Session, flush: Flush, context: UOWTransaction
 ) -> None:
-    deleted, altered, readers = session.deleted, altered_in(session), set()
+    deleted, readers = session.deleted, set()
     for state, instance in list(known.touched.items()):
         listed = state in context.states
         if state.session is not session:
@@ -106,8 +103,9 @@ def _look_at_touched(
             else:
                 context.register_object(state, listonly=True)
             readers.add(state)
-            if state not in altered:
-                flush.readers.append(state)
+    if readers:
+        altered = altered_in(session)
+        flush.readers += [state for state in readers if state not in altered]
     known.idle = readers if len(readers) == len(context.states) else set()
 
 
