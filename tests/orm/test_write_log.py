@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,6 +54,23 @@ def test_rollback_of_savepoints_begun_before_the_first_write_in_them(
         write(session, "o-4")
         again.rollback()
         assert written(session) == ["o-1", "o-3"]
+
+
+def test_what_was_written_needs_no_garbage_collector(engine: Engine) -> None:
+    """Log and operations go with the transaction, of a commit or of a rollback."""
+    Base.metadata.create_all(engine)
+    for end in (Session.commit, Session.rollback):
+        gc.collect()
+        gc.disable()
+        try:
+            with Session(engine) as session:
+                write(session, "o-1")
+                entries = weakref.WeakSet(written_on(session.connection()))
+                assert len(entries) == 1
+                end(session)
+                assert not entries
+        finally:
+            gc.enable()
 
 
 def test_engine_without_savepoints_has_no_listeners(engine: Engine) -> None:
