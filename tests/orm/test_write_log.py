@@ -59,12 +59,12 @@ def test_rollback_of_savepoints_begun_before_the_first_write_in_them(
 def test_what_was_written_needs_no_garbage_collector(engine: Engine) -> None:
     """Log and operations go with the transaction, of a commit or of a rollback."""
     Base.metadata.create_all(engine)
-    for end in (Session.commit, Session.rollback):
+    for key, end in (("o-1", Session.commit), ("o-2", Session.rollback)):
         gc.collect()
         gc.disable()
         try:
             with Session(engine) as session:
-                write(session, "o-1")
+                write(session, key)
                 entries = weakref.WeakSet(written_on(session.connection()))
                 assert len(entries) == 1
                 end(session)
