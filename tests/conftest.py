@@ -162,8 +162,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 LINT = Lint()
+LINTED = (Engine, "before_cursor_execute", LINT.note)
 if "SA_WFSTATE_LINT_SQL" in os.environ:
-    event.listen(Engine, "before_cursor_execute", LINT.note)
+    event.listen(*LINTED)
+
+
+@pytest.fixture
+def unobserved() -> Iterator[None]:
+    """Keep the lint from listening: an engine with a listener is another case."""
+    linted = event.contains(*LINTED)
+    if linted:
+        event.remove(*LINTED)
+    yield
+    if linted:
+        event.listen(*LINTED)
 
 
 @pytest.hookimpl(wrapper=True)

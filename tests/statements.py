@@ -47,7 +47,8 @@ NO_ROWS: Final = re.compile(
     r"^(SELECT true|SELECT now\(\)|SET LOCAL|SAVEPOINT|RELEASE|ROLLBACK TO"
     r"|SELECT set_config|SELECT current_setting"
     r"|SELECT CAST\(pg_current_xact_id|SELECT pg_xact_status"
-    r"|SELECT CASE WHEN EXISTS \(SELECT FROM pg_extension)"
+    r"|SELECT CASE WHEN EXISTS \(SELECT FROM pg_extension"
+    r"|SELECT EXISTS \(SELECT FROM pg_catalog\.)"
 )
 """Statements that name no row."""
 

@@ -73,6 +73,7 @@ def test_level_of_an_engine_stays(engine: Engine) -> None:
         assert connection.get_isolation_level() == "REPEATABLE READ"
 
 
+@pytest.mark.usefixtures("unobserved")
 def test_connection_that_cannot_be_reset_leaves_the_pool(engine: Engine) -> None:
     """It is closed, for the next transaction would commit each statement by itself."""
     lent: Any = None
@@ -91,6 +92,7 @@ def test_connection_is_invalidated_once(engine: Engine) -> None:
 
 
 @pytest.mark.contract
+@pytest.mark.usefixtures("unobserved")
 def test_store_alone_adds_no_listener_to_its_engine(engine: Engine) -> None:
     """SQLAlchemy would dispatch four events around each statement of the engine."""
     Base.metadata.create_all(engine)
