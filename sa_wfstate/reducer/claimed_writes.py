@@ -40,6 +40,7 @@ from ..row.arrays import bound_table
 from ..row.batch import Shape, answer_of, arrays_of, written_of
 from ..row.chunks import CHUNK
 from ..row.columns import evaluates
+from ..row.direct import first_row
 from ..row.engine_profiles import PROFILES
 from ..row.triggers import HasTriggers
 from ..values.write import Written
@@ -150,7 +151,7 @@ class ClaimedWrites(Generic[StateT]):
             "wfs_request": claim.request_hash,
             "wfs_ttl": self._log.ttl,
         }
-        row = connection.execute(self._single[variant], parameters).first()
+        row = first_row(connection, self._single[variant], parameters)
         return {} if row is None else {write.workflow_key: Written(*row)}
 
     def _build_one(self, creating: bool, based: bool) -> Any:  # noqa: FBT001

@@ -21,6 +21,7 @@ from ..values.write import Write, Written
 from .arrays import among
 from .chunks import chunks
 from .columns import columns_of, key_columns, without_value
+from .direct import first_row
 from .engine_profiles import profile_of, profile_on
 from .key_columns import KeyColumns
 from .sql import CANONICAL_COLUMNS, LOCKS, RowSQL
@@ -85,7 +86,7 @@ class Statements(Generic[StateT]):
         if lock:
             options = profile_of(connection.dialect).lock_options
             statement = self.sql.lock_one if options else self.sql.lock_one_fully
-        row = connection.execute(statement, self.keys.parameters(workflow_key)).first()
+        row = first_row(connection, statement, self.keys.parameters(workflow_key))
         return None if row is None else self.snapshot_of(row)
 
     def read_many(
@@ -200,10 +201,10 @@ class Statements(Generic[StateT]):
         if write.unchanged:
             # SQLAlchemy refuses a parameter that the statement has no place for.
             bump = {n: each for n, each in parameters.items() if n != "wfs_state"}
-            row = connection.execute(self.sql.bump, bump).first()
+            row = first_row(connection, self.sql.bump, bump)
         if row is None:
             # Also for an unchanged state, whose row may have been upcast since.
-            row = connection.execute(statement, parameters).first()
+            row = first_row(connection, statement, parameters)
         return self._follow(connection, write, row)
 
     def parameters(self, write: Write) -> dict[str, Any]:
@@ -232,7 +233,8 @@ class Statements(Generic[StateT]):
 
     def create(self, connection: Connection, write: Write) -> Written | None:
         """Insert the row; return None if the key exists already."""
-        row = self.inserted(connection, [write]).first()
+        creation = self.creation(profile_of(connection.dialect))
+        row = first_row(connection, creation, self.parameters(write))
         return self._follow(connection, write, row)
 
     def inserted(self, connection: Connection, writes: Iterable[Write]) -> Any:

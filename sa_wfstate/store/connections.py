@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from logging import INFO
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, text
 
-from .._concurrency import raised_by_signal_handler, refuse_sync
+from .._concurrency import refuse_sync
 from ..commit_listeners import listeners_of
 from ..orm.criteria import filtering
 from ..orm.events import attend
 from ..orm.routing import bind_arguments, by_shard
 from ..row.engine_profiles import profile_of, profile_on
 from .arguments import require_bind
+from .autocommit import Autocommit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
     from sqlalchemy.orm import Mapper, Session, sessionmaker
 
+    from ..row.direct import DriverStatement
     from ..values.keys import Key
 
 
@@ -46,13 +47,14 @@ class Connections:
         self._mapper = mapper
         self._filtering: dict[Connection, Session] = {}
         self._plain: bool | None = None
+        self._known: dict[Any, DriverStatement | None] = {}
 
     def autocommit(
         self, keys: Sequence[Key] = (), *, reads: bool = False
     ) -> AbstractContextManager[Connection]:
         """Lend one in autocommit, without the round trips of BEGIN and COMMIT."""
         if isinstance(self._bind, Engine):
-            return _Autocommit(self._bind)
+            return Autocommit(self._bind, self._known)
         return self._lend("AUTOCOMMIT", keys, reads=reads)
 
     def commit(self, keys: Sequence[Key] = ()) -> AbstractContextManager[Connection]:
@@ -162,72 +164,6 @@ class Connections:
                 plain = server.groups and server.locks_many
                 self._plain = plain and level == READ_COMMITTED
         return bool(self._plain)
-
-
-class _Autocommit:
-    """Lends a connection of *engine* in autocommit.
-
-    On PostgreSQL, the dialect sets the level and resets it: what an execution option of
-    the connection does, at a fraction of its price. Logs and listeners are told by the
-    option, so an engine with any has the option.
-    """
-
-    __slots__ = ("_connection", "_engine", "_reset")
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def __enter__(self) -> Connection:
-        engine = self._engine
-        self._reset = not _observed(engine) and profile_of(engine.dialect).is_postgresql
-        self._connection = connection = engine.connect()
-        try:
-            if not self._reset:
-                return connection.execution_options(isolation_level="AUTOCOMMIT")
-            lent: Any = connection.connection.dbapi_connection
-            engine.dialect.set_isolation_level(lent, "AUTOCOMMIT")
-        except BaseException:
-            self._discard()
-            raise
-        return connection
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        connection = self._connection
-        if isinstance(error, Exception) and raised_by_signal_handler(error):
-            # Its statement may go on: the error of a ROLLBACK would hide this one.
-            connection.invalidate()
-        if self._reset and not connection.invalidated:
-            try:
-                lent: Any = connection.connection.dbapi_connection
-                self._engine.dialect.reset_isolation_level(lent)
-            except Exception:  # noqa: BLE001 - as the pool does with its own resets
-                self._discard()
-            except BaseException:
-                self._discard()
-                raise
-        connection.close()
-
-    def _discard(self) -> None:
-        """Keep the pool from lending a connection whose level is not known."""
-        if not self._connection.invalidated:
-            self._connection.invalidate()
-        self._connection.close()
-
-
-def _observed(engine: Engine) -> bool:
-    """Return whether *engine* logs its statements, or calls listeners with them."""
-    told: Any = engine.dispatch
-    return bool(
-        engine.logger.isEnabledFor(INFO)
-        or told.before_cursor_execute
-        or told.after_cursor_execute
-        or told.before_execute
-        or told.after_execute
-        or told.engine_connect
-        or told.begin
-        or told.rollback
-        or told.set_connection_execution_options
-    )
 
 
 def isolation(bind: Engine | Connection, isolation_level: str | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ..errors import (
 )
 from ..orm.conflicts import conflict_of
 from ..orm.criteria import visible
+from ..row.direct import first_row
 from ..row.engine_profiles import profile_of
 from ..row.patch_sql import NO_PLACE
 from ..row.patch_statements import patch_statements_of
@@ -128,7 +129,11 @@ def patch_alone(
     """
     require_postgresql(connection, statements)
     sql = patch_statements_of(statements).update_safely(patch.shape, when)
-    row = connection.execute(sql, _parameters(statements, patch)).first()
+    parameters = _parameters(statements, patch)
+    if when is None:
+        row = first_row(connection, sql, parameters)
+    else:  # The statement is built anew each time.
+        row = connection.execute(sql, parameters).first()
     if row is None:
         return None
     updated_at, version, text = row
