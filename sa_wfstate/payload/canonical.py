@@ -7,7 +7,6 @@ import re
 from decimal import Decimal
 from typing import Any, Final
 
-from pydantic import RootModel
 from pydantic_core import from_json, to_json
 
 from .roundtrip import children
@@ -93,7 +92,7 @@ def in_one_order(value: Any, data: Any) -> Any:
     """Return *data*, the JSON of *value*, with the sets of *value* sorted."""
     if not isinstance(data, (dict, list)):
         return data
-    if isinstance(value, RootModel):
+    if getattr(type(value), "__pydantic_root_model__", False):
         value = value.root
     if isinstance(data, list) and isinstance(value, (list, tuple, set, frozenset)):
         parts = [in_one_order(*each) for each in zip(value, data, strict=False)]

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from pydantic import BaseModel, RootModel
+from pydantic import BaseModel
 
 from .roundtrip import has_own_equality
 
@@ -112,12 +112,20 @@ def compares_by_value(every: Iterable[Schema]) -> bool:
     field. The values of validators are compared by their JSON.
     """
     return all(
-        node["cls"].__eq__ in {BaseModel.__eq__, RootModel.__eq__}
+        _is_equality_of_pydantic(node["cls"])
         if node["type"] == "model"
         else not has_own_equality(node["cls"])
         for node in every
         if "cls" in node
     )
+
+
+def _is_equality_of_pydantic(cls: type[BaseModel]) -> bool:
+    if cls.__eq__ is BaseModel.__eq__:
+        return True
+    from pydantic import RootModel  # An application that has none need not load it.
+
+    return cls.__eq__ is RootModel.__eq__
 
 
 def runs_validators(every: Iterable[Schema]) -> bool:

@@ -8,8 +8,7 @@ no profile: what PostgreSQL refuses there, no statement can do in another way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import text
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Dialect, Pool
 
 
-@dataclass(frozen=True, slots=True)
-class EngineProfile:
+class EngineProfile(NamedTuple):
     """What an engine has, and what is off."""
 
     name: str
@@ -90,7 +88,7 @@ PROFILES: Final = {
     profile.name: profile
     for profile in (
         _POSTGRESQL,
-        replace(_POSTGRESQL, name="citus", locks_many=False, triggers=False),
+        _POSTGRESQL._replace(name="citus", locks_many=False, triggers=False),
         EngineProfile("cockroachdb"),
         EngineProfile("yugabytedb", triggers=True, partitions=True),
         EngineProfile(
