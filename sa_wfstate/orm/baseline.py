@@ -116,7 +116,7 @@ def take_baseline(
 def text_of(state: InstanceState[Any], key: str, baseline: Baseline) -> str:
     """Return the JSON of the row that *baseline* stands for, as its type dumps it."""
     if baseline.text is None:
-        value = tracked(state)[key].load(baseline.source or "")
+        value = tracked(state)[key].codec.load(baseline.source or "")
         baseline.text, baseline.source = dump(state, key, value), None
     return baseline.text
 
@@ -126,10 +126,10 @@ def is_changed(state: InstanceState[Any], key: str) -> bool:
     baseline, value = baselines_of(state).get(key), state.dict.get(key)
     if baseline is None or baseline.value is not value or key in state.committed_state:
         return False
-    column_type = tracked(state)[key]
+    codec = tracked(state)[key].codec
     try:
-        text, before = column_type.dump(value), text_of(state, key, baseline)
-        return text != before and not column_type.codec.same(text, before)
+        text, before = codec.dump(value), text_of(state, key, baseline)
+        return text != before and not codec.same(text, before)
     except PayloadError:
         return True  # It was not broken when it was read.
 
@@ -187,7 +187,7 @@ def original(state: InstanceState[Any], key: str) -> str | None:
 def dump(state: InstanceState[Any], key: str, value: Any) -> str:
     """Return the JSON text of *value*; an error names the row."""
     try:
-        return tracked(state)[key].dump(value)
+        return tracked(state)[key].codec.dump(value)
     except PayloadError as error:
         raise located(error, state, key) from error.__cause__
 

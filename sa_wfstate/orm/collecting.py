@@ -93,7 +93,7 @@ class Kept(Before):
         if self._same is not None or isinstance(value, Unread):
             return self._same is not False
         try:
-            return self._holds(tracked(self._state)[self._key].dump(value))
+            return self._holds(tracked(self._state)[self._key].codec.dump(value))
         except PayloadError:
             return False
 
@@ -157,11 +157,11 @@ def _find(
     state: InstanceState[Any], written: Written
 ) -> tuple[list[_Found], list[_Found]]:
     """Return what differs from the row of *state*, and what does not."""
-    baselines = baselines_of(state)
+    baselines, held, committed = baselines_of(state), state.dict, state.committed_state
     changed, unchanged = list[_Found](), list[_Found]()
     for key, column_type in tracked(state).items():
-        value, baseline = state.dict.get(key), baselines.get(key)
-        assigned = key in state.committed_state
+        value, baseline = held.get(key), baselines.get(key)
+        assigned = key in committed
         if not assigned and (baseline is None or baseline.value is not value):
             baselines.pop(key, None)
         elif value is None:

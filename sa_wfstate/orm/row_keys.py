@@ -186,10 +186,11 @@ def set_workflow_key(
 
 def keep_key(state: InstanceState[Any]) -> None:
     """Raise KeyNotAssignable if a flush would change the key of a stored row."""
-    if state.identity is None:
+    names, was = state.manager.info[_ATTRIBUTES], state.committed_state
+    if names.keys().isdisjoint(was) or state.identity is None:
         return
-    for index, name in enumerate(key_attributes(state.mapper)):
-        if name in state.committed_state:
+    for index, name in enumerate(names):
+        if name in was:
             # It was deleted, set past its attribute, or copied from a row it refers to.
             known = key_of(state)
             if state.dict.get(name) != parts_of(known)[index]:
@@ -199,9 +200,11 @@ def keep_key(state: InstanceState[Any]) -> None:
 def give_key(state: InstanceState[Any], workflow_key: Any) -> None:
     """Set those attributes of the key that *state* does not hold, as if read."""
     instance: Any = state.obj()
-    names = key_attributes(state.mapper)
+    names, values = state.manager.info[_ATTRIBUTES], state.dict
+    if names.keys() <= values.keys():
+        return
     for name, part in zip(names, parts_of(workflow_key), strict=True):
-        if name not in state.dict:
+        if name not in values:
             set_committed_value(instance, name, part)
 
 

@@ -115,6 +115,7 @@ def after_flush(session: Session, _: object) -> None:
     if flush is None:
         return
     settled, touched = flush.settled, known.touched
+    in_place: dict[tuple[Any, str], bool] = {}
     for place, encoded in flush.written.items():
         state, key = place
         found = settled.get(place)
@@ -125,7 +126,11 @@ def after_flush(session: Session, _: object) -> None:
             found = settled[place] = encoded.value, text
         instance = state.obj()
         if instance is not None:
-            if tracked(state)[key].changes_in_place():
+            of_class = state.manager, key
+            changes = in_place.get(of_class)
+            if changes is None:
+                changes = in_place[of_class] = tracked(state)[key].changes_in_place()
+            if changes:
                 baselines_of(state)[key] = Baseline(*found)
             elif BASELINES in state.info:
                 baselines_of(state).pop(key, None)

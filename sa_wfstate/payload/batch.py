@@ -54,7 +54,8 @@ class BatchCodec(Generic[T]):
                 copies = self._validator.validate_python(texts)
         except _REFUSED:
             return None
-        if any(holds_nul(text) or may_be_respelled(text) for text in texts):
+        together = " ".join(texts)
+        if holds_nul(together) or may_be_respelled(together):
             return None
         if self._round_trip and (
             copies != values or (self._validates and self._dump(copies) != texts)
