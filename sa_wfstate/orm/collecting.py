@@ -233,13 +233,24 @@ def is_same(state: InstanceState[Any], key: str) -> bool:
     if key not in committed:
         return True
     value, was = state.dict.get(key), committed[key]
-    # Asked of the type: of an instance, a Pydantic model looks for it in all its parts.
-    if isinstance(value, SQL) or hasattr(type(value), "__clause_element__"):
+    if _is_sql(value):
         return False
     if isinstance(was, Before):
         return value is not None and was.looks_like(value)
     impl: Any = state.manager[key].impl
     return impl.is_equal(value, was) is True
+
+
+def _is_sql(value: Any) -> bool:
+    """Return whether *value* is SQL that an UPDATE sets a column to.
+
+    A Pydantic model looks for an attribute that it lacks in all its parts, and so does
+    its class in those of its metaclass.
+    """
+    return isinstance(value, SQL) or (
+        not hasattr(type(value), "__pydantic_validator__")
+        and hasattr(type(value), "__clause_element__")
+    )
 
 
 class Follower:

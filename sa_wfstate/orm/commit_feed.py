@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from ..commit_listeners import CommitListener
+    from ..row.statements import Statements
 
 
 def follow_flush(passed: list[Operation], sent: list[Operation]) -> None:
@@ -45,11 +46,15 @@ def follow_flush(passed: list[Operation], sent: list[Operation]) -> None:
 
 
 def _followed(operations: list[Operation]) -> list[Operation]:
-    if not operations:
-        return operations
-    classes = {each.statements for each in operations}
-    followed = {each for each in classes if listeners_of(each.mapper)}
-    return [each for each in operations if each.statements in followed]
+    followed: dict[Statements[Any], bool] = {}
+    found = []
+    for operation in operations:
+        statements = operation.statements
+        if statements not in followed:
+            followed[statements] = bool(listeners_of(statements.mapper))
+        if followed[statements]:
+            found.append(operation)
+    return found
 
 
 def _grouped(

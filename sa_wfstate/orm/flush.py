@@ -16,7 +16,6 @@ from sqlalchemy.orm import (
     Mapper,
     Session,
     SessionTransaction,
-    SessionTransactionOrigin,
     UOWTransaction,
 )
 from sqlalchemy.orm.attributes import set_committed_value
@@ -31,7 +30,7 @@ from .entity import statements_of
 from .flush_operations import note, session_of, target_of
 from .mixin import WorkflowStateMixin
 from .row_keys import check_insertion, check_replacement, key_of
-from .session_state import existing_state_of, state_of
+from .session_state import INNER, existing_state_of, state_of
 from .stamps import set_stamp, stamp_of, stamp_update
 from .version_guard import effect_id_in, seen_of
 from .write_log import OPERATION, Operation, OperationType
@@ -268,9 +267,9 @@ def after_commit(session: Session) -> None:
 
 
 def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
+    if transaction.origin in INNER:
         return
     known = existing_state_of(session)
-    if known is not None and transaction.parent is None:
+    if known is not None:
         known.log.undo(transaction)  # Nothing is left to undo if it was committed.
         known.log.forget()

@@ -38,8 +38,9 @@ _DEFAULT: Final = WorkflowStateMixin.default_provenance
 
 def calls_listeners(states: Iterable[InstanceState[Any]]) -> bool:
     """Return whether a flush of *states* calls code of the application for its rows."""
-    for manager in {state.manager for state in states}:
-        dispatch: Any = manager.mapper.dispatch
+    # A class manager takes longer to hash.
+    for mapper in {state.manager.mapper for state in states}:
+        dispatch: Any = mapper.dispatch
         if any(
             getattr(listener, "__module__", None) not in _OWN
             for name in _EVENTS
@@ -47,7 +48,7 @@ def calls_listeners(states: Iterable[InstanceState[Any]]) -> bool:
         ):
             return True
         # It makes the provenances of new rows.
-        makes: Any = getattr(manager.class_, "default_provenance", _DEFAULT)
+        makes: Any = getattr(mapper.class_, "default_provenance", _DEFAULT)
         if makes is not _DEFAULT:
             return True
     return False

@@ -44,7 +44,7 @@ from .merged_row import MergedRow, check_replaced
 from .refusals import refusing
 from .routing import by_shard, connection_for
 from .row_keys import key_of
-from .session_state import existing_state_of
+from .session_state import INNER, existing_state_of
 from .version_guard import EXPECTED, seen_of
 
 if TYPE_CHECKING:
@@ -123,10 +123,10 @@ def after_transaction_create(session: Session, transaction: SessionTransaction) 
 
 
 def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
+    if transaction.origin in INNER:
         return
     known = existing_state_of(session)
-    if known is not None and known.replaced and transaction.parent is None:
+    if known is not None and known.replaced:
         # References to what an expired instance held are void in any case.
         for state in [*known.replaced]:
             if state.expired or state.obj() is None:

@@ -83,8 +83,9 @@ class SessionLog:
         for each in sent:
             if each.state is not None:
                 each.state.info.pop(EXPECTED, None)
-        for log in {each.log: None for each in operations}:
-            self._add(log, Operations([each for each in operations if each.log is log]))
+        for weak_log in {each.weak_log: None for each in operations}:
+            group = [each for each in operations if each.weak_log is weak_log]
+            self._add(group[0].log, Operations(group))
         self._end_flush()
         return passed, sent
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy.orm import SessionTransactionOrigin
 from sqlalchemy.orm.attributes import flag_dirty
 
 from ..row.encoded import drop_all
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 
 
 _KEY = "sa_wfstate"
+
+INNER: Final = (
+    SessionTransactionOrigin.SUBTRANSACTION,
+    SessionTransactionOrigin.BEGIN_NESTED,
+)
+"""The transactions of a session that are part of another one."""
 
 
 class Flush:
@@ -136,7 +143,7 @@ class SessionState:
 
     def end_commit(self, transaction: SessionTransaction) -> None:
         """Note that *transaction* has ended, if it is the one that commits."""
-        if transaction.parent is None or transaction is self.committing:
+        if transaction.origin not in INNER or transaction is self.committing:
             self.committing = None
 
     def end_flush(self) -> None:

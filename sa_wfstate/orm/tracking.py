@@ -14,7 +14,7 @@ refers weakly to those that are still in use.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import (
@@ -36,7 +36,7 @@ from .baseline import (
     tracked,
 )
 from .collecting import has_changes, prepare_again
-from .session_state import existing_state_of, state_of
+from .session_state import INNER, existing_state_of, state_of
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -44,12 +44,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
 
     from .session_state import Flush, SessionState
-
-
-_INNER: Final = (
-    SessionTransactionOrigin.SUBTRANSACTION,
-    SessionTransactionOrigin.BEGIN_NESTED,
-)
 
 
 def touch(
@@ -208,7 +202,7 @@ def after_soft_rollback(session: Session, transaction: SessionTransaction) -> No
 
 
 def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.origin in _INNER:
+    if transaction.origin in INNER:
         return
     known = existing_state_of(session)
     if known is not None:
@@ -226,7 +220,7 @@ def after_transaction_end(session: Session, transaction: SessionTransaction) -> 
         return
     if known.committing is not None:
         known.end_commit(transaction)
-    if transaction.parent is None:
+    if transaction.origin not in INNER:
         if known.flush is not None:
             known.end_flush()
         known.idle.clear()

@@ -89,7 +89,7 @@ def _look_at_touched(
     deleted, readers = session.deleted, set()
     for state, instance in list(known.touched.items()):
         listed = state in context.states
-        if state.session is not session:
+        if state.session_id != session.hash_key:
             del known.touched[state]
         elif instance in deleted or (flush.partial and not listed):
             continue
@@ -115,7 +115,7 @@ def after_flush(session: Session, _: object) -> None:
     if flush is None:
         return
     settled, touched = flush.settled, known.touched
-    in_place: dict[tuple[Any, str], bool] = {}
+    in_place: dict[tuple[type[Any], str], bool] = {}
     for place, encoded in flush.written.items():
         state, key = place
         found = settled.get(place)
@@ -126,7 +126,7 @@ def after_flush(session: Session, _: object) -> None:
             found = settled[place] = encoded.value, text
         instance = state.obj()
         if instance is not None:
-            of_class = state.manager, key
+            of_class = state.manager.class_, key
             changes = in_place.get(of_class)
             if changes is None:
                 changes = in_place[of_class] = tracked(state)[key].changes_in_place()

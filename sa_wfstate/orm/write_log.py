@@ -53,7 +53,6 @@ class Operation:
 
     __slots__ = (
         "__weakref__",
-        "_log",
         "attempt",
         "base",
         "confirmed",
@@ -63,6 +62,7 @@ class Operation:
         "state",
         "statements",
         "type",
+        "weak_log",
         "workflow_key",
     )
 
@@ -81,7 +81,7 @@ class Operation:
         self.workflow_key = workflow_key
         self.base = base
         self.effect_id = effect_id
-        self._log = log.weakly
+        self.weak_log = log.weakly
         self.state = state
         self.attempt: Any = None
         self.likely = True
@@ -96,7 +96,7 @@ class Operation:
     @property
     def log(self) -> WriteLog:
         """The log, which the transaction holds."""
-        log = self._log()
+        log = self.weak_log()
         assert log is not None  # noqa: S101
         return log
 
