@@ -37,7 +37,7 @@ from .write_log import OPERATION, Operation, OperationType
 
 if TYPE_CHECKING:
     from .session_log import SessionLog
-    from .session_state import Flush, SessionState
+    from .session_state import SessionState
 
 
 def before_insert(
@@ -54,7 +54,7 @@ def before_insert(
             set_stamp(state, flush, target.stamp_type)
         else:
             values["provenance"] = stamp_of(state, flush, target.stamp_type)
-    if _deletes(session, flush):
+    if session.deleted if flush is None else flush.deletes:
         identity = state.mapper.identity_key_from_instance(state.obj())
         replaced = session.identity_map.get(identity)
         if replaced is not None and replaced in session.deleted:
@@ -66,15 +66,6 @@ def before_insert(
             return
         check_insertion(session, state)
     note(known, target, OperationType.INSERT, state, NOTHING)
-
-
-def _deletes(session: Session, flush: Flush | None) -> bool:
-    """Return whether *session* has instances to delete; a flush asks once."""
-    if flush is None:
-        return bool(session.deleted)
-    if flush.deletes is None:
-        flush.deletes = bool(session.deleted)
-    return flush.deletes
 
 
 def before_update(

@@ -69,6 +69,7 @@ def _look(
         elif state.key is None:
             new.append(state)
     if new:
+        flush.deletes = bool(session.deleted)
         flush.quiet = not calls_listeners({*context.states, *known.touched})
         prepare_inserts(new, flush.written, fresh=flush.quiet)
     if known.touched:
