@@ -8,7 +8,7 @@ that is registered by the functions at the end.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
@@ -70,9 +70,21 @@ def _after_begin(_: Session, __: object, connection: Connection) -> None:
     attend(connection.engine)
 
 
+def _of(base: type[Any], listener: Callable[..., None]) -> Callable[..., None]:
+    """Return *listener* of a mapper and its class for the subclasses of *base*.
+
+    SQLAlchemy registers what is propagated again for each class.
+    """
+
+    @wraps(listener)
+    def listen(mapper: Mapper[Any], cls: type[Any]) -> None:
+        if issubclass(cls, base):
+            listener(mapper, cls)
+
+    return listen
+
+
 MAPPED: Final = "after_mapper_constructed"
-OF_CLASSES: Final = {"instrument_class", MAPPED}
-"""The events of a class that is mapped: one listener hears of all classes."""
 BEGUN: Final = "after_transaction_create"
 ALL: Final = {"propagate": True}
 RAW: Final = {"propagate": True, "raw": True}
@@ -83,16 +95,16 @@ FIRST: Final = {"insert": True}
 
 LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...]] = (
     # A class is mapped.
-    (Workflow, "instrument_class", row_keys.instrument_class, {}),
+    (Mapper, "instrument_class", _of(Workflow, row_keys.instrument_class), {}),
     (object, "attribute_instrument", _attribute_instrument, ALL),
     (Mapper, MAPPED, attributes.after_mapper_constructed, {}),
     (Mapper, MAPPED, _class_mapped, {}),
-    (Workflow, MAPPED, mixin.after_mapper_constructed, {}),
-    (Workflow, MAPPED, _workflow_mapped, {}),
-    (Workflow, MAPPED, schema_version.after_mapper_constructed, {}),
-    (Workflow, MAPPED, unversioned.after_mapper_constructed, {}),
-    (Workflow, MAPPED, rebasing.after_mapper_constructed, {}),
-    (AuxiliaryTable, MAPPED, auxiliary.after_mapper_constructed, {}),
+    (Mapper, MAPPED, _of(Workflow, mixin.after_mapper_constructed), {}),
+    (Mapper, MAPPED, _of(Workflow, _workflow_mapped), {}),
+    (Mapper, MAPPED, _of(Workflow, schema_version.after_mapper_constructed), {}),
+    (Mapper, MAPPED, _of(Workflow, unversioned.after_mapper_constructed), {}),
+    (Mapper, MAPPED, _of(Workflow, rebasing.after_mapper_constructed), {}),
+    (Mapper, MAPPED, _of(AuxiliaryTable, auxiliary.after_mapper_constructed), {}),
     # A transaction begins.
     (Session, BEGUN, tracking.after_transaction_create, FIRST),
     (Session, "after_begin", _after_begin, FIRST),
@@ -147,25 +159,8 @@ METHODS: Final[dict[str, Callable[..., Any]]] = {
 def listen_to_mappings() -> None:
     """Listen to what happens to mapped classes and their rows."""
     for target, name, listener, options in LISTENERS:
-        if name in OF_CLASSES and target is not Mapper:
-            event.listen(Mapper, name, _of_subclasses(target, listener))
-        elif target is not Session:
+        if target is not Session:
             event.listen(target, name, listener, **options)
-
-
-def _of_subclasses(
-    base: type[Any], listener: Callable[..., None]
-) -> Callable[..., None]:
-    """Return *listener* of a mapper and its class for the subclasses of *base*.
-
-    SQLAlchemy registers what is propagated again for each class.
-    """
-
-    def listen(mapper: Mapper[Any], cls: type[Any]) -> None:
-        if issubclass(cls, base):
-            listener(mapper, cls)
-
-    return listen
 
 
 @cache

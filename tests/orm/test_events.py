@@ -15,16 +15,16 @@ from sa_wfstate import WorkflowStateMixin
 from sa_wfstate.orm.events import LISTENERS, METHODS
 
 TABLE = """
-WorkflowStateMixin instrument_class: orm.row_keys.instrument_class
+Mapper instrument_class: orm.row_keys.instrument_class
 object attribute_instrument: orm.events._attribute_instrument
 Mapper after_mapper_constructed: orm.attributes.after_mapper_constructed
 Mapper after_mapper_constructed: orm.events._class_mapped
-WorkflowStateMixin after_mapper_constructed: orm.mixin.after_mapper_constructed
-WorkflowStateMixin after_mapper_constructed: orm.events._workflow_mapped
-WorkflowStateMixin after_mapper_constructed: orm.schema_version.after_mapper_constructed
-WorkflowStateMixin after_mapper_constructed: orm.unversioned.after_mapper_constructed
-WorkflowStateMixin after_mapper_constructed: orm.rebasing.after_mapper_constructed
-AuxiliaryTable after_mapper_constructed: row.auxiliary.after_mapper_constructed
+Mapper after_mapper_constructed: orm.mixin.after_mapper_constructed
+Mapper after_mapper_constructed: orm.events._workflow_mapped
+Mapper after_mapper_constructed: orm.schema_version.after_mapper_constructed
+Mapper after_mapper_constructed: orm.unversioned.after_mapper_constructed
+Mapper after_mapper_constructed: orm.rebasing.after_mapper_constructed
+Mapper after_mapper_constructed: row.auxiliary.after_mapper_constructed
 Session after_transaction_create: orm.tracking.after_transaction_create
 Session after_begin: orm.events._after_begin
 Session do_orm_execute: orm.statement_guard.do_orm_execute

@@ -29,7 +29,7 @@ def pytest_runtest_call() -> Iterator[None]:
     """Map a workflow class, and configure it, before the test itself runs."""
     if not event.contains(Mapper, events.MAPPED, attributes.after_mapper_constructed):
         for target, name, listener, options in events.LISTENERS:
-            if target is WorkflowStateMixin:
+            if target in {WorkflowStateMixin, Mapper}:
                 event.listen(target, name, listener, **options)
 
     class Base(DeclarativeBase):
