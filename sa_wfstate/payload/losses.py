@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .traits import NOT_SCHEMAS, Schema, fields_in
+from .traits import NOT_SCHEMAS, PARTS, Schema, fields_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +46,7 @@ def _search(node: Any, owner: Schema, at: str, found: dict[str, str]) -> None:
         if key == "fields":
             for name, field in fields_in(child):
                 _search(field, owner, f"{_name(owner)}.{name}", found)
-        elif key not in NOT_SCHEMAS:
+        elif isinstance(child, PARTS) and key not in NOT_SCHEMAS:
             _search(child, owner, at, found)
 
 

@@ -31,6 +31,7 @@ _IMMUTABLE = {
     *("function-wrap", "json-or-python", "lax-or-strict", "chain", "json"),
 }
 NOT_SCHEMAS = {"serialization", "metadata", "config", "computed_fields"}
+PARTS = (dict, list, tuple)
 _NO_NODES = NOT_SCHEMAS | {"function"}
 
 
@@ -183,7 +184,6 @@ _PLAIN = {
 }
 _CODE = {"default_factory", "post_init", "custom_init", "function", "now_op"}
 _NEVER_SCHEMAS = {"metadata", "config", "computed_fields", "default", "cls", "expected"}
-_PARTS = (dict, list, tuple)
 _CONSTANTS = (
     *(type(None), bool, int, float, str, bytes, Enum),
     *(Decimal, UUID, date, time, datetime, timedelta),
@@ -200,7 +200,7 @@ def reads_alike(part: Any) -> bool:
         return all(reads_alike(child) for child in part.values())
     return (
         part["type"] in _PLAIN
-        and not any(part.get(key) for key in _CODE)
+        and not any(part[key] for key in _CODE & part.keys())
         and not callable(part.get("discriminator"))
         and (part["type"] != "enum" or not _finds_missing(part["cls"]))
         and _is_constant(part.get("default"))
@@ -208,7 +208,7 @@ def reads_alike(part: Any) -> bool:
         and all(
             reads_alike(child)
             for key, child in part.items()
-            if isinstance(child, _PARTS)
+            if isinstance(child, PARTS)
             and key not in _NEVER_SCHEMAS
             and key != "serialization"
         )
