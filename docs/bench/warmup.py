@@ -2,10 +2,12 @@
 
 Each run is a process of its own, which reports the CPU seconds of each part: the import
 of the package, the mapping of ten classes, their configuration, the first SELECT of
-each, the first INSERT and UPDATE of each. The same ten classes with the usual recipe
-and the same six columns are the other contender, so their runs take turns. What both
-need, SQLAlchemy, Pydantic and the driver, is imported before. Python loads compiled
-modules, as from an installed package, wherever this one may not keep any.
+each, the first INSERT and UPDATE of each; and, beside these, the import of the
+services, which only an application with one of them loads. The same ten classes with
+the usual recipe and the same six columns are the other contender, so their runs take
+turns. What both need, SQLAlchemy, Pydantic and the driver, is imported before. Python
+loads compiled modules, as from an installed package, wherever this one may not keep
+any.
 
     python docs/bench/warmup.py [--rounds 11]
 """
@@ -133,18 +135,24 @@ with Session(engine) as session:
         session.get_one(entity, "order-1").state = model(total=1.0)
     session.flush()
 marks.append(marks[-1] + clock() - begin)
-print(json.dumps(marks))
+begin = clock()
+if kind == "sa_wfstate":
+    from sa_wfstate import CanonicalStore, ReducerService, run_transaction, try_commit
+print(json.dumps([marks, clock() - begin]))
 """
 
 
 def run(kind: str, url: str, modules: str, *, creates: bool = False) -> list[float]:
-    """Return the seconds of each part, and of all; compiled *modules* are kept."""
+    """Return the seconds of each part, of all, and to import the services.
+
+    Compiled *modules* are kept.
+    """
     what = "creates" if creates else "uses"
     command = [sys.executable, "-c", APPLICATION, kind, url, what]
     keeping = {**os.environ, "PYTHONPYCACHEPREFIX": modules}
     keeping.pop("PYTHONDONTWRITEBYTECODE", None)
-    marks = json.loads(subprocess.check_output(command, env=keeping))
-    return [*(b - a for a, b in pairwise(marks)), marks[-1] - marks[0]]
+    marks, services = json.loads(subprocess.check_output(command, env=keeping))
+    return [*(b - a for a, b in pairwise(marks)), marks[-1] - marks[0], services]
 
 
 def main() -> None:
@@ -163,7 +171,7 @@ def main() -> None:
         for number in range(options.rounds):
             for kind in kinds if number % 2 else reversed(kinds):
                 results[kind].append(run(kind, url, modules))
-    table = Table("", *PARTS, "all", title="CPU until ten classes are warm")
+    table = Table("", *PARTS, "all", "services", title="CPU until ten classes are warm")
     for kind, runs in results.items():
         parts = [statistics.median(part) for part in zip(*runs, strict=True)]
         table.add_row(kind, *(f"{seconds * 1e3:.1f} ms" for seconds in parts))
@@ -172,8 +180,9 @@ def main() -> None:
         *([a / max(b, 1e-5) for a, b in zip(*pair, strict=True)] for pair in pairs),
         strict=True,
     )
-    _, *shown = (f"{statistics.median(ratio):.2f}" for ratio in ratios)
-    table.add_row("ratio", "", *shown)
+    # The usual recipe imports nothing.
+    _, *shown, _ = (f"{statistics.median(ratio):.2f}" for ratio in ratios)
+    table.add_row("ratio", "", *shown, "")
     Console(width=120).print(table)
 
 
