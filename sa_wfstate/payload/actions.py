@@ -108,10 +108,11 @@ class Action(BaseModel, Generic[PayloadT_co]):
                 path, problem = first_problem(error)
                 declared = names_in(dict(type(self).__pydantic_core_schema__))
                 raise PayloadError("action", shown(path, declared), problem) from None
-            more = self.model_extra or {}
-            for name in _WRITTEN_BY_THE_SERVICE & {*type(self).model_fields, *more}:
-                problem = "is written by the service, not by an action"
-                raise PayloadError("action", name, problem)
+            fields, more = type(self).__pydantic_fields__, self.__pydantic_extra__
+            for name in _WRITTEN_BY_THE_SERVICE:
+                if name in fields or (more and name in more):
+                    problem = "is written by the service, not by an action"
+                    raise PayloadError("action", name, problem)
 
     def payload_hash(self) -> str:
         """Return a digest of the payload's JSON; PayloadError if it has none.
@@ -139,8 +140,9 @@ def _why_no_json(payload: Any) -> tuple[str, str]:
 
 def further_keys(action: Action[Any]) -> dict[str, Any]:
     """Return the further keys as JSON, those that a subclass declares among them."""
-    if len(type(action).model_fields) == len(_OWN):
-        return to_jsonable_python(action.model_extra) or {}
+    if len(type(action).__pydantic_fields__) == len(_OWN):
+        more = action.__pydantic_extra__
+        return to_jsonable_python(more) if more else {}
     return action.model_dump(mode="json", exclude=_OWN)
 
 

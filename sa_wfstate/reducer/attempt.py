@@ -124,9 +124,8 @@ class Attempts(Generic[StateT]):
         Starts from *cached*, if given; with *lock*, locks the row before reading it.
         """
         resume, batch.resume = batch.resume, None
-        outcome: Outcome
         if resume is not None:
-            outcome = resume()
+            outcome: Outcome = resume()
         elif lock:
             (outcome,) = self.make_locked([batch])
         else:
@@ -136,18 +135,18 @@ class Attempts(Generic[StateT]):
                 cached = self._readings.baseline(batch, self._read.submit(batch))
             self._reductions.reduce(batch, cached)
             outcome = self._complete(batch)
-        if isinstance(outcome, StateConflict):
-            return outcome
-        batch.settle(outcome)
-        return None
+        if not isinstance(outcome, StateConflict):
+            batch.settle(outcome)
+            return None
+        return outcome
 
     def begin_together(
         self, batches: Sequence[ActionBatch], cached: Sequence[Baseline | None]
     ) -> list[bool]:
         """Begin the first attempts of *batches*, of different keys, in one task.
 
-        Returns which of them :meth:`make` completes without waiting. *cached* are their
-        baselines, None where the row is to be read.
+        Returns which of them are settled, or settled by :meth:`make` without waiting.
+        *cached* are their baselines, None where the row is to be read.
         """
         at_once = [False] * len(batches)
         accepted = []
@@ -169,9 +168,13 @@ class Attempts(Generic[StateT]):
                 accepted += [number] * bool(batch.accepted)
         members = self._commit.submit_all([batches[number] for number in accepted])
         for number, member in zip(accepted, members, strict=True):
-            batches[number].resume = partial(self._commit.complete, member)
-            if member.succeeded:
-                at_once[number] = isinstance(member.result(), StateCommitted)
+            batch, outcome = batches[number], member.succeeded and member.result()
+            batch.resume = partial(self._commit.complete, member)
+            if isinstance(outcome, StateCommitted):
+                batch.attempts += 1
+                batch.settle(outcome)
+                batch.resume = None  # It has the batch: a cycle, for the GC to find.
+                at_once[number] = True
         return at_once
 
     def _read_unread(

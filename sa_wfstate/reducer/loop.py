@@ -131,6 +131,9 @@ class ReducerLoop:
         except BaseException as error:
             self._uncertain.fail(batches, error)
             raise
+        for (queue, _), batch in zip(given, batches, strict=True):
+            if batch.settled:
+                self._note_outcome(queue, batch, None)
         goes_on = [
             partial(self._commit_each, *each, batch)
             for each, batch in zip(given, batches, strict=True)

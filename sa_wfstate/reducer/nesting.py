@@ -26,10 +26,11 @@ ResultT = TypeVar("ResultT")
 class _Attempt:
     """An attempt in progress; tasks that it starts may outlive it."""
 
-    __slots__ = ("over", "where")
+    __slots__ = ("entity", "key", "over")
 
-    def __init__(self, where: str) -> None:
-        self.where = where
+    def __init__(self, entity: str, key: Key) -> None:
+        self.entity = entity
+        self.key = key
         self.over = False
 
 
@@ -38,7 +39,7 @@ _current: ContextVar[_Attempt | None] = ContextVar("wfstate_attempt", default=No
 
 def attempt_on(entity: str, workflow_key: Key, make: Callable[[], ResultT]) -> ResultT:
     """Call *make*; refuse nested actions until it returns."""
-    attempt = _Attempt(f"{entity} {workflow_key!r}")
+    attempt = _Attempt(entity, workflow_key)
     # Twice, as a signal handler may raise in the inner clause. An attempt that is over
     # may stay in the context.
     try:
@@ -55,4 +56,5 @@ def refuse_nested(entity: str, workflow_key: Key) -> None:
     """Raise NestedHandle if the caller is part of an attempt."""
     attempt = _current.get()
     if attempt is not None and not attempt.over:
-        raise NestedHandle(entity, workflow_key, attempt.where)
+        where = f"{attempt.entity} {attempt.key!r}"
+        raise NestedHandle(entity, workflow_key, where)

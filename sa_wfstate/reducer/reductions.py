@@ -209,7 +209,8 @@ class Reductions(Generic[StateT]):
 
     def _call_now(self, state: StateT, action: Action[Any]) -> Any:
         result: Any = self._reducer(state, action)
-        if isawaitable(result):
+        # To ask takes longer than many a reducer, and a state is none.
+        if type(result) is not type(state) and isawaitable(result):
             self.waits = True
             if iscoroutine(result):
                 result.close()  # It is called again, by the caller of the action.
