@@ -70,7 +70,9 @@ class ClaimedWrites(Generic[StateT]):
         self._log = log
         self._single: dict[tuple[bool, bool], Any] = {}
         self._many: dict[tuple[Shape, bool, bool], Any] = {}
-        table = statements.table
+        table, columns = statements.table, statements.keys.columns
+        # Then one array has the keys of both tables.
+        self._alike = len(columns) == 1 and log.stored.binds_as(*columns)
         self.takes_many = not (
             statements.key_type.parts
             # What Python computes would be computed once for all rows.
@@ -108,16 +110,16 @@ class ClaimedWrites(Generic[StateT]):
                 shape, limited=limited, chained=bool(steps)
             )
         parameters = arrays_of(self._statements).parameters(shape, batch)
-        store = self._log.stored.store
         keys, actions, results, requests, _ = map(list, zip(*claims, strict=True))
         parameters |= {
             "wfs_claimed": keys,
-            "wfs_stored": list(map(store, keys)),
             "wfs_action": actions,
             "wfs_result": results,
             "wfs_request": requests,
             "wfs_ttl": self._log.ttl,
         }
+        if not self._alike:
+            parameters["wfs_stored"] = list(map(self._log.stored.store, keys))
         if lock_wait is not None:
             parameters["wfs_lock_wait"] = f"{lock_wait * 1e3:.0f}"
         if steps:
@@ -182,13 +184,16 @@ class ClaimedWrites(Generic[StateT]):
             criteria.append(not_(HasTriggers(self._statements.table)))
         written = arrays_of(self._statements).written(shape, *criteria, steps=chained)
         (key,) = self._statements.keys.columns
-        types = {"claimed": key.type, "stored": c.workflow_key.type}
+        types = {"claimed": key.type}
+        if not self._alike:
+            types["stored"] = c.workflow_key.type
         types |= {"action": c.action_id.type} | dict.fromkeys(_HASHES, Text())
         if chained:
             types["before"] = BigInteger()
         claims = bound_table(types, "wfs_claims")
         of_row = claims.c.claimed == written.c[0]
-        values = [claims.c[each] for each in ("stored", "action", *_HASHES)]
+        stored = "claimed" if self._alike else "stored"
+        values = [claims.c[each] for each in (stored, "action", *_HASHES)]
         version = written.c.version
         if chained:
             version = version - claims.c.before

@@ -42,6 +42,9 @@ class LoggedReads(Generic[StateT]):
         self._statements = statements
         self._log = log
         self._built: dict[bool, Any] = {}
+        columns = statements.keys.columns
+        # Then one array has both.
+        self._alike = len(columns) == 1 and log.stored.binds_as(*columns)
 
     def take(self, keys: Sequence[Key], actions: Sequence[tuple[Key, UUID]]) -> bool:
         """Return whether one statement reads *keys* and *actions*."""
@@ -67,8 +70,11 @@ class LoggedReads(Generic[StateT]):
             parameters = self._statements.keys.parameters(keys[0])
             parameters |= {"wfs_stored": store(keys[0]), "wfs_id": ids}
         else:
-            stored = [store(key) for key, _ in actions]
-            parameters = {"wfs_key": sorted(keys), "wfs_stored": stored, "wfs_id": ids}
+            # A key without an action has nothing to be read for.
+            of_actions = [key for key, _ in actions]
+            parameters = {"wfs_key": of_actions, "wfs_id": ids}
+            if not self._alike:
+                parameters["wfs_stored"] = list(map(store, of_actions))
         rows, processed = {}, {}
         for row in connection.execute(self._built[alone], parameters):
             if row[_OF_ROW] is None:
@@ -93,10 +99,8 @@ class LoggedReads(Generic[StateT]):
             log = log.where(of_key, c.action_id == ids)
         else:
             rows = rows.where(among(*keys.columns))
-            types = {"stored": c.workflow_key.type, "id": c.action_id.type}
-            pairs = bound_table(types)
-            log = log.join(
-                pairs,
-                of_keys((c.workflow_key, pairs.c.stored)) & (c.action_id == pairs.c.id),
-            )
+            stored = "key" if self._alike else "stored"
+            pairs = bound_table({stored: c.workflow_key.type, "id": c.action_id.type})
+            of_pair = of_keys((c.workflow_key, pairs.c[stored]))
+            log = log.join(pairs, of_pair & (c.action_id == pairs.c.id))
         return union_all(rows, log)

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from functools import partial
 from inspect import isawaitable, iscoroutine, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from uuid import uuid4
 
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
@@ -20,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from .._concurrency import raised_by_signal_handler
 from ..errors import PayloadError, VersionNotKept, WorkflowNotFound
 from ..payload.actions import Reduction, further_keys
-from ..values.provenance import Provenance
+from ..values.provenance import Provenance, new_effect_id
 from ..values.row_version import RowVersion
 from ..values.snapshot import StateCommitted
 from ..values.write import Write, Written
@@ -256,7 +255,7 @@ def _is_model(given: object) -> bool:
 
 def _provenance(actions: list[Action[Any]]) -> Provenance:
     """Make the provenance of one attempt; a fold lists that of each action."""
-    effect_id, timestamp = str(uuid4()), datetime.now(UTC)
+    effect_id, timestamp = new_effect_id(), datetime.now(UTC)
     each: list[dict[str, Any]] = [
         {
             **further_keys(action),

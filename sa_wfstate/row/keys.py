@@ -212,8 +212,14 @@ class StoredKey:
 
     def __init__(self, key_type: KeyType, column: Column[Any]) -> None:
         self._key_type = key_type
+        self._column_type: Any = column.type
         own = key_type_of(str(column.table.name), column).type
         self.same = own is key_type.type
+
+    def binds_as(self, column: Column[Any]) -> bool:
+        """Return whether the keys in *column* are bound as what is stored for them."""
+        own, other = self._column_type, column.type
+        return self.same and type(own) is type(other) and repr(own) == repr(other)
 
     def store(self, workflow_key: Any) -> Any:
         """Return what is stored for *workflow_key*."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from os import urandom
 from typing import Annotated, Any, Self
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticSerializationError, to_json
@@ -55,7 +56,7 @@ class Provenance(BaseModel):
         return cls.model_validate(
             {
                 **more,
-                "effect_id": uuid4() if effect_id is None else effect_id,
+                "effect_id": new_effect_id() if effect_id is None else effect_id,
                 "timestamp": datetime.now(UTC),
                 "action_id": action_id,
             }
@@ -80,12 +81,20 @@ def text_of_now() -> tuple[str, str]:
 
     Without Pydantic, because a flush makes one for each row.
     """
-    effect_id = str(uuid4())
+    effect_id = new_effect_id()
     time = datetime.now(UTC).isoformat().removesuffix("+00:00")
     return (
         effect_id,
         f'{{"effect_id":"{effect_id}","timestamp":"{time}Z","action_id":null}}',
     )
+
+
+def new_effect_id() -> str:
+    """Return what str(uuid4()) returns, in half of the time."""
+    digits = urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    head, middle = f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}", digits[17:20]
+    return f"{head}-{variant}{middle}-{digits[20:]}"
 
 
 _PLAIN = frozenset({str, int, bool, type(None)})

@@ -7,6 +7,7 @@ no :class:`Write`.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from .row_version import RowVersion
@@ -80,13 +81,13 @@ class Batch:
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """Return the fields of each write."""
-        return zip(*self._columns(), strict=True)
+        return zip(*_columns_of(self), strict=True)
 
     def take(self, indices: Sequence[int]) -> Batch:
         """Return the rows at *indices*, in that order."""
         if len(indices) == len(self) and list(indices) == list(range(len(self))):
             return self
-        return Batch(*([column[i] for i in indices] for column in self._columns()))
+        return Batch(*([column[i] for i in indices] for column in _columns_of(self)))
 
-    def _columns(self) -> tuple[Sequence[Any], ...]:
-        return tuple(getattr(self, field.name) for field in fields(self))
+
+_columns_of = attrgetter(*(field.name for field in fields(Batch)))

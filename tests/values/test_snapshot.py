@@ -157,7 +157,10 @@ def test_provenance_takes_uuids() -> None:
     assert read.action_id == UUID(str(action))
     assert read == made
     assert abs(datetime.now(UTC) - made.timestamp) < timedelta(minutes=1)
-    assert Provenance.now().effect_id != Provenance.now().effect_id
+    effects = {Provenance.now().effect_id for _ in range(100)}
+    assert len(effects) == 100
+    assert {each for each in effects if str(UUID(each)) == each} == effects
+    assert {UUID(each).version for each in effects} == {4}
 
 
 @pytest.mark.parametrize(
