@@ -36,28 +36,31 @@ class BatchCodec(Generic[T]):
             config is not None and not codec.accept and codec.traits.compares_by_value
         )
         self._validates = codec.traits.runs_validators
+        self._survive_for_sure = codec.survive_for_sure
         self._serializer = SchemaSerializer(texts, config)
         self._validator = SchemaValidator(texts, config)
 
     def encode(self, values: list[T]) -> tuple[list[str], list[Any]] | None:
         """Return the texts of *values*, and the values read back from them.
 
-        Without the round trip each of these is None. Returns None if the codec must
-        encode the values one by one, because it may refuse one of them.
+        Each of these is None without the round trip, and if all survive for sure.
+        Returns None if the codec must encode the values one by one, because it may
+        refuse one of them.
         """
         if not self._usable:
             return None
         copies: list[Any] = [None] * len(values)
         try:
             texts = self._dump(values)
-            if self._round_trip:
+            read_back = self._round_trip and not self._survive_for_sure(values)
+            if read_back:
                 copies = self._validator.validate_python(texts)
         except _REFUSED:
             return None
         together = " ".join(texts)
         if holds_nul(together) or may_be_respelled(together):
             return None
-        if self._round_trip and (
+        if read_back and (
             copies != values or (self._validates and self._dump(copies) != texts)
         ):
             return None

@@ -23,13 +23,14 @@ from .canonical import (
     may_be_respelled,
     respelled,
 )
+from .exact import exact_check
 from .losses import losses
 from .roundtrip import ANY, culprit, difference, unordered, unstorable
 from .schema_versions import STORED_TWICE, is_stored_twice
 from .traits import Schema, Traits, names_in, traits_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from .roundtrip import Path
     from .schema_versions import PayloadSchema
@@ -39,6 +40,8 @@ T = TypeVar("T")
 
 _TELLING = '"01e'
 _LONGEST_PATH = 8
+_SHORT = 400
+"""Characters up to which reading a text takes no longer than looking at its value."""
 AS_STORED: dict[str, Any] = {"by_alias": True, "round_trip": True}
 # Problems whose description may hold a part of the input.
 _INDISCREET = frozenset(
@@ -150,10 +153,20 @@ class Codec(Generic[T]):
     def check(self, value: T, text: str, *, where: str | None = None) -> T | None:
         """Raise PayloadError unless *text*, the JSON of *value*, reads as the same.
 
-        Returns what it was read as; None without the round trip.
+        Returns what it was read as; None without the round trip, and if it survives for
+        sure.
         """
         self.refuse_nul(text, where=where)
-        return self._read_back(value, text, where) if self.round_trip else None
+        if not self.round_trip or (
+            len(text) > _SHORT and self.survive_for_sure([value])
+        ):
+            return None
+        return self._read_back(value, text, where)
+
+    @cached_property
+    def survive_for_sure(self) -> Callable[[Iterable[T]], bool]:
+        """A function that tells of values without a doubt; others must be read back."""
+        return exact_check(self.schema) or (lambda _: False)
 
     def _read_back(self, value: T, text: str, where: str | None) -> T:
         copy, traits = self._reread(text, where), self.traits

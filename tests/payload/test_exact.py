@@ -1,0 +1,341 @@
+"""Values that are said to survive do, and a type that may change them says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum, IntEnum, StrEnum
+from itertools import chain
+from typing import Annotated, Any, Literal
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import pytest
+from annotated_types import Predicate
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from pydantic import (
+    AfterValidator,
+    AliasGenerator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    RootModel,
+    SecretStr,
+    TypeAdapter,
+    computed_field,
+    model_serializer,
+    model_validator,
+)
+
+from sa_wfstate import PayloadError
+from sa_wfstate.payload.canonical import may_be_respelled
+from sa_wfstate.payload.codec import Codec
+from sa_wfstate.payload.exact import exact_check
+
+
+class Tier(Enum):
+    """Members with texts."""
+
+    GOLD = "gold"
+    SILVER = "silver"
+
+
+class Kind(StrEnum):
+    """Members that are texts."""
+
+    A = "a"
+
+
+class Number(IntEnum):
+    """Members that are numbers."""
+
+    ONE = 1
+
+
+class Place(BaseModel):
+    """Used in two fields, so it is a definition."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    city: str
+    since: date | None = None
+
+
+class FarPlace(Place):
+    """A subclass, of which a field of the parent is cut."""
+
+    planet: str = "Mars"
+
+
+class Line(BaseModel):
+    """A model in a list."""
+
+    sku: str
+    count: int = 1
+    price: Decimal = Decimal(1)
+    tags: list[str] = []
+
+
+class Order(BaseModel):
+    """Each kind of part that is known to survive."""
+
+    number: UUID = UUID(int=1)
+    created: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    tier: Tier = Tier.GOLD
+    kind: Kind = Kind.A
+    state: Literal["new", "paid"] = "new"
+    paid: bool = False
+    total: float = 0.0
+    nothing: None = None
+    here: Place = Place(city="Utrecht")
+    there: Place | None = None
+    lines: list[Line] = []
+    notes: dict[str, list[Line]] = {}
+
+
+class Text(str):
+    """A text with another class."""
+
+    __slots__ = ()
+
+
+def some(type_: Any, *odd: Any) -> st.SearchStrategy[Any]:
+    """Return values that a field takes, and some that were assigned unchecked."""
+    usual = st.from_type(type_) if isinstance(type_, type) else type_
+    return usual | st.sampled_from(odd) if odd else usual
+
+
+zones = st.sampled_from(
+    [
+        *(None, UTC, UTC, timezone(timedelta(0), "X")),
+        *(timezone(timedelta(hours=2)), timezone(timedelta(seconds=7))),
+        *(ZoneInfo("Europe/Amsterdam"), ZoneInfo("UTC")),
+        TypeAdapter(datetime).validate_json('"2026-01-01T00:00:00Z"').tzinfo,
+    ]
+)
+words = some(st.text(max_size=5), Text("x"), Kind.A, "\ud800", "\0", 1, None)
+places = st.builds(
+    Place.model_construct, city=words, since=some(date, datetime.now(UTC), None)
+) | st.sampled_from([FarPlace(city="x"), Place.model_construct(), {"city": "x"}, None])
+lines = st.builds(
+    Line.model_construct,
+    sku=words,
+    count=some(int, True, 10**5000, Number.ONE, 1.0),
+    price=some(Decimal, Decimal("NaN"), Decimal("-Infinity"), 1, "1"),
+    tags=st.lists(words, max_size=2) | st.sampled_from([(), ("a",), None]),
+) | st.sampled_from([Line.model_construct(sku="x"), Line.model_construct(count=1)])
+orders = st.builds(
+    Order.model_construct,
+    number=some(UUID, str(UUID(int=1))),
+    created=some(st.datetimes(timezones=zones), date(2026, 1, 1), "2026-01-01"),
+    tier=some(Tier, "gold", Kind.A),
+    kind=some(Kind, "a", "b"),
+    state=some(st.sampled_from(["new", "paid"]), "other", Text("new")),
+    paid=some(bool, 1, 0, "true"),
+    total=some(float, 1, True, 1e15, 1e16, 1e-7, -0.0, Decimal(1)),
+    nothing=some(st.none(), False),
+    here=places,
+    there=places,
+    lines=st.lists(lines, max_size=3) | st.just(()),
+    notes=st.dictionaries(words.filter(lambda w: w is not None), st.lists(lines))
+    | st.just({1: []}),
+)
+
+CODEC = Codec(Order)
+CHECK = exact_check(CODEC.schema)
+READS_BACK: Codec[Any] = Codec(Order)
+READS_BACK.survive_for_sure = lambda _: False
+
+
+@settings(max_examples=300)
+@given(orders)
+@example(Order(notes={"a": [Line(sku="b", price=Decimal("1E+999"))]}))
+@example(Order(created=datetime.min.replace(tzinfo=UTC), there=Place(city="")))
+@example(
+    Order(
+        created=datetime.max.replace(tzinfo=UTC), here=Place(city="x", since=date.min)
+    )
+)
+def test_what_survives_for_sure_survives(order: Any) -> None:
+    """Property: reading it back refuses nothing, and returns an equal value."""
+    assert CHECK is not None
+    if not CHECK([order]):
+        return
+    try:
+        text = READS_BACK.dump(order)
+        READS_BACK.refuse_nul(text)
+    except PayloadError:
+        return  # It is refused for its text alone.
+    assert READS_BACK.check(order, text) == order
+    # The check is of floats alone: in a text there may be anything.
+    assert not may_be_respelled(CODEC.dump(Order(total=order.total)))
+
+
+@given(st.builds(Order, created=st.datetimes() | st.datetimes(timezones=st.just(UTC))))
+def test_valid_values_survive_for_sure(order: Order) -> None:
+    """A value that was validated, and whose times are of UTC, is not read back."""
+    assert CHECK is not None
+    copy = Order.model_validate(order.model_dump())
+    plain = -1e15 < copy.total < 1e15
+    every = [*copy.lines, *chain.from_iterable(copy.notes.values())]
+    small = all(abs(line.count) < 2**63 for line in every)
+    assert CHECK([copy]) is (plain and small)
+
+
+class Bare(BaseModel):
+    """Nothing but a text."""
+
+    a: str
+
+
+def model(name: str, config: ConfigDict | None = None, **fields: Any) -> type[Any]:
+    """Make a model class with these fields."""
+    namespace: dict[str, Any] = {"__annotations__": fields, "__module__": __name__}
+    if config is not None:
+        namespace["model_config"] = config
+    return type(name, (BaseModel,), namespace)
+
+
+class WithPrivate(Bare):
+    """It has a private attribute."""
+
+    _kept: int = PrivateAttr(default=1)
+
+
+class WithInit(Bare):
+    """Its initializer is its own."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+
+
+class WithEquality(Bare):
+    """Its comparison is its own."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class WithSerializer(Bare):
+    """Its JSON is its own."""
+
+    @model_serializer
+    def dump(self) -> dict[str, str]:
+        """Return one text, whatever it holds."""
+        return {"a": "x"}
+
+
+class WithValidator(Bare):
+    """Its validator may change it."""
+
+    @model_validator(mode="after")
+    def change(self) -> WithValidator:
+        """Change nothing."""
+        return self
+
+
+class WithComputed(Bare):
+    """It has a field that is not stored."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def b(self) -> str:
+        """Return a text."""
+        return "b"
+
+
+class Recursive(BaseModel):
+    """It may hold itself."""
+
+    inner: Recursive | None = None
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [
+        Any,
+        set[str],
+        tuple[str, ...],
+        Sequence[str],
+        str | int,
+        bytes,
+        timedelta,
+        SecretStr,
+        Number,
+        Literal[1],
+        dict[int, str],
+        dict[Kind, str],
+        Recursive,
+        RootModel[str],
+        WithPrivate,
+        WithInit,
+        WithEquality,
+        WithSerializer,
+        WithValidator,
+        WithComputed,
+        Annotated[str, Field(max_length=9)],
+        Annotated[int, Field(ge=0)],
+        Annotated[int, Field(strict=True)],
+        Annotated[float, Field(allow_inf_nan=True)],
+        Annotated[Decimal, Field(max_digits=3)],
+        Annotated[list[str], Field(min_length=1)],
+        Annotated[str, AfterValidator(str.upper)],
+        Annotated[str, BeforeValidator(str.upper)],
+        Annotated[str, Predicate(str.islower)],
+        Annotated[str, PlainSerializer(str.upper)],
+        model("Aliased", a=Annotated[str, Field(alias="b")]),
+        model("Dumped", a=Annotated[str, Field(serialization_alias="b")]),
+        model("Excluded", a=Annotated[str, Field(exclude=True)]),
+        model(
+            "Generated", ConfigDict(alias_generator=AliasGenerator(str.upper)), a=str
+        ),
+        model("Stripped", ConfigDict(str_strip_whitespace=True), a=str),
+        model("Lower", ConfigDict(str_to_lower=True), a=str),
+        model("Strict", ConfigDict(strict=True), a=UUID),
+        model("Nan", ConfigDict(ser_json_inf_nan="null"), a=float),
+        model("Open", ConfigDict(extra="allow"), a=str),
+        model("Values", ConfigDict(use_enum_values=True), a=Kind),
+        model("Inner", a=dict[str, list[WithSerializer]]),
+    ],
+    ids=str,
+)
+def test_type_that_may_change_a_value_is_read_back(type_: Any) -> None:
+    """Its values are read back and compared, whatever they are."""
+    assert exact_check(Codec(type_).schema) is None
+
+
+def lines_with(part: Any) -> Order:
+    """Return an order with many lines, of which one has *part*."""
+    found = [Line(sku=f"sku-{n}") for n in range(50)]
+    found[30].tags = [part]
+    return Order(lines=found)
+
+
+def test_long_text_is_not_read_back() -> None:
+    """Its value survives for sure, so there is no copy; a short one has one."""
+    codec = Codec(Order)
+    order = lines_with("x")
+    assert codec.check(order, codec.dump(order)) is None
+    assert Codec(Bare).check(Bare(a="x"), '{"a":"x"}') == Bare(a="x")
+
+
+def test_part_that_is_lost_is_found_in_a_long_text() -> None:
+    """A model of a subclass among many, a NUL, and what the table cannot hold."""
+    codec = Codec(Order)
+    for lost, message in (
+        (Order(lines=lines_with("x").lines, there=FarPlace(city="x")), "FarPlace"),
+        (lines_with("\0"), "NUL"),
+    ):
+        with pytest.raises(PayloadError, match=message):
+            codec.encode(lost)
+    missing = lines_with("x")
+    missing.lines[7] = Line.model_construct(count=1)
+    with pytest.raises(PayloadError, match=r"lines\.7\.sku"):
+        codec.encode(missing)
