@@ -1,6 +1,7 @@
 """Codec: dump values of a Pydantic type as JSON text, and load them.
 
-A codec checks the round trip: it reads each text back and compares the values. So a
+A codec checks the round trip: it reads each text back and compares the values, unless
+the types of its parts tell that it survives (:mod:`~sa_wfstate.payload.exact`). So a
 value that JSON or the model cannot keep is refused, with its path, before any SQL is
 sent. Errors name paths and types, never the payload: a key that the type does not name
 is shown as ``*``.
