@@ -27,6 +27,7 @@ class BatchCodec(Generic[T]):
     """Encode many values as *codec* encodes each; without *round_trip*, dump them."""
 
     def __init__(self, codec: Codec[T], *, round_trip: bool) -> None:
+        self._codec = codec
         self._round_trip = round_trip
         schema: Any = codec.schema
         config = _config_of(codec.type_, schema)
@@ -36,7 +37,6 @@ class BatchCodec(Generic[T]):
             config is not None and not codec.accept and codec.traits.compares_by_value
         )
         self._validates = codec.traits.runs_validators
-        self._survive_for_sure = codec.survive_for_sure
         self._serializer = SchemaSerializer(texts, config)
         self._validator = SchemaValidator(texts, config)
 
@@ -52,7 +52,7 @@ class BatchCodec(Generic[T]):
         copies: list[Any] = [None] * len(values)
         try:
             texts = self._dump(values)
-            read_back = self._round_trip and not self._survive_for_sure(values)
+            read_back = self._round_trip and not self._codec.survive_for_sure(values)
             if read_back:
                 copies = self._validator.validate_python(texts)
         except _REFUSED:

@@ -24,7 +24,6 @@ from .canonical import (
     may_be_respelled,
     respelled,
 )
-from .exact import exact_check
 from .losses import losses
 from .roundtrip import ANY, culprit, difference, unordered, unstorable
 from .schema_versions import STORED_TWICE, is_stored_twice
@@ -167,6 +166,8 @@ class Codec(Generic[T]):
     @cached_property
     def survive_for_sure(self) -> Callable[[Iterable[T]], bool]:
         """A function that tells of values without a doubt; others must be read back."""
+        from .exact import exact_check
+
         return exact_check(self.schema) or (lambda _: False)
 
     def _read_back(self, value: T, text: str, where: str | None) -> T:
