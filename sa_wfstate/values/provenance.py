@@ -90,11 +90,9 @@ def text_of_now() -> tuple[str, str]:
 
 
 def new_effect_id() -> str:
-    """Return what str(uuid4()) returns, in half of the time."""
-    digits = urandom(16).hex()
-    variant = "89ab"[int(digits[16], 16) & 3]
-    head, middle = f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}", digits[17:20]
-    return f"{head}-{variant}{middle}-{digits[20:]}"
+    """Return a random UUID as text, in less than half the time of uuid4()."""
+    x = urandom(16).hex()
+    return f"{x[:8]}-{x[8:12]}-4{x[13:16]}-8{x[17:20]}-{x[20:]}"
 
 
 _PLAIN = frozenset({str, int, bool, type(None)})
