@@ -327,11 +327,12 @@ def test_long_text_is_not_read_back() -> None:
 
 
 def test_part_that_is_lost_is_found_in_a_long_text() -> None:
-    """A model of a subclass among many, a NUL, and what the table cannot hold."""
+    """A model of a subclass among many, a NUL, half a surrogate pair in a key."""
     codec = Codec(Order)
     for lost, message in (
         (Order(lines=lines_with("x").lines, there=FarPlace(city="x")), "FarPlace"),
         (lines_with("\0"), "NUL"),
+        (Order(lines=lines_with("x").lines, notes={"\ud800": []}), "notes"),
     ):
         with pytest.raises(PayloadError, match=message):
             codec.encode(lost)
