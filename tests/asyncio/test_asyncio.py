@@ -299,7 +299,7 @@ def test_counterparts_have_the_same_names_and_parameters() -> None:
     modules = (versions, patching, outbox, projection, sa_wfstate)
     originals: dict[str, Any] = {}
     for module in modules:
-        originals |= vars(module)
+        originals |= {name: getattr(module, name) for name in dir(module)}
     for name in sa_wfstate.asyncio.__all__:
         original, counterpart = originals[name], getattr(sa_wfstate.asyncio, name)
         if not inspect.isclass(original):
