@@ -105,30 +105,44 @@ class Text(str):
 
 
 def some(type_: Any, *odd: Any) -> st.SearchStrategy[Any]:
-    """Return values that a field takes, and some that were assigned unchecked."""
+    """Return values that a field takes, and a few that were assigned unchecked.
+
+    Of forty, one: or nearly all orders would have one somewhere.
+    """
     usual = st.from_type(type_) if isinstance(type_, type) else type_
-    return usual | st.sampled_from(odd) if odd else usual
+    return st.integers(0, 39).flatmap(
+        lambda n: st.sampled_from(odd) if n == 13 else usual
+    )
 
 
 zones = st.sampled_from(
     [
-        *(None, UTC, UTC, timezone(timedelta(0), "X")),
+        *(None, UTC, UTC, UTC, UTC, timezone(timedelta(0), "X")),
         *(timezone(timedelta(hours=2)), timezone(timedelta(seconds=7))),
         *(ZoneInfo("Europe/Amsterdam"), ZoneInfo("UTC")),
         TypeAdapter(datetime).validate_json('"2026-01-01T00:00:00Z"').tzinfo,
     ]
 )
 words = some(st.text(max_size=5), Text("x"), Kind.A, "\ud800", "\0", 1, None)
-places = st.builds(
-    Place.model_construct, city=words, since=some(date, datetime.now(UTC), None)
-) | st.sampled_from([FarPlace(city="x"), Place.model_construct(), {"city": "x"}, None])
-lines = st.builds(
-    Line.model_construct,
-    sku=words,
-    count=some(int, True, 10**5000, Number.ONE, 1.0),
-    price=some(Decimal, Decimal("NaN"), Decimal("-Infinity"), 1, "1"),
-    tags=st.lists(words, max_size=2) | st.sampled_from([(), ("a",), None]),
-) | st.sampled_from([Line.model_construct(sku="x"), Line.model_construct(count=1)])
+places = some(
+    st.builds(
+        Place.model_construct, city=words, since=some(date, datetime.now(UTC), None)
+    ),
+    *(FarPlace(city="x"), Place.model_construct(), {"city": "x"}, None),
+)
+lines = some(
+    st.builds(
+        Line.model_construct,
+        sku=words,
+        count=some(int, True, 10**5000, Number.ONE, 1.0),
+        price=some(
+            st.decimals(allow_nan=False, allow_infinity=False),
+            *(Decimal("NaN"), Decimal("-Infinity"), 1, "1"),
+        ),
+        tags=some(st.lists(words, max_size=2), (), ("a",), None),
+    ),
+    *(Line.model_construct(sku="x"), Line.model_construct(count=1)),
+)
 orders = st.builds(
     Order.model_construct,
     number=some(UUID, str(UUID(int=1))),
@@ -137,13 +151,14 @@ orders = st.builds(
     kind=some(Kind, "a", "b"),
     state=some(st.sampled_from(["new", "paid"]), "other", Text("new")),
     paid=some(bool, 1, 0, "true"),
-    total=some(float, 1, True, 1e15, 1e16, 1e-7, -0.0, Decimal(1)),
+    total=some(st.floats(-1e16, 1e16), 1, True, 1e23, float("nan"), Decimal(1)),
     nothing=some(st.none(), False),
     here=places,
     there=places,
-    lines=st.lists(lines, max_size=3) | st.just(()),
-    notes=st.dictionaries(words.filter(lambda w: w is not None), st.lists(lines))
-    | st.just({1: []}),
+    lines=some(st.lists(lines, max_size=3), ()),
+    notes=some(
+        st.dictionaries(words, st.lists(lines, max_size=2), max_size=2), {1: []}
+    ),
 )
 
 CODEC = Codec(Order)
