@@ -22,3 +22,6 @@ ESCAPES_PERCENT = SQLALCHEMY >= (2, 0, 55)
 
 POST_UPDATES_BEFORE_DELETE = SQLALCHEMY >= (2, 0, 58)
 """Before, it could delete a parent before post_update had freed its children."""
+
+WRAPS_LISTENERS = SQLALCHEMY >= (2, 1)
+"""Before, it called listeners of a statement outside of what it wraps the errors of."""

@@ -8,7 +8,7 @@ needs a context gets one. What fails is raised by SQLAlchemy.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, DateTime, Integer, String, Uuid
 
@@ -63,26 +63,10 @@ class DirectConnection(Connection):
         """
 
         def fail(*_: object) -> None:
-            self.dialect = cast("Dialect", _Raising(self, error))
+            raise error.pop()  # Kept here, it would be in a cycle.
 
         self._before_statement(self, fail)
         return self.execute(statement, parameters).first()
-
-
-class _Raising:
-    """Stands for the dialect of *connection* until it is to execute, which raises."""
-
-    def __init__(self, connection: Connection, error: list[BaseException]) -> None:
-        self._connection = connection
-        self._dialect = connection.dialect
-        self._error = error
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._dialect, name)
-
-    def do_execute(self, *_: object) -> None:
-        self._connection.dialect = self._dialect
-        raise self._error.pop()  # Kept here, it would be in a cycle.
 
 
 class DriverStatement(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from logging import INFO
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, __version__
 from sqlalchemy.dialects.postgresql import psycopg
 
 from .._concurrency import raised_by_signal_handler
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..row.direct import DriverStatement
 
 
+# SQLAlchemy 2.0 would not wrap the error that a DirectConnection raises again.
+_WRAPS_LISTENERS: Final = not __version__.startswith("2.0.")
 _PSYCOPG: Final = frozenset({psycopg.dialect, psycopg.dialect_async})
 
 
@@ -29,8 +31,9 @@ class Autocommit:
     connection does, at a fraction of its price. Logs and listeners are told by the
     option, so an engine with any has the option.
 
-    Of psycopg it is a DirectConnection, which keeps its statements in *known*. asyncpg
-    needs the context of a statement, to know of changed tables.
+    Of psycopg, from SQLAlchemy 2.1 on, it is a DirectConnection, which keeps its
+    statements in *known*. asyncpg needs the context of a statement, to know of changed
+    tables.
     """
 
     __slots__ = ("_connection", "_engine", "_known", "_reset")
@@ -112,7 +115,8 @@ def _may_be_direct(engine: Engine) -> bool:
     """Return whether nothing but the driver has a part in a statement of *engine*."""
     dialect: Any = engine.dialect
     return (
-        type(engine) is Engine
+        _WRAPS_LISTENERS
+        and type(engine) is Engine
         and type(dialect) in _PSYCOPG
         and not engine.get_execution_options()
         and not dialect.dispatch.do_execute
