@@ -207,6 +207,11 @@ def attend_savepoints(engine: Engine) -> None:
 write_log.WriteLog.attend_savepoints = attend_savepoints
 
 
+def on_checkin(engine: Engine, listener: Callable[..., None]) -> None:
+    """Call *listener* when a connection comes back to the pool of *engine*."""
+    event.listen(engine.pool, "checkin", listener)
+
+
 def on_begin(session: Session, listener: Callable[..., None]) -> None:
     """Call *listener* when *session* begins a transaction on a connection."""
     event.listen(session, "after_begin", listener)

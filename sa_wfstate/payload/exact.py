@@ -52,6 +52,12 @@ _KNOWN: Final[dict[str, set[str]]] = {
 """What a schema of each type may say; anything else may change a value."""
 
 _KNOWN_CONFIG: Final = {"title", "extra_fields_behavior", "validate_assignment"}
+_FLAGS: Final = {"custom_init", "root_model", "frozen", "strict", "validate_default"}
+"""What says nothing if it is False. A bound of False is a bound of 0."""
+_LARGEST: Final = 1_000
+"""Parts of a schema, those of a model counted wherever it is used: some 10 ms."""
+_DEEPEST: Final = 100
+"""Parts within parts: at 200 levels of JSON, Pydantic refuses to read."""
 _INT_LIMIT: Final = 2**63
 _FLOAT_LIMIT: Final = 1e15
 _fields_of = attrgetter("__dict__")
@@ -66,7 +72,7 @@ def exact_check(schema: Schema) -> Check | None:
     """Return what tells of values whether all survive for sure; None if it cannot."""
     try:
         check = _Plan(schema).check(schema)
-    except _NotPlain:
+    except Exception:  # noqa: BLE001 - what cannot be planned is read back
         return None
 
     def survive(values: Iterable[Any]) -> bool:
@@ -84,11 +90,17 @@ class _Plan:
     def __init__(self, schema: Schema) -> None:
         self._named = {each["ref"]: each for each in schema.get("definitions", ())}
         self._above: list[str] = []
+        self._left, self._depth = _LARGEST, 0
 
     def check(self, node: Schema) -> Check:
         """Return the check of the values of *node*; raise _NotPlain if it has none."""
         _require_known(node)
+        self._left -= 1
+        self._depth += 1
+        if self._left < 0 or self._depth > _DEEPEST:
+            raise _NotPlain
         made: Check = getattr(self, f"_{node['type'].replace('-', '_')}")(node)
+        self._depth -= 1
         return made
 
     def _none(self, _: Schema) -> Check:
@@ -213,7 +225,11 @@ class _Plan:
 
 
 def _require_known(node: Schema) -> None:
-    says = {k for k, v in node.items() if v is not None and v is not False and v != []}
+    says = {
+        k
+        for k, v in node.items()
+        if v is not None and v != [] and not (v is False and k in _FLAGS)
+    }
     if node["type"] not in _KNOWN or says - _ANY_NODE - _KNOWN[node["type"]]:
         raise _NotPlain
 

@@ -16,11 +16,15 @@ from ..row.engine_profiles import profile_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy.pool import ConnectionPoolEntry
+
     from ..row.direct import DriverStatement
 
 
 # SQLAlchemy 2.0 would not wrap the error that a DirectConnection raises again.
 _WRAPS_LISTENERS: Final = not __version__.startswith("2.0.")
+_RESET: Final = "sa_wfstate.reset"
+"""Where the pool has what resets the level of a connection that is lent."""
 _PSYCOPG: Final = frozenset({psycopg.dialect, psycopg.dialect_async})
 
 
@@ -36,7 +40,7 @@ class Autocommit:
     tables.
     """
 
-    __slots__ = ("_connection", "_engine", "_known", "_reset")
+    __slots__ = ("_connection", "_engine", "_info", "_known", "_reset")
 
     def __init__(
         self, engine: Engine, known: dict[Any, DriverStatement | None]
@@ -57,13 +61,21 @@ class Autocommit:
         try:
             if told:
                 return connection.execution_options(isolation_level="AUTOCOMMIT")
-            lent: Any = connection.connection.dbapi_connection
-            if not direct:
-                engine.dialect.set_isolation_level(lent, "AUTOCOMMIT")
-                self._reset = engine.dialect.reset_isolation_level
-            elif not lent.autocommit:
-                lent.autocommit = True
-                self._reset = _leave_autocommit
+            proxy: Any = connection.connection
+            lent = proxy.dbapi_connection
+            if not direct or not lent.autocommit:
+                self._reset = (
+                    _leave_autocommit
+                    if direct
+                    else engine.dialect.reset_isolation_level
+                )
+                # Also for the pool, if this one is interrupted before it resets.
+                self._info = proxy.record_info
+                self._info[_RESET] = self._reset
+                if direct:
+                    lent.autocommit = True
+                else:
+                    engine.dialect.set_isolation_level(lent, "AUTOCOMMIT")
         except BaseException:
             self._discard()
             raise
@@ -77,6 +89,7 @@ class Autocommit:
         if self._reset is not None and not connection.invalidated:
             try:
                 self._reset(connection.connection.dbapi_connection)
+                self._info.pop(_RESET, None)
             except Exception:  # noqa: BLE001 - as the pool does with its own resets
                 self._discard()
             except BaseException:
@@ -93,6 +106,16 @@ class Autocommit:
 
 def _leave_autocommit(lent: Any) -> None:
     lent.autocommit = False
+
+
+def checkin(lent: Any, entry: ConnectionPoolEntry) -> None:
+    """Reset the level of a connection that comes back to the pool without it."""
+    reset = (entry.record_info or {}).pop(_RESET, None)
+    if reset is not None and lent is not None:
+        try:
+            reset(lent)
+        except Exception as error:  # noqa: BLE001 - as the pool does with its own
+            entry.invalidate(error)
 
 
 def _is_told(engine: Engine) -> bool:

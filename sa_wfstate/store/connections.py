@@ -11,11 +11,11 @@ from sqlalchemy import Connection, Engine, text
 from .._concurrency import refuse_sync
 from ..commit_listeners import listeners_of
 from ..orm.criteria import filtering
-from ..orm.events import attend
+from ..orm.events import attend, on_checkin
 from ..orm.routing import bind_arguments, by_shard
 from ..row.engine_profiles import profile_of, profile_on
 from .arguments import require_bind
-from .autocommit import Autocommit
+from .autocommit import Autocommit, checkin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,6 +43,7 @@ class Connections:
         require_bind(bind)
         if isinstance(bind, Engine):
             attend(bind)
+            on_checkin(bind, checkin)
         self._bind = bind
         self._mapper = mapper
         self._filtering: dict[Connection, Session] = {}

@@ -31,6 +31,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import core_schema
 
 from sa_wfstate import PayloadError
 from sa_wfstate.payload.canonical import may_be_respelled
@@ -266,6 +267,38 @@ class WithComputed(Bare):
         return "b"
 
 
+class Named(Enum):
+    """Its values are its own: they are not what makes a member."""
+
+    RED = "r"
+
+    @property
+    def value(self) -> str:
+        """Return another text than the member was made of."""
+        return self.name.lower()
+
+
+class AnyInts:
+    """A list whose schema does not say of what."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: object) -> Any:
+        return core_schema.list_schema()
+
+
+def nested(levels: int) -> Any:
+    """Return a list of lists, so deep."""
+    return list[nested(levels - 1)] if levels else int
+
+
+def shared(levels: int) -> Any:
+    """Return a model that uses another one twice, and so on."""
+    made: Any = Bare
+    for level in range(levels):
+        made = model(f"Level{level}", a=made | None, b=made | None)
+    return made
+
+
 class Recursive(BaseModel):
     """It may hold itself."""
 
@@ -297,6 +330,12 @@ class Recursive(BaseModel):
         WithComputed,
         Annotated[str, Field(max_length=9)],
         Annotated[int, Field(ge=0)],
+        Annotated[int, Field(ge=False)],
+        Annotated[str, Field(max_length=False)],
+        Named,
+        AnyInts,
+        pytest.param(nested(100), id="nested"),
+        pytest.param(shared(16), id="shared"),
         Annotated[int, Field(strict=True)],
         Annotated[float, Field(allow_inf_nan=True)],
         Annotated[Decimal, Field(max_digits=3)],

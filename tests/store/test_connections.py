@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from gc import collect
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -81,6 +82,19 @@ def test_connection_that_cannot_be_reset_leaves_the_pool(engine: Engine) -> None
         lent = connection.connection.dbapi_connection
         lent.execute("BEGIN")
     assert lent.closed
+    assert commits_alone(engine) == [False, False]
+
+
+def test_connection_that_was_never_given_back_is_reset(engine: Engine) -> None:
+    """An interrupt came before the reset: the pool does it, when it has it again."""
+    lent: Any = lending(engine).autocommit()
+    kept = lent.__enter__().connection.dbapi_connection
+    assert kept.autocommit
+    del lent
+    collect()
+    with engine.connect() as connection:
+        assert connection.connection.dbapi_connection is kept
+        assert not kept.autocommit
     assert commits_alone(engine) == [False, False]
 
 
