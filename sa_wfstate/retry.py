@@ -170,6 +170,10 @@ _CANNOT_SERIALIZE: Final = "could not serialize access"
 """The text of a serialization failure, unless the server has another language."""
 
 
+_REPLANS: Final = "RevalidateCachedQuery"
+"""What refuses, in the server, a statement whose columns have other types by now."""
+
+
 def require_policies(**given: Any) -> None:
     """Raise TypeError unless each of *given* is a RetryPolicy."""
     for name, policy in given.items():
@@ -234,7 +238,7 @@ def classify(error: BaseException, *, committing: bool = False) -> ErrorKind:
         if isinstance(error, kinds):
             return kind
     code = sqlstate(error)
-    if code in _TRANSIENT:
+    if code in _TRANSIENT or _has_stale_plan(error):
         return ErrorKind.TRANSIENT
     lost = _is_lost_connection(error, code)
     uncertain = lost or isinstance(error, asyncio.CancelledError)
@@ -260,6 +264,17 @@ def is_undone_by_now(error: BaseException) -> bool:
 def _is_of_commit(error: BaseException) -> bool:
     # SQLAlchemy knows no statement of a COMMIT.
     return isinstance(error, DBAPIError) and error.statement is None
+
+
+def _has_stale_plan(error: BaseException) -> bool:
+    """Return whether a migration has outdated what the driver has prepared.
+
+    A ROLLBACK of psycopg, and the error in asyncpg, make it prepare anew.
+    """
+    origin = getattr(error, "orig", error)
+    refusing = getattr(getattr(origin, "diag", None), "source_function", None)
+    named = type(origin).__name__ == "InvalidCachedStatementError"
+    return named or refusing == _REPLANS
 
 
 def _is_lost_connection(error: BaseException, code: str | None) -> bool:

@@ -124,7 +124,8 @@ class ProjectionStore(Generic[StateT]):
         key = self._projection.stored_key.store(workflow_key)
         keys = [workflow_key]
         with self._connections.autocommit(keys, reads=True) as connection:
-            version: int | None = connection.scalar(self._version, {"key": key})
+            found = connection.execute(self._version, {"key": key})
+            version: int | None = found.scalar()
         return version
 
     def _wait_for(

@@ -1,4 +1,4 @@
-"""One statement on a connection in autocommit, without an execution context.
+"""Statements on a connection in autocommit: sent again, or without a context.
 
 SQLAlchemy builds a context and a result for each statement, for its listeners and for
 any kind of result: half of the time of a small row. first_row() compiles a statement
@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, DateTime, Integer, String, Uuid
+from sqlalchemy.dialects.postgresql import psycopg
+from sqlalchemy.exc import NotSupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
@@ -18,7 +20,35 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect, Engine
 
 
-class DirectConnection(Connection):
+class AutocommitConnection(Connection):
+    """A connection in autocommit that outlives a change of the table.
+
+    The server refuses a statement whose columns have had other types when the driver
+    prepared it. Then nothing was done, and it is sent once more.
+    """
+
+    def execute(self, statement: Any, parameters: Any = None, **options: Any) -> Any:
+        """Execute *statement*, whose plan may be of an older table."""
+        try:
+            return super().execute(statement, parameters, **options)
+        except NotSupportedError:
+            if isinstance(parameters, list):
+                raise  # Some of the rows may have been written.
+            forget_plans(self)
+        return super().execute(statement, parameters, **options)
+
+
+def forget_plans(connection: Connection) -> None:
+    """Let the driver of *connection*, in autocommit, prepare its statements anew.
+
+    psycopg does after a ROLLBACK only. asyncpg does by itself.
+    """
+    if isinstance(connection.dialect, psycopg.dialect):
+        connection.exec_driver_sql("BEGIN")
+        connection.connection.rollback()
+
+
+class DirectConnection(AutocommitConnection):
     """A connection of an *engine* without listeners, logs and options.
 
     *known* are the statements that were compiled for it. *before_statement* calls a
@@ -50,6 +80,8 @@ class DirectConnection(Connection):
             row = cursor.fetchone()
             cursor.close()
         except BaseException as error:  # noqa: BLE001 - it is raised again
+            if isinstance(error, self.dialect.loaded_dbapi.NotSupportedError):
+                return self.execute(statement, parameters).first()
             return self._fail([error], statement, parameters)
         return row
 

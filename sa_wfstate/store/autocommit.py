@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import psycopg
 
 from .._concurrency import raised_by_signal_handler
 from ..orm.events import on_statement
-from ..row.direct import DirectConnection
+from ..row.direct import AutocommitConnection, DirectConnection
 from ..row.engine_profiles import profile_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Autocommit:
         self._connection = connection = (
             DirectConnection(engine, self._known, on_statement)
             if direct
-            else engine.connect()
+            else AutocommitConnection(engine)
         )
         try:
             if told:

@@ -7,12 +7,14 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import NotSupportedError
 
 from .._concurrency import refuse_sync
 from ..commit_listeners import listeners_of
 from ..orm.criteria import filtering
 from ..orm.events import attend, on_checkin
 from ..orm.routing import bind_arguments, by_shard
+from ..row.direct import forget_plans
 from ..row.engine_profiles import profile_of, profile_on
 from .arguments import require_bind
 from .autocommit import Autocommit, checkin
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from ..values.keys import Key
 
 
+AUTOCOMMIT = "AUTOCOMMIT"
 READ_COMMITTED = "READ COMMITTED"
 IDLE_LIMIT = "idle_in_transaction_session_timeout"
 
@@ -56,7 +59,7 @@ class Connections:
         """Lend one in autocommit, without the round trips of BEGIN and COMMIT."""
         if isinstance(self._bind, Engine):
             return Autocommit(self._bind, self._known)
-        return self._lend("AUTOCOMMIT", keys, reads=reads)
+        return self._lend(AUTOCOMMIT, keys, reads=reads)
 
     def commit(self, keys: Sequence[Key] = ()) -> AbstractContextManager[Connection]:
         """Lend one for a single commit, in a transaction if it takes two statements."""
@@ -106,6 +109,10 @@ class Connections:
                     if filtering(session):
                         self._filtering[connection] = session
                     yield connection
+                except NotSupportedError:
+                    if isolation_level == AUTOCOMMIT:
+                        forget_plans(connection)
+                    raise
                 finally:
                     self._filtering.pop(connection, None)
                     if around is not None:
