@@ -52,7 +52,7 @@ def track(manager: ClassManager[Any], key: str, column_type: PydanticJSON[Any]) 
 
 def tracked(state: InstanceState[Any]) -> dict[str, PydanticJSON[Any]]:
     """Return the types of the PydanticJSON attributes of an instance, by key."""
-    types: dict[str, PydanticJSON[Any]] = state.manager.info.get(BASELINES, {})
+    types: dict[str, PydanticJSON[Any]] = state.manager.info.get(BASELINES) or {}
     return types
 
 
@@ -115,10 +115,12 @@ def take_baseline(
 
 def text_of(state: InstanceState[Any], key: str, baseline: Baseline) -> str:
     """Return the JSON of the row that *baseline* stands for, as its type dumps it."""
-    if baseline.text is None:
-        value = tracked(state)[key].codec.load(baseline.source or "")
-        baseline.text, baseline.source = dump(state, key, value), None
-    return baseline.text
+    text = baseline.text
+    if text is None:
+        value = state.manager.info[BASELINES][key].codec.load(baseline.source)
+        text = baseline.text = dump(state, key, value)
+        baseline.source = None
+    return text
 
 
 def is_changed(state: InstanceState[Any], key: str) -> bool:
@@ -167,8 +169,8 @@ def changed_among(
 
 def original(state: InstanceState[Any], key: str) -> str | None:
     """Return what the row holds, as its type dumps it; None if that is not known."""
-    was = state.committed_state.get(key, state.dict.get(key))
-    baseline = baselines_of(state).get(key)
+    committed, baseline = state.committed_state, baselines_of(state).get(key)
+    was = committed[key] if key in committed else state.dict.get(key)
     if baseline is not None and baseline.value is was:
         return text_of(state, key, baseline)
     if isinstance(was, Before):
@@ -187,9 +189,10 @@ def original(state: InstanceState[Any], key: str) -> str | None:
 def dump(state: InstanceState[Any], key: str, value: Any) -> str:
     """Return the JSON text of *value*; an error names the row."""
     try:
-        return tracked(state)[key].codec.dump(value)
+        text: str = state.manager.info[BASELINES][key].codec.dump(value)
     except PayloadError as error:
         raise located(error, state, key) from error.__cause__
+    return text
 
 
 def refuse_none(state: InstanceState[Any], key: str) -> None:

@@ -8,11 +8,11 @@ only if another one is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from sqlalchemy import Column
 from sqlalchemy.orm import InstanceState, LoaderCallableStatus
-from sqlalchemy.orm.attributes import flag_dirty, set_committed_value
+from sqlalchemy.orm.attributes import flag_dirty, instance_dict, set_committed_value
 
 from ..errors import PayloadError
 from ..row.encoded import Encoded, keep_encoded
@@ -32,7 +32,11 @@ from .baseline import (
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
+    from .session_state import Flush
+
     Written: TypeAlias = MutableMapping[tuple[InstanceState[Any], str], Encoded]
+    _Found: TypeAlias = tuple[str, Any, str, str | None]
+    """Key, value and JSON of what is there when a flush begins; the JSON of its row."""
 
 NOT_VALUES: Final = (Unread, *SQL)
 
@@ -41,7 +45,9 @@ class Kept(Before):
     """The baseline of a value that a flush is about to write, unless it is the same.
 
     *changed* is what it looked like when the flush began, and *found* the JSON of a
-    value that differed then. *written* is the flush's.
+    value that differed then. *same* is whether it need not be written, once that is
+    settled: when it is collected, or before in a flush that is quiet. *written* is the
+    flush's.
     """
 
     __slots__ = (
@@ -49,9 +55,9 @@ class Kept(Before):
         "_changed",
         "_found",
         "_key",
-        "_same",
         "_state",
         "_written",
+        "same",
     )
 
     def __init__(
@@ -63,10 +69,11 @@ class Kept(Before):
         *,
         changed: bool = True,
         found: str | None = None,
+        quiet: bool = False,
     ) -> None:
         self._state, self._key, self._baseline = state, key, baseline
         self._written = written
-        self._same: bool | None = None
+        self.same: bool | None = not changed if quiet else None
         self._changed, self._found = changed, found
 
     @property
@@ -77,21 +84,21 @@ class Kept(Before):
     @property
     def seems_changed(self) -> bool:
         """Whether the value is, or is likely to be, written."""
-        return self._changed if self._same is None else not self._same
+        return self._changed if self.same is None else not self.same
 
     def is_still(self, value: Any) -> bool:
-        if self._same is None and not isinstance(value, Unread):
+        if self.same is None and not isinstance(value, Unread):
             encoded = will_bind(self._written, self._state, self._key, value)
             text = encoded.dump()
-            self._same = self._holds(text)
-            if not self._same:
+            self.same = self._holds(text)
+            if not self.same:
                 encoded.check(text)
                 encoded.fresh = True
-        return self._same is not False
+        return self.same is not False
 
     def looks_like(self, value: Any) -> bool:
-        if self._same is not None or isinstance(value, Unread):
-            return self._same is not False
+        if self.same is not None or isinstance(value, Unread):
+            return self.same is not False
         try:
             return self._holds(tracked(self._state)[self._key].codec.dump(value))
         except PayloadError:
@@ -115,30 +122,21 @@ def will_bind(
     return encoded
 
 
-class _Found(NamedTuple):
-    """A value that is there when a flush begins; *before* is the JSON of its row."""
-
-    key: str
-    value: Any
-    text: str
-    before: str | None
-
-
-def prepare_update(
-    state: InstanceState[Any], instance: object, written: Written
-) -> bool:
+def prepare_update(state: InstanceState[Any], instance: object, flush: Flush) -> bool:
     """Check what has changed, and let SQLAlchemy compare what may change until then.
 
     Returns whether there is anything that a flush may write.
     """
     baselines, committed = baselines_of(state), state.committed_state
+    written, quiet = flush.written, flush.quiet
     # Looked at first, so that a refused value leaves nothing behind.
-    changed, unchanged = _find(state, written)
+    changed, unchanged = _find(state, instance_dict(instance), flush)
     for key, _, text, before in changed:
         if before is not None:
             # The history shows what the row holds, not the mutated value.
             baseline = Baseline(committed.get(key), before)
-            committed[key] = Kept(state, key, baseline, written, found=text)
+            kept = Kept(state, key, baseline, written, found=text, quiet=quiet)
+            committed[key] = kept
     for key, value, text, _ in unchanged:
         if key in committed:
             set_committed_value(instance, key, value)
@@ -149,38 +147,46 @@ def prepare_update(
         return False
     for key, *_ in unchanged:
         if key in baselines:  # Or it cannot change in place.
-            committed[key] = Kept(state, key, baselines[key], written, changed=False)
+            kept = Kept(state, key, baselines[key], written, changed=False, quiet=quiet)
+            committed[key] = kept
     return True
 
 
 def _find(
-    state: InstanceState[Any], written: Written
+    state: InstanceState[Any], held: dict[str, Any], flush: Flush
 ) -> tuple[list[_Found], list[_Found]]:
-    """Return what differs from the row of *state*, and what does not."""
-    baselines, held, committed = baselines_of(state), state.dict, state.committed_state
-    changed, unchanged = list[_Found](), list[_Found]()
+    """Return what of *held* differs from the row of *state*, and what does not."""
+    baselines, committed = baselines_of(state), state.committed_state
+    changed: list[_Found] = []
+    unchanged: list[_Found] = []
     for key, column_type in tracked(state).items():
-        value, baseline = held.get(key), baselines.get(key)
-        assigned = key in committed
-        if not assigned and (baseline is None or baseline.value is not value):
-            baselines.pop(key, None)
+        assigned, baseline = key in committed, baselines.get(key)
+        if not assigned and baseline is None:
+            continue
+        value = held.get(key)
+        if baseline is not None and not assigned and baseline.value is not value:
+            del baselines[key]
         elif value is None:
             refuse_none(state, key)
         elif not isinstance(value, NOT_VALUES):
             text, before = dump(state, key, value), original(state, key)
             same = before is not None and column_type.codec.same(text, before)
             if assigned or not same:
-                # The same text may be a loss.
-                will_bind(written, state, key, value).check(text)
-            (unchanged if same else changed).append(_Found(key, value, text, before))
+                encoded = will_bind(flush.written, state, key, value)
+                encoded.check(text)  # The same text may be a loss.
+                encoded.fresh = flush.quiet
+            (unchanged if same else changed).append((key, value, text, before))
     return changed, unchanged
 
 
 def prepare_again(
-    state: InstanceState[Any], key: str, written: Written, *, assigned: bool
+    state: InstanceState[Any], key: str, flush: Flush, *, assigned: bool
 ) -> None:
     """Let SQLAlchemy compare a value that a listener has read or set in the flush."""
     value, committed = state.dict.get(key), state.committed_state
+    written, was = flush.written, committed.get(key)
+    if flush.quiet and isinstance(was, Kept):
+        was.same = None
     if value is None or isinstance(value, NOT_VALUES):
         return
     encoded, baseline = written.get((state, key)), baselines_of(state).get(key)
@@ -188,14 +194,12 @@ def prepare_again(
         encoded.fresh = False
     if assigned:
         will_bind(written, state, key, value)
-        if isinstance(committed.get(key), Before) or state.key is None:
+        if isinstance(was, Before) or state.key is None:
             return
         mutable = tracked(state)[key].changes_in_place()
         before = original(state, key) if mutable else None
         if before is not None:
-            committed[key] = Kept(
-                state, key, Baseline(committed.get(key), before), written
-            )
+            committed[key] = Kept(state, key, Baseline(was, before), written)
     elif key not in committed and baseline is not None and baseline.value is value:
         committed[key] = Kept(state, key, baseline, written)
 
@@ -214,7 +218,9 @@ def will_write(state: InstanceState[Any], *, collecting: bool = False) -> bool:
         if isinstance(was, Follower):
             continue
         if isinstance(was, Kept):
-            if not collecting:
+            if was.same is not None:
+                written = not was.same
+            elif not collecting:
                 written = was.seems_changed
             else:
                 value = state.dict.get(key)
@@ -232,7 +238,10 @@ def is_same(state: InstanceState[Any], key: str) -> bool:
     committed = state.committed_state
     if key not in committed:
         return True
-    value, was = state.dict.get(key), committed[key]
+    was = committed[key]
+    if isinstance(was, Kept) and was.same is not None:
+        return was.same
+    value = state.dict.get(key)
     if _is_sql(value):
         return False
     if isinstance(was, Before):

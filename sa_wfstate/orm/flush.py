@@ -24,14 +24,14 @@ from sqlalchemy.orm.exc import StaleDataError
 from ..errors import VersionNotSeen
 from ..values.row_version import NOTHING, RowVersion
 from .baseline import tracked
-from .collecting import Unstamped, will_write
+from .collecting import Unstamped
 from .commit_feed import follow_flush
 from .entity import statements_of
-from .flush_operations import note, session_of, target_of
+from .flush_operations import confirm, note, session_of, target_of
 from .mixin import WorkflowStateMixin
 from .row_keys import check_insertion, check_replacement, key_of
 from .session_state import INNER, existing_state_of, state_of
-from .stamps import set_stamp, stamp_of, stamp_update
+from .stamps import set_stamp, stamp_of
 from .version_guard import effect_id_in, seen_of
 from .write_log import OPERATION, Operation, OperationType
 
@@ -66,20 +66,6 @@ def before_insert(
             return
         check_insertion(session, state)
     note(known, target, OperationType.INSERT, state, NOTHING)
-
-
-def before_update(
-    mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
-) -> None:
-    likely = will_write(state)
-    if not likely and seen_of(state) is None:
-        return  # If another listener changes it, refresh_flush() refuses to write it.
-    known = state_of(session_of(state))
-    target = target_of(known, connection, mapper)
-    stamp_update(known.flush, mapper, state, target.stamp_type)
-    base = known.log.check(state)
-    operation = note(known, target, OperationType.UPDATE, state, base)
-    operation.likely = likely
 
 
 def before_delete(
@@ -206,21 +192,7 @@ def _note_post_update(
 def after_write(
     _: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
-    operation: Operation | None = state.info.get(OPERATION)
-    if operation is None:
-        return
-    if operation.workflow_key is None:  # It has got one now.
-        operation.workflow_key = key_of(state)
-        operation.statements.check_key(operation.workflow_key)
-    if operation.confirmed:
-        return
-    if operation.type is OperationType.UPDATE:
-        if not operation.sent:
-            return
-        if not connection.dialect.supports_sane_rowcount:
-            problem = f"UPDATE on table {operation.table.name!r} returned no row"
-            raise StaleDataError(problem)
-    operation.confirmed = True
+    confirm(connection, state)
 
 
 def after_flush(session: Session, _: object) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..payload.schema_versions import payload_schema
+from sqlalchemy.orm.exc import StaleDataError
+
 from .entity import statements_by
 from .row_keys import check_key_is_made, key_attributes, key_in, key_of
 from .stamps import text_type
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
+    from ..payload.schema_versions import PayloadSchema
     from ..row.statements import Statements
     from ..row.types import PydanticJSON
     from ..values.row_version import RowVersion
@@ -35,6 +37,7 @@ class Target(NamedTuple):
     key_attributes: Iterable[str]
     write_version: int
     stamp_type: PydanticJSON[Any] | None
+    schema: PayloadSchema
 
 
 def session_of(state: InstanceState[Any]) -> Session:
@@ -52,10 +55,10 @@ def target_of(
     if found is None:
         statements = statements_by(mapper)
         require_row_counts(connection, statements.entity)
-        log, version = write_log_of(connection), payload_schema(mapper).write_version
-        names = key_attributes(mapper)
+        log, schema = write_log_of(connection), statements.schema
+        names, version = key_attributes(mapper), schema.write_version
         known.log.hold(log)
-        found = Target(statements, log, names, version, text_type(mapper))
+        found = Target(statements, log, names, version, text_type(mapper), schema)
         if flush is not None:
             flush.targets[mapper, connection] = found
     return found
@@ -82,3 +85,22 @@ def note(
     )
     known.log.pending[state] = state.info[OPERATION] = operation
     return operation
+
+
+def confirm(connection: Connection, state: InstanceState[Any]) -> None:
+    """Note that a flush has written the row of *state*."""
+    operation: Operation | None = state.info.get(OPERATION)
+    if operation is None:
+        return
+    if operation.workflow_key is None:  # It has got one now.
+        operation.workflow_key = key_of(state)
+        operation.statements.check_key(operation.workflow_key)
+    if operation.confirmed:
+        return
+    if operation.type is OperationType.UPDATE:
+        if not operation.sent:
+            return
+        if not connection.dialect.supports_sane_rowcount:
+            problem = f"UPDATE on table {operation.table.name!r} returned no row"
+            raise StaleDataError(problem)
+    operation.confirmed = True

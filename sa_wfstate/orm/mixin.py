@@ -34,7 +34,7 @@ from typing import (
 )
 
 from sqlalchemy import BigInteger, DateTime, Integer, Table, Text, func, text
-from sqlalchemy.orm import InstanceState, Mapped, Mapper, declared_attr, mapped_column
+from sqlalchemy.orm import Mapped, Mapper, declared_attr, mapped_column
 from sqlalchemy.orm.attributes import InstrumentedAttribute
 
 from ..errors import MappingError, VersionNotAssignable
@@ -52,13 +52,11 @@ from ..values.provenance import Provenance
 from .dataclass_columns import declare_columns, refuse_model
 from .mapped_columns import check_columns, complete_columns, require_columns
 from .refusals import refusing
-from .row_keys import keep_key, note_key_column
+from .row_keys import note_key_column
 from .version_comparator import compare_effects
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from sqlalchemy.engine import Connection
 
     from ..values.keys import Key
 
@@ -303,9 +301,3 @@ def _guard_version(mapper: Mapper[Any], table: Table) -> None:
             "version_id_generator=False would leave the version to the application; "
             "leave it out of __mapper_args__",
         )
-
-
-def before_update(
-    _mapper: Mapper[Any], _connection: "Connection", state: InstanceState[Any]
-) -> None:
-    keep_key(state)

@@ -28,10 +28,7 @@ _EVENTS: Final = tuple(
     for when in ("before", "after")
     for what in ("insert", "update", "delete")
 )
-_OWN: Final = frozenset(
-    f"{__package__}.{module}"
-    for module in ("flush", "mixin", "schema_version", "unversioned")
-)
+_OWN: Final = frozenset({f"{__package__}.flush", f"{__package__}.updates"})
 """The modules whose listeners change no value of the application."""
 _DEFAULT: Final = WorkflowStateMixin.default_provenance
 

@@ -152,6 +152,8 @@ def key_of(state: InstanceState[Any]) -> Any:
 
     The row is read if it was loaded without its key and is in a session.
     """
+    if state.key is not None and state.manager.info[_IDENTITY]:
+        return state.key[1][0]
     key = known_key_of(state)
     if key is not None:
         return key
@@ -184,8 +186,11 @@ def set_workflow_key(
     return value
 
 
-def keep_key(state: InstanceState[Any]) -> None:
-    """Raise KeyNotAssignable if a flush would change the key of a stored row."""
+def keep_key(state: InstanceState[Any], values: Mapping[str, Any]) -> None:
+    """Raise KeyNotAssignable if a flush would change the key of a stored row.
+
+    *values* are those that the instance holds.
+    """
     names, was = state.manager.info[_ATTRIBUTES], state.committed_state
     if names.keys().isdisjoint(was) or state.identity is None:
         return
@@ -193,19 +198,29 @@ def keep_key(state: InstanceState[Any]) -> None:
         if name in was:
             # It was deleted, set past its attribute, or copied from a row it refers to.
             known = key_of(state)
-            if state.dict.get(name) != parts_of(known)[index]:
+            if values.get(name) != parts_of(known)[index]:
                 raise KeyNotAssignable(state.class_.__name__, known)
 
 
-def give_key(state: InstanceState[Any], workflow_key: Any) -> None:
-    """Set those attributes of the key that *state* does not hold, as if read."""
-    instance: Any = state.obj()
-    names, values = state.manager.info[_ATTRIBUTES], state.dict
+def set_read(
+    state: InstanceState[Any], values: dict[str, Any], name: str, value: Any
+) -> None:
+    """Set an attribute of *state*, whose *values* are given, as if it was read."""
+    if name in values and name not in state.committed_state and not state.callables:
+        values[name] = value  # As set_committed_value() does, in a third of the time.
+    else:
+        instance: Any = state.obj()
+        set_committed_value(instance, name, value)
+
+
+def give_key(state: InstanceState[Any], values: dict[str, Any]) -> None:
+    """Set those attributes of the key that are not in *values*, as if read."""
+    names = state.manager.info[_ATTRIBUTES]
     if names.keys() <= values.keys():
         return
-    for name, part in zip(names, parts_of(workflow_key), strict=True):
+    for name, part in zip(names, parts_of(key_of(state)), strict=True):
         if name not in values:
-            set_committed_value(instance, name, part)
+            set_read(state, values, name, part)
 
 
 def check_key_is_made(state: InstanceState[Any]) -> None:

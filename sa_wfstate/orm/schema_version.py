@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState, Mapper
 
+    from ..payload.schema_versions import PayloadSchema
+
 
 InstanceT = TypeVar("InstanceT", bound=WorkflowStateMixin[Any])
 
@@ -83,7 +85,7 @@ class _Stored(Follower, int):
 
     state: InstanceState[Any]
     known: bool
-    ahead: SchemaVersionAhead | None
+    ahead: SchemaVersionAhead | None = None
 
     def __eq__(self, other: object) -> bool:
         """Compare as SQLAlchemy does when it collects what to write."""
@@ -96,13 +98,21 @@ class _Stored(Follower, int):
     __hash__ = int.__hash__
 
 
-def before_update(
-    mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+def follow_state(
+    connection: Connection,
+    state: InstanceState[Any],
+    values: dict[str, Any],
+    schema: PayloadSchema,
 ) -> None:
-    schema, committed = payload_schema(mapper), state.committed_state
-    found = committed.get("schema_version", state.dict.get("schema_version"))
+    """Let the flush write the schema version if it writes the state.
+
+    *values* are those of the instance.
+    """
+    committed = state.committed_state
+    found = committed.get("schema_version", values.get("schema_version"))
     if not isinstance(found, int) and {"state", "schema_version"} & committed.keys():
         # Not by the attribute: that would load the version of the row as well.
+        mapper = state.mapper
         columns: Any = columns_of(mapper.columns["schema_version"].table)
         found = connection.scalar(
             select(columns.schema_version).where(
@@ -111,18 +121,17 @@ def before_update(
         )
     stored = _Stored(found if isinstance(found, int) else 0)
     stored.state, stored.known = state, isinstance(found, int)
-    stored.ahead = None
     if schema.is_ahead(stored):
-        name = mapper.class_.__name__
         stored.ahead = SchemaVersionAhead(
-            name, key_of(state), int(stored), schema.version
+            state.class_.__name__, key_of(state), int(stored), schema.version
         )
     # Also what was assigned, or merged from an instance that is older than an upcast.
-    state.dict["schema_version"] = schema.write_version
+    values["schema_version"] = schema.write_version
     committed["schema_version"] = stored
 
 
-def after_update(_: object, __: object, state: InstanceState[Any]) -> None:
+def forget_unwritten(state: InstanceState[Any]) -> None:
+    """Take the schema version back if the flush has not written the state."""
     stored = state.committed_state.get("schema_version")
     if isinstance(stored, _Stored) and is_same(state, "state"):
         del state.committed_state["schema_version"]

@@ -16,9 +16,10 @@ from ..row.unread import Stamp
 from ..values.provenance import Provenance, text_of_now
 from .collecting import Unstamped, will_bind
 from .mixin import WorkflowStateMixin
+from .row_keys import set_read
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import InstanceState
+    from sqlalchemy.orm import InstanceState, UOWTransaction
 
     from ..row.types import PydanticJSON
     from .session_state import Flush
@@ -70,17 +71,28 @@ def stamp_update(
     flush: Flush | None,
     mapper: Mapper[Any],
     state: InstanceState[Any],
+    values: dict[str, Any],
     type_: PydanticJSON[Any] | None,
 ) -> None:
-    """Give *state* a provenance of its own, to be written if anything else is."""
+    """Give *state* a provenance of its own, to be written if anything else is.
+
+    *values* are those of the instance.
+    """
     context = None if flush is None else flush.context
-    if context is not None and any(
-        each.post_update for other in context.mappers for each in other.relationships
-    ):
+    if context is not None and _updates_later(context):
         # An UPDATE that post_update sends is to write the provenance as well.
         _, columns = context.post_update_states[mapper.base_mapper]
         columns.add(mapper.columns["provenance"])
     if "provenance" not in state.committed_state:
-        was = state.dict.get("provenance", LoaderCallableStatus.NO_VALUE)
-        stamp = set_stamp(state, flush, type_)
+        was = values.get("provenance", LoaderCallableStatus.NO_VALUE)
+        stamp = stamp_of(state, flush, type_)
+        set_read(state, values, "provenance", stamp)
         state.committed_state["provenance"] = Unstamped(state, was, stamp)
+
+
+def _updates_later(context: UOWTransaction) -> bool:
+    for mapper in context.mappers:
+        for each in mapper.relationships:
+            if each.post_update:
+                return True
+    return False

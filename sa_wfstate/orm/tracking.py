@@ -102,7 +102,7 @@ def _hold_for(
     if flush.quiet:
         flush.settle(state, (key,))
     if saved:
-        prepare_again(state, key, flush.written, assigned=assigned)
+        prepare_again(state, key, flush, assigned=assigned)
     was = state.committed_state.get(key)
     flush.touched[state, key] = was or flush.touched.get((state, key))
     if state.key is None:

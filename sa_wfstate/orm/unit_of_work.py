@@ -68,9 +68,10 @@ def _look(
             _expect_deletion(known, state)
         elif state.key is None:
             new.append(state)
+    if new or known.touched:
+        flush.quiet = not calls_listeners({*context.states, *known.touched})
     if new:
         flush.deletes = bool(session.deleted)
-        flush.quiet = not calls_listeners({*context.states, *known.touched})
         prepare_inserts(new, flush.written, fresh=flush.quiet)
     if known.touched:
         _look_at_touched(known, session, flush, context)
@@ -87,14 +88,15 @@ def _expect_deletion(known: SessionState, state: InstanceState[Any]) -> None:
 def _look_at_touched(
     known: SessionState, session: Session, flush: Flush, context: UOWTransaction
 ) -> None:
-    deleted, readers = session.deleted, set()
+    readers = set()
     for state, instance in list(known.touched.items()):
-        listed = state in context.states
+        # Whether it is deleted, and whether it is only listed.
+        listed = context.states.get(state)
         if state.session_id != session.hash_key:
             del known.touched[state]
-        elif instance in deleted or (flush.partial and not listed):
+        elif listed[0] if listed else flush.partial:
             continue
-        elif prepare_update(state, instance, flush.written):
+        elif prepare_update(state, instance, flush):
             context.register_object(state)
         else:
             # Listed, it is not saved: the mapper events of mere readers stay

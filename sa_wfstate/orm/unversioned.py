@@ -58,7 +58,7 @@ def _refuse(cls: type[Any], problem: str, found: object) -> None:
     raise MappingError(cls.__name__, f"__unversioned__ {problem}: {found!r}")
 
 
-def before_update(
+def write_uncounted(
     mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
     """Write *state*, if nothing but unversioned columns has changed."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_core import from_json
-from sqlalchemy.orm.attributes import set_committed_value
 
 from ..errors import MappingError, VersionNotSeen
 from ..row.unread import Stamp, Unread
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
-from .row_keys import give_key, key_of, note_key
+from .row_keys import give_key, key_of, note_key, set_read
 from .version_comparator import Expected
 
 if TYPE_CHECKING:
@@ -110,20 +109,17 @@ def expect_seen(state: InstanceState[Any]) -> RowVersion:
 
     Or against the one that it has named.
     """
-    seen: RowVersion | None = state.info.get(EXPECTED, seen_of(state))
-    workflow_key = key_of(state)
+    seen: RowVersion | None = state.info.get(EXPECTED) or seen_of(state)
     if seen is None:
-        raise VersionNotSeen(state.class_.__name__, workflow_key)
-    instance = state.obj()
-    if instance is not None:
+        raise VersionNotSeen(state.class_.__name__, key_of(state))
+    values = state.dict
+    if values:  # Or the instance is gone.
         # Loaded in the middle of the flush, they would be those of another version.
+        version: int = seen.version
         if seen.effect_id is not None:
-            set_committed_value(
-                instance, "version", Expected(seen.version, seen.effect_id)
-            )
-        elif state.dict.get("version") != seen.version:
-            set_committed_value(instance, "version", seen.version)
-        give_key(state, workflow_key)
+            version = Expected(version, seen.effect_id)
+        set_read(state, values, "version", version)
+        give_key(state, values)
     return seen
 
 
