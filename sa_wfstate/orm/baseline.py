@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 
 BASELINES = "sa_wfstate.baselines"
+MANY = 16
+"""From how many instances on it is worth to look at those of a class at once."""
 SQL = (ClauseElement, QueryableAttribute)
 
 
@@ -126,20 +128,35 @@ def text_of(state: InstanceState[Any], key: str, baseline: Baseline) -> str:
 def is_changed(state: InstanceState[Any], key: str) -> bool:
     """Return whether a value that was handed out, and not assigned, has changed."""
     baseline, value = baselines_of(state).get(key), state.dict.get(key)
-    if baseline is None or baseline.value is not value or key in state.committed_state:
-        return False
-    codec = tracked(state)[key].codec
+    return (
+        baseline is not None
+        and baseline.value is value
+        and key not in state.committed_state
+        and _is_other(state, key, baseline)
+    )
+
+
+def _is_other(state: InstanceState[Any], key: str, baseline: Baseline) -> bool:
+    """Return whether the value of *baseline* is not as it was."""
+    codec = state.manager.info[BASELINES][key].codec
     try:
-        text, before = codec.dump(value), text_of(state, key, baseline)
-        return text != before and not codec.same(text, before)
+        text = codec.dump(baseline.value)
+        before = baseline.text or text_of(state, key, baseline)
     except PayloadError:
         return True  # It was not broken when it was read.
+    return text != before and not codec.same(text, before)
 
 
 def changed_among(
     touched: Mapping[InstanceState[Any], object],
 ) -> list[tuple[InstanceState[Any], object]]:
     """Return those of *touched*, by state, of which :func:`is_changed` is true."""
+    if len(touched) < MANY:
+        return [
+            (state, instance)
+            for state, instance in touched.items()
+            if _has_changed(state, instance)
+        ]
     groups: dict[PydanticJSON[Any], list[tuple[InstanceState[Any], str, str]]] = {}
     values: dict[PydanticJSON[Any], list[Any]] = {}
     doubtful: list[tuple[InstanceState[Any], str]] = []
@@ -165,6 +182,18 @@ def changed_among(
                 doubtful.append((state, key))
     changed = {state: None for state, key in doubtful if is_changed(state, key)}
     return [(state, touched[state]) for state in changed]
+
+
+def _has_changed(state: InstanceState[Any], instance: object) -> bool:
+    held, committed = instance_dict(instance), state.committed_state
+    for key, baseline in (state.info.get(BASELINES) or {}).items():
+        if (
+            baseline.value is held.get(key)
+            and key not in committed
+            and _is_other(state, key, baseline)
+        ):
+            return True
+    return False
 
 
 def original(state: InstanceState[Any], key: str) -> str | None:

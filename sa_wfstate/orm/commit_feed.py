@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def follow_flush(passed: list[Operation], sent: list[Operation]) -> None:
     """Call the listeners of what a flush has *sent*, and first *passed* by."""
-    passed, sent = _followed(passed), _followed(sent)
+    passed, sent = _followed(passed) if passed else passed, _followed(sent)
     if not passed and not sent:
         return
     deleted = {

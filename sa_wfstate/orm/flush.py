@@ -24,14 +24,16 @@ from sqlalchemy.orm.exc import StaleDataError
 from ..errors import VersionNotSeen
 from ..values.row_version import NOTHING, RowVersion
 from .baseline import tracked
-from .collecting import Unstamped
+from .collecting import Unstamped, will_write
 from .commit_feed import follow_flush
 from .entity import statements_of
 from .flush_operations import confirm, note, session_of, target_of
 from .mixin import WorkflowStateMixin
-from .row_keys import check_insertion, check_replacement, key_of
+from .row_keys import check_insertion, check_replacement, keep_key, key_of
+from .schema_version import follow_state, forget_unwritten
 from .session_state import INNER, existing_state_of, state_of
-from .stamps import set_stamp, stamp_of
+from .stamps import set_stamp, stamp_of, stamp_update
+from .unversioned import write_uncounted
 from .version_guard import effect_id_in, seen_of
 from .write_log import OPERATION, Operation, OperationType
 
@@ -66,6 +68,23 @@ def before_insert(
             return
         check_insertion(session, state)
     note(known, target, OperationType.INSERT, state, NOTHING)
+
+
+def before_update(
+    mapper: Mapper[Any], connection: Connection, state: InstanceState[Any]
+) -> None:
+    known, values = state_of(session_of(state)), state.dict
+    target = target_of(known, connection, mapper)
+    keep_key(state, values)
+    write_uncounted(mapper, connection, state)
+    follow_state(connection, state, values, target.schema)
+    likely = will_write(state)
+    if not likely and seen_of(state) is None:
+        return  # If another listener changes it, refresh_flush() refuses to write it.
+    stamp_update(known.flush, mapper, state, values, target.stamp_type)
+    base = known.log.check(state)
+    operation = note(known, target, OperationType.UPDATE, state, base)
+    operation.likely = likely
 
 
 def before_delete(
@@ -192,6 +211,13 @@ def _note_post_update(
 def after_write(
     _: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
+    confirm(connection, state)
+
+
+def after_update(
+    _: Mapper[Any], connection: Connection, state: InstanceState[Any]
+) -> None:
+    forget_unwritten(state)
     confirm(connection, state)
 
 

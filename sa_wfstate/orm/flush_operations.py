@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy.orm.exc import StaleDataError
 
 from .entity import statements_by
+from .mixin import WorkflowStateMixin
 from .row_keys import check_key_is_made, key_attributes, key_in, key_of
 from .stamps import text_type
 from .version_guard import effect_id_in, require_row_counts
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
     from .write_log import WriteLog
 
 
+class _ClassTarget(NamedTuple):
+    statements: Statements[Any]
+    key_attributes: Iterable[str]
+    schema: PayloadSchema
+    write_version: int
+    text_type: PydanticJSON[Any] | None
+
+
 class Target(NamedTuple):
     """Where a flush writes the rows of a class, and what is the same for all of them.
 
@@ -33,11 +42,15 @@ class Target(NamedTuple):
     """
 
     statements: Statements[Any]
-    log: WriteLog
     key_attributes: Iterable[str]
+    schema: PayloadSchema
     write_version: int
     stamp_type: PydanticJSON[Any] | None
-    schema: PayloadSchema
+    log: WriteLog
+
+
+_TARGET: Final = "sa_wfstate.target"
+_DEFAULT: Final = WorkflowStateMixin.default_provenance
 
 
 def session_of(state: InstanceState[Any]) -> Session:
@@ -53,15 +66,30 @@ def target_of(
     flush = known.flush
     found = None if flush is None else flush.targets.get((mapper, connection))
     if found is None:
-        statements = statements_by(mapper)
-        require_row_counts(connection, statements.entity)
-        log, schema = write_log_of(connection), statements.schema
-        names, version = key_attributes(mapper), schema.write_version
+        info = mapper.class_manager.info
+        of_class: _ClassTarget | None = info.get(_TARGET)
+        if of_class is None:
+            of_class = info[_TARGET] = _class_target(mapper)
+        require_row_counts(connection, of_class.statements.entity)
+        log = write_log_of(connection)
         known.log.hold(log)
-        found = Target(statements, log, names, version, text_type(mapper), schema)
+        found = Target(*of_class, log)
+        if (
+            mapper.class_.default_provenance
+            is not WorkflowStateMixin.default_provenance
+        ):
+            found = found._replace(stamp_type=None)
         if flush is not None:
             flush.targets[mapper, connection] = found
     return found
+
+
+def _class_target(mapper: Mapper[Any]) -> _ClassTarget:
+    statements, names = statements_by(mapper), key_attributes(mapper)
+    schema = statements.schema
+    return _ClassTarget(
+        statements, names, schema, schema.write_version, text_type(mapper)
+    )
 
 
 def note(

@@ -23,31 +23,42 @@ if TYPE_CHECKING:
     from .collecting import Written
 
 
-_EVENTS: Final = tuple(
-    f"{when}_{what}"
-    for when in ("before", "after")
-    for what in ("insert", "update", "delete")
+_UPDATES: Final = ("before_update", "after_update")
+_EVENTS: Final = (
+    *("before_insert", "after_insert", "before_delete", "after_delete"),
+    *_UPDATES,
 )
-_OWN: Final = frozenset({f"{__package__}.flush", f"{__package__}.updates"})
-"""The modules whose listeners change no value of the application."""
+_OWN: Final = f"{__package__}.flush"
+"""The module whose listeners change no value of the application."""
 _DEFAULT: Final = WorkflowStateMixin.default_provenance
 
 
-def calls_listeners(states: Iterable[InstanceState[Any]]) -> bool:
-    """Return whether a flush of *states* calls code of the application for its rows."""
-    # A class manager takes longer to hash.
-    for mapper in {state.manager.mapper for state in states}:
-        dispatch: Any = mapper.dispatch
-        if any(
-            getattr(listener, "__module__", None) not in _OWN
-            for name in _EVENTS
-            for listener in getattr(dispatch, name)
-        ):
-            return True
-        # It makes the provenances of new rows.
-        makes: Any = getattr(mapper.class_, "default_provenance", _DEFAULT)
-        if makes is not _DEFAULT:
-            return True
+def calls_listeners(
+    *groups: Iterable[InstanceState[Any]], updates: bool = False
+) -> bool:
+    """Return whether a flush of these states calls code of the application for them.
+
+    *updates*: it inserts and deletes none.
+    """
+    asked, names = set(), _UPDATES if updates else _EVENTS
+    for states in groups:
+        for state in states:
+            mapper = state.manager.mapper  # A class manager takes longer to hash.
+            if mapper in asked:
+                continue
+            asked.add(mapper)
+            # It makes the provenances.
+            makes: Any = getattr(mapper.class_, "default_provenance", _DEFAULT)
+            if makes is not _DEFAULT or _has_listeners(mapper.dispatch, names):
+                return True
+    return False
+
+
+def _has_listeners(dispatch: Any, names: Iterable[str]) -> bool:
+    for name in names:
+        for listener in getattr(dispatch, name):
+            if getattr(listener, "__module__", None) != _OWN:
+                return True
     return False
 
 

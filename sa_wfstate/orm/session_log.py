@@ -71,20 +71,19 @@ class SessionLog:
 
         Returns the first writes of rows that were written twice, and the last writes.
         """
-        passed, sent = (
-            self.passed.copy(),
-            [
-                each
-                for each in self.pending.values()
-                if each.sent or each.type is not OperationType.UPDATE
-            ],
-        )
-        operations = [*passed, *sent]
-        for each in sent:
-            if each.state is not None:
-                each.state.info.pop(EXPECTED, None)
-        for weak_log in {each.weak_log: None for each in operations}:
-            group = [each for each in operations if each.weak_log is weak_log]
+        passed, sent = self.passed.copy(), list[Operation]()
+        for each in self.pending.values():
+            if each.sent or each.type is not OperationType.UPDATE:
+                sent.append(each)
+                if each.state is not None:
+                    each.state.info.pop(EXPECTED, None)
+        groups: dict[Any, list[Operation]] = {}
+        for each in chain(passed, sent):
+            group = groups.get(each.weak_log)
+            if group is None:
+                group = groups[each.weak_log] = []
+            group.append(each)
+        for group in groups.values():
             self._add(group[0].log, Operations(group))
         self._end_flush()
         return passed, sent

@@ -15,7 +15,6 @@ from sqlalchemy.orm.attributes import set_committed_value
 from ..row.unread import Stamp
 from ..values.provenance import Provenance, text_of_now
 from .collecting import Unstamped, will_bind
-from .mixin import WorkflowStateMixin
 from .row_keys import set_read
 
 if TYPE_CHECKING:
@@ -26,13 +25,11 @@ if TYPE_CHECKING:
 
 
 def text_type(mapper: Mapper[Any]) -> PydanticJSON[Any] | None:
-    """Return the type of the provenances of a class, if they are made as text."""
+    """Return the type of the provenances of a class, if they can be made as text."""
     entity: Any = mapper.class_
     type_: Any = mapper.columns["provenance"].type
     if (
-        entity.default_provenance is not WorkflowStateMixin.default_provenance
-        # A model is dumped as it is held.
-        or issubclass(entity, BaseModel)
+        issubclass(entity, BaseModel)  # A model is dumped as it is held.
         or type_.type_ is not Provenance
         or type_.eager
         or type_.changes_in_place()

@@ -62,14 +62,18 @@ def _look(
     known: SessionState, session: Session, flush: Flush, context: UOWTransaction
 ) -> None:
     """Find out what is going to be written: behind every listener of before_flush."""
-    new = []
+    new, deletes = [], False
     for state, (is_deleted, _) in list(context.states.items()):
         if is_deleted:
+            deletes = True
             _expect_deletion(known, state)
         elif state.key is None:
             new.append(state)
     if new or known.touched:
-        flush.quiet = not calls_listeners({*context.states, *known.touched})
+        updates = not (new or deletes)
+        flush.quiet = not calls_listeners(
+            context.states, known.touched, updates=updates
+        )
     if new:
         flush.deletes = bool(session.deleted)
         prepare_inserts(new, flush.written, fresh=flush.quiet)
@@ -123,7 +127,7 @@ def after_flush(session: Session, _: object) -> None:
         state, key = place
         found = settled.get(place)
         if found is None:
-            text = flush.text_of(encoded)
+            text = (encoded.stored if flush.quiet else None) or encoded.text
             if text is None or not (encoded.bound or state.key is None):
                 continue
             found = settled[place] = encoded.value, text

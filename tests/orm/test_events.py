@@ -39,10 +39,10 @@ Session after_transaction_create: orm.rebasing.after_transaction_create
 Session after_transaction_create: orm.unit_of_work.after_transaction_create
 Session after_transaction_create: orm.flush.after_transaction_create
 WorkflowStateMixin before_insert: orm.flush.before_insert
-WorkflowStateMixin before_update: orm.updates.before_update
+WorkflowStateMixin before_update: orm.flush.before_update
 WorkflowStateMixin refresh_flush: orm.flush.refresh_flush
 WorkflowStateMixin after_insert: orm.flush.after_write
-WorkflowStateMixin after_update: orm.updates.after_update
+WorkflowStateMixin after_update: orm.flush.after_update
 WorkflowStateMixin before_delete: orm.flush.before_delete
 WorkflowStateMixin after_delete: orm.flush.after_write
 Session after_flush: orm.unit_of_work.after_flush
