@@ -14,8 +14,6 @@ from ..row.direct import AutocommitConnection, DirectConnection
 from ..row.engine_profiles import profile_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sqlalchemy.pool import ConnectionPoolEntry
 
     from ..row.direct import DriverStatement
@@ -29,18 +27,17 @@ _PSYCOPG: Final = frozenset({psycopg.dialect, psycopg.dialect_async})
 
 
 class Autocommit:
-    """Lends a connection of *engine* in autocommit.
+    """Lends a connection of *engine* in autocommit, in the cheapest of three ways.
 
-    On PostgreSQL, the level is set and reset here: what an execution option of the
-    connection does, at a fraction of its price. Logs and listeners are told by the
-    option, so an engine with any has the option.
+    Logs and listeners are told by the execution option of SQLAlchemy, so an engine with
+    any has the option. On PostgreSQL, the level alone is what else it does.
 
     Of psycopg, from SQLAlchemy 2.1 on, it is a DirectConnection, which keeps its
     statements in *known*. asyncpg needs the context of a statement, to know of changed
     tables.
     """
 
-    __slots__ = ("_connection", "_engine", "_info", "_known", "_reset")
+    __slots__ = ("_connection", "_engine", "_known")
 
     def __init__(
         self, engine: Engine, known: dict[Any, DriverStatement | None]
@@ -50,58 +47,46 @@ class Autocommit:
 
     def __enter__(self) -> Connection:
         engine = self._engine
-        told = _is_told(engine) or not profile_of(engine.dialect).is_postgresql
-        direct = not told and _may_be_direct(engine)
-        self._reset: Callable[[Any], None] | None = None
-        self._connection = connection = (
-            DirectConnection(engine, self._known, on_statement)
-            if direct
-            else AutocommitConnection(engine)
-        )
+        self._connection: Connection
+        if _is_told(engine) or not profile_of(engine.dialect).is_postgresql:
+            enter = _enter_by_option
+            self._connection = AutocommitConnection(engine)
+        elif _may_be_direct(engine):
+            enter = _enter_by_driver
+            self._connection = DirectConnection(engine, self._known, on_statement)
+        else:
+            enter = _enter_by_dialect
+            self._connection = AutocommitConnection(engine)
         try:
-            if told:
-                return connection.execution_options(isolation_level="AUTOCOMMIT")
-            proxy: Any = connection.connection
-            lent = proxy.dbapi_connection
-            if not direct or not lent.autocommit:
-                self._reset = (
-                    _leave_autocommit
-                    if direct
-                    else engine.dialect.reset_isolation_level
-                )
-                # Also for the pool, if this one is interrupted before it resets.
-                self._info = proxy.record_info
-                self._info[_RESET] = self._reset
-                if direct:
-                    lent.autocommit = True
-                else:
-                    engine.dialect.set_isolation_level(lent, "AUTOCOMMIT")
+            enter(self._connection)
         except BaseException:
-            self._discard()
+            self._connection.close()
             raise
-        return connection
+        return self._connection
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        connection = self._connection
         if isinstance(error, Exception) and raised_by_signal_handler(error):
             # Its statement may go on: the error of a ROLLBACK would hide this one.
-            connection.invalidate()
-        if self._reset is not None and not connection.invalidated:
-            try:
-                self._reset(connection.connection.dbapi_connection)
-                self._info.pop(_RESET, None)
-            except Exception:  # noqa: BLE001 - as the pool does with its own resets
-                self._discard()
-            except BaseException:
-                self._discard()
-                raise
-        connection.close()
-
-    def _discard(self) -> None:
-        """Keep the pool from lending a connection whose level is not known."""
-        if not self._connection.invalidated:
             self._connection.invalidate()
         self._connection.close()
+
+
+def _enter_by_option(connection: Connection) -> None:
+    connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def _enter_by_dialect(connection: Connection) -> None:
+    proxy: Any = connection.connection
+    dialect = connection.dialect
+    proxy.record_info[_RESET] = dialect.reset_isolation_level
+    dialect.set_isolation_level(proxy.dbapi_connection, "AUTOCOMMIT")
+
+
+def _enter_by_driver(connection: Connection) -> None:
+    proxy: Any = connection.connection
+    if not proxy.dbapi_connection.autocommit:  # The level of an engine may be.
+        proxy.record_info[_RESET] = _leave_autocommit
+        proxy.dbapi_connection.autocommit = True
 
 
 def _leave_autocommit(lent: Any) -> None:
@@ -109,7 +94,12 @@ def _leave_autocommit(lent: Any) -> None:
 
 
 def checkin(lent: Any, entry: ConnectionPoolEntry) -> None:
-    """Reset the level of a connection that comes back to the pool without it."""
+    """Reset the level of a connection that comes back to the pool.
+
+    Only the pool sees each come back: an interrupt may keep __exit__ from its work. As
+    with the option, what a SingletonThreadPool lends twice has the level until both
+    are back.
+    """
     reset = (entry.record_info or {}).pop(_RESET, None)
     if reset is not None and lent is not None:
         try:

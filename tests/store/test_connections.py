@@ -20,6 +20,8 @@ from ..orders import Base, Order, OrderState
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
+    from ..conftest import Driver
+
 
 def new(store: CanonicalStore[OrderState], key: str) -> None:
     """Create an order."""
@@ -75,8 +77,9 @@ def test_level_of_an_engine_stays(engine: Engine) -> None:
 
 
 @pytest.mark.usefixtures("unobserved")
-def test_connection_that_cannot_be_reset_leaves_the_pool(engine: Engine) -> None:
+def test_connection_that_cannot_be_reset_leaves_the_pool(driver: Driver) -> None:
     """It is closed, for the next transaction would commit each statement by itself."""
+    engine = driver.create_engine(pool_reset_on_return=None)
     lent: Any = None
     with lending(engine).autocommit() as connection:
         lent = connection.connection.dbapi_connection
