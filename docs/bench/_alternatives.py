@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID, uuid4
 
 from _actions import POOL, OrderState, reducer
-from sqlalchemy import DateTime, TypeDecorator, select
+from _usual import UsualJSON
+from sqlalchemy import DateTime, select
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
@@ -93,21 +94,6 @@ class Base(DeclarativeBase):
     pass
 
 
-class UsualJSON(TypeDecorator[OrderState]):
-    """What one finds in tutorials."""
-
-    impl = JSONB
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, _: Any) -> Any:
-        """Return the JSON of a state."""
-        return value.model_dump(mode="json")
-
-    def process_result_value(self, value: Any, _: Any) -> OrderState:
-        """Return the state of a row."""
-        return OrderState.model_validate(value)
-
-
 def provenance() -> dict[str, Any]:
     """Return where a change comes from."""
     return {"effect_id": str(uuid4()), "timestamp": "2026-01-01"}
@@ -120,7 +106,7 @@ class Order(Base):
 
     workflow_key: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[int] = mapped_column()
-    state: Mapped[Any] = mapped_column(UsualJSON)
+    state: Mapped[Any] = mapped_column(UsualJSON(OrderState))
     provenance: Mapped[Any] = mapped_column(
         JSONB, default=provenance, onupdate=provenance
     )

@@ -17,11 +17,11 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from _harness import Result, compare, postgresql, print_table
+from _usual import UsualJSON
 from pydantic import BaseModel
 from sqlalchemy import BigInteger, DateTime, Engine, Text, create_engine, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from sqlalchemy.types import TypeDecorator
 
 from sa_wfstate import Provenance, WorkflowStateMixin
 
@@ -34,19 +34,6 @@ class OrderState(BaseModel):
 
     status: str = "new"
     lines: list[str] = ["apple"] * 20
-
-
-class UsualJSON(TypeDecorator[OrderState]):
-    """What one finds in tutorials."""
-
-    impl = JSONB
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Any) -> Any:
-        return None if value is None else value.model_dump(mode="json")
-
-    def process_result_value(self, value: Any, dialect: Any) -> Any:
-        return None if value is None else OrderState.model_validate(value)
 
 
 def provenance() -> dict[str, Any]:
@@ -65,7 +52,7 @@ class Usual(Base):
 
     workflow_key: Mapped[str] = mapped_column(Text, primary_key=True)
     version: Mapped[int] = mapped_column(BigInteger)
-    state: Mapped[OrderState] = mapped_column(UsualJSON)
+    state: Mapped[OrderState] = mapped_column(UsualJSON(OrderState))
     updated_at: Mapped[datetime] = mapped_column(
         DateTime(timezone=True), server_default=func.now(), onupdate=func.now()
     )

@@ -23,6 +23,7 @@ from uuid import UUID
 
 import psycopg
 from _harness import Result, compare, postgresql, print_table, save
+from _usual import UsualJSON
 from pydantic import BaseModel, Field, TypeAdapter
 from sqlalchemy import (
     BigInteger,
@@ -44,7 +45,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from sqlalchemy.types import TypeDecorator
 
 from sa_wfstate import (
     CanonicalStore,
@@ -134,25 +134,12 @@ class Unchecked(WorkflowStateMixin[OrderState], Base):
     __state_options__ = {"round_trip": False}  # noqa: RUF012
 
 
-class UsualJSON(TypeDecorator[OrderState]):
-    """What one finds in tutorials."""
-
-    impl = JSONB
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Any) -> Any:
-        return None if value is None else value.model_dump(mode="json")
-
-    def process_result_value(self, value: Any, dialect: Any) -> Any:
-        return None if value is None else OrderState.model_validate(value)
-
-
 class Usual(Base):
     __tablename__ = "usual"
 
     workflow_key: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[int] = mapped_column(BigInteger)
-    state: Mapped[OrderState] = mapped_column(UsualJSON)
+    state: Mapped[OrderState] = mapped_column(UsualJSON(OrderState))
 
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
 
