@@ -11,7 +11,7 @@ from ..values.snapshot import StateCommitted, WorkflowSnapshot
 from .write_log import Operation, OperationType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sqlalchemy import Connection
 
@@ -21,51 +21,45 @@ if TYPE_CHECKING:
 
 def follow_flush(passed: list[Operation], sent: list[Operation]) -> None:
     """Call the listeners of what a flush has *sent*, and first *passed* by."""
-    passed, sent = _followed(passed) if passed else passed, _followed(sent)
-    if not passed and not sent:
+    followed: dict[Statements[Any], tuple[CommitListener, ...]] = {}
+    for operation in (*passed, *sent):
+        statements = operation.statements
+        if statements not in followed:
+            followed[statements] = listeners_of(statements.mapper)
+    if not any(followed.values()):
         return
     deleted = {
         operation.state: operation
         for operation in sent
         if operation.type is OperationType.DELETE
     }
-    for listeners, connection, operations in _grouped(deleted.values()):
+    for listeners, connection, operations in _grouped(deleted.values(), followed):
         keys = [operation.workflow_key for operation in operations]
         for listener in listeners:
             listener.deleted(connection, keys)
     kept = [operation for operation in passed if operation.state not in deleted]
-    for listeners, connection, operations in _grouped(kept):
+    for listeners, connection, operations in _grouped(kept, followed):
         commits = [_commit(operation) for operation in operations]
         for listener in listeners:
             listener.passed(connection, commits)
     kept = [operation for operation in sent if operation.state not in deleted]
-    for listeners, connection, operations in _grouped(kept):
+    for listeners, connection, operations in _grouped(kept, followed):
         commits = [_commit(operation) for operation in operations]
         for listener in listeners:
             listener.written(connection, commits)
 
 
-def _followed(operations: list[Operation]) -> list[Operation]:
-    followed: dict[Statements[Any], bool] = {}
-    found = []
-    for operation in operations:
-        statements = operation.statements
-        if statements not in followed:
-            followed[statements] = bool(listeners_of(statements.mapper))
-        if followed[statements]:
-            found.append(operation)
-    return found
-
-
 def _grouped(
     operations: Iterable[Operation],
+    followed: Mapping[Statements[Any], tuple[CommitListener, ...]],
 ) -> Iterator[tuple[tuple[CommitListener, ...], Connection, list[Operation]]]:
     """Group *operations* by class and connection, with the listeners of the class."""
     groups: defaultdict[Any, list[Operation]] = defaultdict(list)
     for operation in operations:
-        groups[operation.connection, operation.statements.mapper].append(operation)
-    for (connection, mapper), group in groups.items():
-        yield listeners_of(mapper), connection, group
+        groups[operation.connection, operation.statements].append(operation)
+    for (connection, statements), group in groups.items():
+        if followed[statements]:
+            yield followed[statements], connection, group
 
 
 def _commit(operation: Operation) -> StateCommitted[Any]:
