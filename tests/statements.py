@@ -58,7 +58,7 @@ LOCKS: Final[dict[str, str]] = {
     "outbox/lease.py": "a dispatcher leases the intents of a batch",
     "projection/watermarks.py": "one row of a table that is not distributed",
     "upcasting/job.py": "upcast_all() locks the rows of a batch",
-    "row/statements.py": "several rows, in their order, where that is one statement",
+    "row/reads.py": "several rows, in their order, where that is one statement",
     "orm/criteria.py": "the same, with the criteria of the session",
     "store/patch_many.py": "try_patch_many() validates what it is going to write",
 }

@@ -36,8 +36,8 @@ from ..orm.entity import statements_of
 from ..row.columns import columns_of
 from ..row.engine_profiles import profile_on
 from ..row.keys import StoredKey
+from ..row.reads import snapshot_of
 from ..row.sql import CANONICAL_COLUMNS
-from ..row.statements import snapshot_of
 from ..store.api import Entity, connection_of, try_commit
 from ..store.connections import Connections
 from ..values.keys import Key

@@ -9,11 +9,13 @@ from sqlalchemy import inspect
 from sqlalchemy.exc import NoInspectionAvailable
 
 from ..errors import MappingError
-from ..row.statements import Statements, StateT
+from ..row.statements import Statements
 from .mixin import WorkflowStateMixin
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Mapper
+
+    from ..row.reads import StateT
 
 
 _statements: WeakKeyDictionary[Mapper[Any], Statements[Any]] = WeakKeyDictionary()

@@ -305,7 +305,7 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
         """
         following = None
         with self._lock:
-            abandoned = _finish(queue, requests)
+            abandoned = queue.finish(requests)
             if queue.requests:
                 following = queue.requests[0]
             elif self._busy.get(queue.key) is queue:
@@ -319,22 +319,8 @@ class KeyQueues(Generic[ItemT, ResultT, CachedT]):
         return abandoned
 
 
-def _over(
-    batch: Iterable[Request[ItemT, ResultT]],
-) -> list[Request[ItemT, ResultT]]:
+def _over(batch: Iterable[Request[ItemT, ResultT]]) -> list[Request[ItemT, ResultT]]:
     """Return what need not be processed again of *batch*, and have the rest wait."""
     for each in batch:
         each.started = each.settled or each.abandoned
     return [each for each in batch if each.started]
-
-
-def _finish(
-    queue: KeyQueue[ItemT, ResultT, CachedT],
-    requests: Iterable[Request[ItemT, ResultT]],
-) -> list[Request[ItemT, ResultT]]:
-    """Remove *requests* from *queue*; return those whose caller has left."""
-    for request in requests:
-        if request in queue.requests:
-            queue.requests.remove(request)
-        request.finished = True
-    return [request for request in requests if request.abandoned]

@@ -21,6 +21,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ..store.requests import Request
 
 ItemT = TypeVar("ItemT")
@@ -97,3 +99,13 @@ class KeyQueue(Generic[ItemT, ResultT, CachedT]):
             seen.add(request.identity)
             following.append(request)
         return following
+
+    def finish(
+        self, requests: Iterable[Request[ItemT, ResultT]]
+    ) -> list[Request[ItemT, ResultT]]:
+        """Remove *requests*; return those whose caller has left. May be repeated."""
+        for request in requests:
+            if request in self.requests:
+                self.requests.remove(request)
+            request.finished = True
+        return [request for request in requests if request.abandoned]
