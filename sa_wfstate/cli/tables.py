@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import func, inspect, select, text
 
 from ..outbox.table import table_of
-from ..projection.sweep import measure_lag
+from ..projection.lag import measure_lag
 from ..row.engine_profiles import profile_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from sqlalchemy import delete, inspect, select
 
 from ..outbox.table import IntentMixin, revive_dead, table_of
 from ..projection.definition import Projection
-from ..projection.sweep import measure_lag
+from ..projection.lag import measure_lag
 from ..store.connections import Connections
 from . import arguments
 from .screen import confirm, print_json, print_table, say, short

@@ -3,8 +3,9 @@
 from ..values.public_names import publish
 from ..values.reports import ProjectionBatch
 from .definition import Projection, ProjectionMixin
+from .lag import ProjectionLag, measure_lag
 from .store import ProjectionRead, ProjectionSource, ProjectionStore
-from .sweep import ProjectionLag, Swept, measure_lag, rebuild
+from .sweep import Swept, rebuild
 from .watermarks import WatermarkMixin
 from .worker import ProjectionWorker
 

@@ -22,8 +22,8 @@ from sqlalchemy import (
     select,
 )
 
+from .lag import joined
 from .open_transactions import OpenTransactions
-from .sweep import joined
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""Sweeps over a whole projection: repair it, rebuild it, measure how far it is behind.
+"""Sweeps over a whole projection: repair it, or rebuild it.
 
 A sweep reads the keys in pages, each in its own transaction, while commits and workers
 continue. It compares versions, so it finds every row that was missed.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, bindparam, delete, func, select
+from sqlalchemy import Connection, Engine, bindparam, delete, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import sessionmaker
 
@@ -22,6 +22,7 @@ from ..row.columns import columns_of
 from ..row.engine_profiles import profile_of
 from ..store.connections import Connections
 from .definition import Projection
+from .lag import joined
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -44,18 +45,6 @@ class Swept(NamedTuple):
     removed: int
 
 
-class ProjectionLag(NamedTuple):
-    """How far a projection is behind.
-
-    *keys* counts the workflows that are behind, *versions* is the largest difference of
-    versions, *seconds* the age of the oldest write that is not projected.
-    """
-
-    keys: int
-    versions: int
-    seconds: float
-
-
 def rebuild(
     bind: Engine | sessionmaker[Any],
     projection: Projection[Any],
@@ -76,28 +65,6 @@ def rebuild(
         if progress is not None:
             progress(seen)
     return seen
-
-
-def measure_lag(
-    bind: Engine | sessionmaker[Any], projection: Projection[Any]
-) -> ProjectionLag:
-    """Compare all versions and return how far *projection* is behind."""
-    canonical, mine = columns_of(projection.statements.table), projection.table
-    projected = func.coalesce(mine.c.version, 0)
-    age = func.clock_timestamp() - func.min(canonical.updated_at)
-    question = (
-        select(
-            func.count(),
-            func.coalesce(func.max(canonical.version - projected), 0),
-            func.coalesce(func.extract("epoch", age), 0),
-        )
-        .select_from(joined(projection))
-        .where(projection.statements.own_rows, canonical.version > projected)
-    )
-    connections = Connections(bind, projection.statements.mapper)
-    with connections.autocommit() as connection:
-        keys, versions, seconds = connection.execute(question).one()
-    return ProjectionLag(keys, versions, float(seconds))
 
 
 def sweep(
@@ -224,13 +191,6 @@ def _is_transient(error: BaseException) -> bool:
 
 def _raise(_: Key, error: BaseException) -> None:
     raise error
-
-
-def joined(projection: Projection[Any]) -> Any:
-    """Return the rows of *projection* beside those of its workflows, where any."""
-    canonical, mine = projection.statements.table, projection.table
-    key = projection.statements.keys.stored(projection.stored_key)
-    return canonical.outerjoin(mine, mine.c.workflow_key == key)
 
 
 class _Pages:
