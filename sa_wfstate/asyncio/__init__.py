@@ -13,12 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.util import greenlet_spawn
 
 from .._concurrency import Awaiting, refuse_sync
-from ..dedup import TTL, ActionDedupMixin
+from ..dedup import ActionDedupMixin
 from ..errors import ReducerGaveUp, StateConflict
 from ..payload.actions import PayloadT
 from ..payload.rebase import Rebase
 from ..reducer import service as _reducer
 from ..retry import RetryPolicy
+from ..row.claims import TTL
 from ..store import api as _store
 from ..store import bulk as _bulk
 from ..store import transactions as _transactions

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .._concurrency import Waiting
-    from ..dedup import DedupLog
+    from ..row.claims import DedupLog
     from ..row.statements import Statements
     from ..store.connections import Connections
     from .action_batch import ActionBatch, Baseline

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sqlalchemy.exc import IntegrityError
 
 from ..commit_listeners import listeners_of
-from ..dedup import Claim
 from ..errors import StateConflict
 from ..payload.actions import digest
 from ..retry import UNIQUE_VIOLATION, sqlstate
+from ..row.claims import Claim
 from ..store.bulk import commit_batch
 from ..values.snapshot import StateCommitted
 from ..values.write import Batch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from ..dedup import DedupLog
+    from ..row.claims import DedupLog
     from ..row.statements import Statements
     from ..store.connections import Connections
     from ..values.keys import Key

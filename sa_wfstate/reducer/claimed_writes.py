@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import CTE, Connection
 
-    from ..dedup import Claim, DedupLog
+    from ..row.claims import Claim, DedupLog
     from ..row.statements import Statements
     from ..values.keys import Key
     from ..values.write import Batch, Write

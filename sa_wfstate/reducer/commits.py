@@ -37,8 +37,8 @@ from .claimed_commits import (
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from ..dedup import DedupLog
     from ..errors import StateConflict
+    from ..row.claims import DedupLog
     from ..row.statements import Statements
     from ..store.connections import Connections
     from ..store.groups import Member

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy import bindparam, cast, func, null, select, union_all
 
-from ..dedup import Processed
 from ..row.arrays import BoundArray, among, bound_table, of_keys
 from ..row.chunks import CHUNK
+from ..row.claims import Processed
 from ..row.sql import CANONICAL_COLUMNS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from ..dedup import DedupLog
+    from ..row.claims import DedupLog
     from ..row.statements import Statements
     from ..values.keys import Key
     from ..values.snapshot import WorkflowSnapshot

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import Text, bindparam, func, select, true
 
-from ..dedup import refuse_reuse
 from ..errors import ActionIdReused, PayloadError
 from ..orm.criteria import read_visible
+from ..row.claims import refuse_reuse
 from ..store.connections import IDLE_LIMIT
 from .action_batch import ActionResult, replayed
 from .logged_reads import LoggedReads
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from ..dedup import DedupLog, Processed
+    from ..row.claims import DedupLog, Processed
     from ..row.statements import Statements
     from ..store.connections import Connections
     from ..store.groups import Member

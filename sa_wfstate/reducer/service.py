@@ -43,12 +43,12 @@ from .._concurrency import (
     raised_by_signal_handler,
     require_at_least,
 )
-from ..dedup import TTL, ActionDedupMixin, DedupLog
 from ..errors import QueueFull, ReducerGaveUp
 from ..hooks.base import Hooks, notify
 from ..orm.entity import statements_of
 from ..payload.actions import PayloadT
 from ..retry import RetryPolicy, require_policies
+from ..row.claims import TTL, DedupLog
 from ..store.connections import Connections
 from .arguments import check_action, check_service
 from .attempt import Attempts
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.orm import sessionmaker
 
+    from ..dedup import ActionDedupMixin
     from ..payload.actions import Action, Intent, Reducer
     from ..store.api import Entity
     from ..values.snapshot import StateCommitted
