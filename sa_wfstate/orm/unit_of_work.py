@@ -22,7 +22,7 @@ from ..row.unread import Unread
 from .baseline import BASELINES, Baseline, baselines_of, changed_among, tracked
 from .collecting import Kept, prepare_update
 from .mixin import WorkflowStateMixin
-from .new_rows import calls_listeners, prepare_inserts
+from .new_rows import MANY, calls_listeners, prepare_inserts, runs_alone
 from .session_state import Flush, existing_state_of, state_of
 from .tracking import altered_in
 
@@ -116,11 +116,21 @@ def _look_at_touched(
     known.idle = readers if len(readers) == len(context.states) else set()
 
 
-def after_flush(session: Session, _: object) -> None:
+def after_flush(session: Session, flush_context: UOWTransaction) -> None:
     known = state_of(session)
     flush = known.flush
     if flush is None:
         return
+    if (
+        known.committing is not None
+        and session.expire_on_commit
+        and flush.quiet
+        and not known.touched
+        and MANY <= len(known.log.pending) == len(flush_context.states)
+        and not session.in_nested_transaction()
+        and runs_alone(session, flush)
+    ):
+        return  # They hold what was written, and expire before they can change.
     settled, touched = flush.settled, known.touched
     in_place: dict[tuple[type[Any], str], bool] = {}
     for place, encoded in flush.written.items():

@@ -50,6 +50,12 @@ class Document(WorkflowStateMixin[Notes], Base):
     title: Mapped[str] = mapped_column(default=title)
 
 
+class Plain(WorkflowStateMixin[Notes], Base):
+    """A class for whose rows a flush calls no code of the application."""
+
+    __tablename__ = "plain_documents"
+
+
 class Copy(Base):
     """Another table that holds such a state."""
 
@@ -220,3 +226,56 @@ def test_a_listener_of_the_rows_is_heard(engine: Engine, name: str, count: int) 
         session.commit()
         event.remove(Document, name, change)
     assert rows(engine) == {"0": (1 + (name == "after_insert"), [name])}
+
+
+PLACES: dict[str, Callable[[Session, Engine], Any]] = {
+    "after_begin": lambda session, _: session,
+    "after_transaction_create": lambda session, _: session,
+    "pending_to_persistent": lambda session, _: session,
+    "after_flush": lambda session, _: session,
+    "refresh_flush": lambda _, __: Plain,
+    "begin": lambda _, engine: engine,
+    "before_cursor_execute": lambda _, engine: engine,
+    "after_execute": lambda _, engine: engine,
+    "do_execute": lambda _, engine: engine.dialect,
+    "checkout": lambda _, engine: engine.pool,
+}
+"""What a listener of each event may hang on."""
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_what_a_listener_changes_in_a_commit_is_written(
+    engine: Engine, name: str
+) -> None:
+    """By the same commit, also if it was done by a kept reference, to any row."""
+    with Session(engine) as session:
+        made = [Plain(workflow_key=str(n), state=Notes()) for n in range(MANY)]
+        session.add_all(made)
+        log, target = made[0].state.log, PLACES[name](session, engine)
+
+        def change(*_: object) -> None:
+            if not log:
+                log.append(name)
+
+        event.listen(target, name, change)
+        try:
+            session.commit()
+        finally:
+            event.remove(target, name, change)
+    with Session(engine) as session:
+        assert session.get_one(Plain, "0").state.log == [name]
+
+
+def test_rows_without_listeners_are_watched_again_once_they_are_read(
+    engine: Engine,
+) -> None:
+    """Those of a commit that has called no code are only expired by it."""
+    with Session(engine) as session:
+        made = [Plain(workflow_key=str(n), state=Notes()) for n in range(MANY)]
+        session.add_all(made)
+        session.commit()
+        made[0].state.log.append("changed")
+        session.commit()
+    with Session(engine) as session:
+        changed = session.get_one(Plain, "0")
+        assert (changed.version, changed.state.log) == (2, ["changed"])
