@@ -99,15 +99,15 @@ class _TrackedImpl:
     def set(
         self, state: Any, dict_: Any, value: Any, *args: Any, **kwargs: Any
     ) -> None:
+        old = dict_.get(self.key)
         if isinstance(value, Unread):  # merge() copies what the other instance holds.
-            old = dict_.get(self.key)
             if isinstance(old, Unread) and old.text == value.text:
                 return
             value = tracked(state)[self.key].load(value.text)
-        if isinstance(dict_.get(self.key), Unread) and self.dispatch.set:
+        if isinstance(old, Unread) and self.dispatch.set:
             # A listener is told what was there; of a row that is broken, its text.
             with suppress(PayloadError):
-                self._read(state, dict_[self.key])
+                self._read(state, old)
         super().set(state, dict_, value, *args, **kwargs)  # type: ignore[misc]
         if state.session_id is None:
             return

@@ -48,7 +48,9 @@ def before_insert(
     session, values = session_of(state), state.dict
     known = state_of(session)
     flush = known.flush
-    target = target_of(known, connection, mapper)
+    target = None if flush is None else flush.targets.get((mapper, connection))
+    if target is None:
+        target = target_of(known, connection, mapper)
     # Not by the attribute, which would note a change, row by row.
     values["schema_version"] = target.write_version
     if values.get("provenance") is None:
@@ -211,7 +213,9 @@ def _note_post_update(
 def after_write(
     _: Mapper[Any], connection: Connection, state: InstanceState[Any]
 ) -> None:
-    confirm(connection, state)
+    operation: Operation | None = state.info.get(OPERATION)
+    if operation and not (operation.confirmed and operation.workflow_key is not None):
+        confirm(connection, state)
 
 
 def after_update(

@@ -14,7 +14,7 @@ from .version_guard import effect_id_in, require_row_counts
 from .write_log import OPERATION, Operation, OperationType, write_log_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState, Mapper, Session
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 class _ClassTarget(NamedTuple):
     statements: Statements[Any]
-    key_attributes: Iterable[str]
+    key_attributes: Collection[str]
     schema: PayloadSchema
     write_version: int
     text_type: PydanticJSON[Any] | None
@@ -42,7 +42,7 @@ class Target(NamedTuple):
     """
 
     statements: Statements[Any]
-    key_attributes: Iterable[str]
+    key_attributes: Collection[str]
     schema: PayloadSchema
     write_version: int
     stamp_type: PydanticJSON[Any] | None

@@ -172,16 +172,11 @@ def prepare_inserts(
                 written[place] = encoded
                 groups.setdefault(column_type, []).append(encoded)
     for column_type, group in groups.items():
-        _check(column_type, group)
-        for encoded in group:
-            encoded.fresh = fresh
-
-
-def _check(column_type: PydanticJSON[Any], group: list[Encoded]) -> None:
-    texts = column_type.dump_all([each.value for each in group], check=True)
-    if texts is None:
-        for each in group:
-            each.check(each.dump())
-    else:
-        for each, text in zip(group, texts, strict=True):
-            each.text = text
+        texts = column_type.dump_all([each.value for each in group], check=True)
+        if texts is None:
+            for each in group:
+                each.check(each.dump())
+                each.fresh = fresh
+        else:
+            for each, text in zip(group, texts, strict=True):
+                each.text, each.fresh = text, fresh

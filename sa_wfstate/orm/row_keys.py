@@ -22,7 +22,7 @@ from ..row.key_columns import KeyColumns
 from ..values.keys import key_of_parts, parts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
     from sqlalchemy.orm import InstanceState, Mapper, Session
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _NOTED: Final = "sa_wfstate.key"
 _IDENTITY: Final = "sa_wfstate.key_is_identity"
 _ATTRIBUTES: Final = "sa_wfstate.key_attributes"
+_TYPE: Final = "sa_wfstate.key_type"
+"""Where a class has the type of its column workflow_key, without a tenant."""
 
 
 def instrument_class(mapper: Mapper[Any], cls: type[Any]) -> None:
@@ -64,6 +66,7 @@ def note_key_column(mapper: Mapper[Any]) -> None:
     names = (mapper.get_property_by_column(column).key for column in columns)
     types = key_type.parts or (key_type,)
     noted[_ATTRIBUTES] = dict(zip(names, types, strict=True))
+    noted[_TYPE] = types[-1]
     noted[_IDENTITY] = list(mapper.primary_key) == list(columns[-1:]) == list(columns)
 
 
@@ -73,15 +76,19 @@ def key_attributes(mapper: Mapper[Any]) -> dict[str, KeyType]:
     return found
 
 
-def key_in(values: Mapping[str, Any], names: Iterable[str]) -> Any:
+def key_in(values: Mapping[str, Any], names: Collection[str]) -> Any:
     """Return the key in *values*; None if it, or a part of it, is not there."""
+    if len(names) == 1:
+        (name,) = names
+        alone = values.get(name)
+        return None if isinstance(alone, LoaderCallableStatus) else alone
     parts = []
     for name in names:
         part = values.get(name)
         if part is None or isinstance(part, LoaderCallableStatus):
             return None
         parts.append(part)
-    return parts[0] if len(parts) == 1 else key_of_parts(*parts)
+    return key_of_parts(*parts)
 
 
 def is_workflow(state: InstanceState[Any]) -> bool:
@@ -178,8 +185,9 @@ def set_workflow_key(
     state: InstanceState[Any], value: Any, _old: object, _initiator: object, **_: object
 ) -> Any:
     """Check the key that is set; that of a stored row is not changed."""
-    *_, type_ = state.manager.info[_ATTRIBUTES].values()
-    type_.check(state.class_.__name__, value)
+    type_: KeyType = state.manager.info[_TYPE]
+    if not type_.is_plain(value):
+        type_.check(state.class_.__name__, value)
     known = None if state.key is None else known_key_of(state)
     if known is not None and value != parts_of(known)[-1]:
         raise KeyNotAssignable(state.class_.__name__, known)

@@ -10,7 +10,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from ..values.row_version import RowVersion
 from .version_comparator import Expected
-from .version_guard import EXPECTED, expect_seen, saw
+from .version_guard import EXPECTED, expect_seen, saw, saw_write
 from .write_log import (
     OPERATION,
     Operation,
@@ -153,7 +153,7 @@ class SessionLog:
         """Add *group* to what is written, and to what its instances have seen."""
         for each in group.made:
             if each.state is not None and each.type is not OperationType.DELETE:
-                saw(each.state, each.result)
+                saw_write(each.state, each.base.version + 1, each.effect_id)
         self._groups.append(group)
         log.add(group)
 

@@ -34,8 +34,10 @@ def seen_of(state: InstanceState[Any]) -> RowVersion | None:
     noted = state.info.get(_KEY)
     if noted is None or isinstance(noted, RowVersion):
         return noted
-    version, provenance = noted
-    return RowVersion(version, effect_id_in(provenance))
+    version, effect = noted
+    if not isinstance(effect, str):
+        effect = effect_id_in(effect)
+    return RowVersion(version, effect)
 
 
 def effect_id_in(provenance: Any) -> str | None:
@@ -57,6 +59,12 @@ def saw(state: InstanceState[Any], seen: RowVersion | None) -> None:
     else:
         state.info[_KEY] = seen
         note_key(state, written=True)
+
+
+def saw_write(state: InstanceState[Any], version: int, effect_id: str | None) -> None:
+    """Note that the code has just written *version*."""
+    state.info[_KEY] = version, effect_id
+    note_key(state, written=True)
 
 
 def take_over(state: InstanceState[Any], other: InstanceState[Any]) -> None:

@@ -46,6 +46,15 @@ class KeyType(NamedTuple):
             return f"a TenantKey of {tenant} and {workflow_key}"
         return _NAMES[self.type]
 
+    def is_plain(self, workflow_key: object) -> bool:
+        """Return whether *workflow_key* is surely such a key, without much ado."""
+        return (
+            type(workflow_key) is str is self.type
+            and 0 < len(workflow_key) <= MAX_KEY_LENGTH
+            and workflow_key.isascii()
+            and "\0" not in workflow_key
+        )
+
     def check(
         self, entity: str, workflow_key: object, path: str = "workflow_key"
     ) -> None:

@@ -76,16 +76,21 @@ class Provenance(BaseModel):
         return cls.model_validate(provenance.model_dump(round_trip=True))
 
 
-def text_of_now() -> tuple[str, str]:
+def time_of_now() -> str:
+    """Return the time as the JSON of a provenance holds it."""
+    return datetime.now(UTC).isoformat().removesuffix("+00:00") + "Z"
+
+
+def text_of_now(time: str) -> tuple[str, str]:
     """Return a random effect id, and the JSON of :meth:`Provenance.now` with it.
 
-    Without Pydantic, because a flush makes one for each row.
+    Without Pydantic, because a flush makes one for each row. *time* is that of
+    :func:`time_of_now`.
     """
     effect_id = new_effect_id()
-    time = datetime.now(UTC).isoformat().removesuffix("+00:00")
     return (
         effect_id,
-        f'{{"effect_id":"{effect_id}","timestamp":"{time}Z","action_id":null}}',
+        f'{{"effect_id":"{effect_id}","timestamp":"{time}","action_id":null}}',
     )
 
 

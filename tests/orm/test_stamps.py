@@ -58,7 +58,7 @@ def test_text_is_that_of_pydantic(
             return datetime(2026, 1, 2, 3, 4, 5, microsecond, tzinfo=tz)
 
     monkeypatch.setattr(module, "datetime", Clock)
-    effect_id, text = module.text_of_now()
+    effect_id, text = module.text_of_now(module.time_of_now())
     json = PydanticJSON(Provenance)
     made = json.load(text)
     assert json.codec.encode(made) == text
