@@ -52,12 +52,14 @@ class BatchCodec(Generic[T]):
         copies: list[Any] = [None] * len(values)
         try:
             texts = self._dump(values)
-            read_back = self._round_trip and not self._codec.survive_for_sure(values)
+            together = " ".join(texts)
+            read_back = self._round_trip and not self._codec.survive_for_sure(
+                values, together
+            )
             if read_back:
                 copies = self._validator.validate_python(texts)
         except _REFUSED:
             return None
-        together = " ".join(texts)
         if holds_nul(together) or may_be_respelled(together):
             return None
         if read_back and (

@@ -30,8 +30,9 @@ from .schema_versions import STORED_TWICE, is_stored_twice
 from .traits import Schema, Traits, names_in, traits_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Collection, Iterable
 
+    from .exact import Survive
     from .roundtrip import Path
     from .schema_versions import PayloadSchema
 
@@ -158,17 +159,17 @@ class Codec(Generic[T]):
         """
         self.refuse_nul(text, where=where)
         if not self.round_trip or (
-            len(text) > _SHORT and self.survive_for_sure([value])
+            len(text) > _SHORT and self.survive_for_sure([value], text)
         ):
             return None
         return self._read_back(value, text, where)
 
     @cached_property
-    def survive_for_sure(self) -> Callable[[Iterable[T]], bool]:
+    def survive_for_sure(self) -> Survive:
         """A function that tells of values without a doubt; others must be read back."""
         from .exact import exact_check
 
-        return exact_check(self.schema) or (lambda _: False)
+        return exact_check(self.schema) or (lambda *_: False)
 
     def _read_back(self, value: T, text: str, where: str | None) -> T:
         copy, traits = self._reread(text, where), self.traits
@@ -219,7 +220,11 @@ class Codec(Generic[T]):
         """Raise PayloadError if there is a NUL in the JSON *text*."""
         if not holds_nul(text):
             return
-        found = unstorable(from_json(text))
+        try:
+            plain = from_json(text)
+        except ValueError:  # An integer of more than 4,300 digits, say.
+            plain = json.loads(text, parse_int=float)
+        found = unstorable(plain)
         if found is not None:
             raise self.refusal(where, *found)
 

@@ -5,31 +5,32 @@ like, without constraints, validators, serializers, aliases or unions. What Pyda
 dumped of it is read as an equal value if each part has exactly its declared type, and
 each model exactly its fields.
 
-They are looked at in columns: one field of all models in a list at once, by functions
-of C. That takes a tenth of reading the text and comparing. All other values are read
-back.
+Pydantic itself refuses to dump what is no text, truth value, member or list where one
+is declared, except for None. So these are not looked at: that the text holds no other
+null than those of optional parts is enough. The others are looked at in columns, all of
+one kind in all models of a list at once, by functions of C. That takes a tenth of
+reading the text and comparing. All other values are read back.
 """
 
 from __future__ import annotations
 
-from datetime import date, datetime, timezone
-from decimal import Decimal
+from functools import cache
 from itertools import chain
-from math import isfinite
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 from pydantic import BaseModel
-from pydantic_core import TzInfo
+
+from .columns import LEAVES, Doubt, only, require, require_keys, some, values_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from .columns import Check
     from .traits import Schema
 
-    Check = Callable[[Iterable[Any]], bool]
-    """Told of the parts in one place of several values, at least one."""
+    Survive = Callable[[Iterable[Any], str], bool]
+    """Told of values and their JSON, which Pydantic dumped without a warning."""
 
 
 _ANY_NODE: Final = {"type", "metadata", "ref"}
@@ -58,8 +59,6 @@ _LARGEST: Final = 1_000
 """Parts of a schema, those of a model counted wherever it is used: some 10 ms."""
 _DEEPEST: Final = 100
 """Parts within parts. It ends recursion; Pydantic reads no 200 levels of JSON."""
-_INT_LIMIT: Final = 2**63
-_FLOAT_LIMIT: Final = 1e15
 _fields_of = attrgetter("__dict__")
 _extra_of = attrgetter("__pydantic_extra__")
 
@@ -68,18 +67,19 @@ class _NotPlain(Exception):
     """The schema has a part that may change a value."""
 
 
-def exact_check(schema: Schema) -> Check | None:
+def exact_check(schema: Schema) -> Survive | None:
     """Return what tells of values whether all survive for sure; None if it cannot."""
     try:
         check = _Plan(schema).check(schema)
     except Exception:  # noqa: BLE001 - what cannot be planned is read back
         return None
 
-    def survive(values: Iterable[Any]) -> bool:
+    def survive(values: Iterable[Any], text: str) -> bool:
         try:
-            return check(values)
-        except (AttributeError, KeyError, TypeError):  # A model lacks a field.
+            nulls = check(values) if check else 0
+        except (Doubt, AttributeError, OverflowError, TypeError):
             return False
+        return text.count("null") == nulls
 
     return survive
 
@@ -90,79 +90,51 @@ class _Plan:
     def __init__(self, schema: Schema) -> None:
         self._named = {each["ref"]: each for each in schema.get("definitions", ())}
         self._left, self._depth = _LARGEST, 0
+        self._some = cache(some)
 
-    def check(self, node: Schema) -> Check:
-        """Return the check of the values of *node*; raise _NotPlain if it has none."""
+    def check(self, node: Schema) -> Check | None:
+        """Return the check of the values of *node*, None if Pydantic has done it.
+
+        Raises _NotPlain if there can be none.
+        """
         _require_known(node)
         self._left -= 1
         self._depth += 1
         if self._left < 0 or self._depth > _DEEPEST:
             raise _NotPlain
-        made: Check = getattr(self, f"_{node['type'].replace('-', '_')}")(node)
+        kind = node["type"].replace("-", "_")
+        make = getattr(self, f"_{kind}", lambda _: LEAVES[kind])
+        made: Check | None = make(node)
         self._depth -= 1
         return made
 
-    def _none(self, _: Schema) -> Check:
-        return _all_are(type(None))
-
-    def _bool(self, _: Schema) -> Check:
-        return _all_are(bool)
-
-    def _int(self, _: Schema) -> Check:
-        # Python parses no integer of more than 4,300 digits.
-        return _all_are(int, lambda v: min(v) > -_INT_LIMIT and max(v) < _INT_LIMIT)
-
-    def _float(self, _: Schema) -> Check:
-        return _all_are(float, _are_written_without_exponent)
-
-    def _str(self, _: Schema) -> Check:
-        return _all_are(str)
-
-    def _decimal(self, _: Schema) -> Check:
-        return _all_are(Decimal, lambda values: all(map(Decimal.is_finite, values)))
-
-    def _uuid(self, _: Schema) -> Check:
-        return _all_are(UUID)
-
-    def _date(self, _: Schema) -> Check:
-        return _all_are(date)
-
-    def _datetime(self, _: Schema) -> Check:
-        return _all_are(datetime, lambda values: all(map(_is_utc_or_naive, values)))
-
-    def _enum(self, node: Schema) -> Check:
+    def _enum(self, node: Schema) -> None:
         cls = node["cls"]
         for member in node["members"]:
             if type(member.value) is not str or cls(member.value) is not member:
                 raise _NotPlain
-        return _all_are(cls)
 
     def _literal(self, node: Schema) -> Check:
         expected = node["expected"]
         if {*map(type, expected)} != {str}:
             raise _NotPlain
-        return _all_are(str, frozenset(expected).issuperset)
+        return only(str, frozenset(expected).issuperset)
 
     def _nullable(self, node: Schema) -> Check:
-        check = self.check(node["schema"])
+        return self._some(self.check(node["schema"]))
 
-        def check_some(values: Iterable[Any]) -> bool:
-            some = [value for value in values if value is not None]
-            return not some or check(some)
-
-        return check_some
-
-    def _default(self, node: Schema) -> Check:
-        return self.check(node["schema"])
-
-    def _list(self, node: Schema) -> Check:
+    def _list(self, node: Schema) -> Check | None:
         check = self.check(node["items_schema"])
+        if check is None:
+            return None
 
-        def check_items(values: list[Any]) -> bool:
-            items = [*chain.from_iterable(values)]
-            return not items or check(items)
+        def check_items(values: Iterable[Any]) -> int:
+            lists = [*values]
+            require(list, lists)
+            items = [*chain.from_iterable(lists)]
+            return check(items) if items else 0
 
-        return _all_are(list, check_items)
+        return check_items
 
     def _dict(self, node: Schema) -> Check:
         check = self.check(node["values_schema"])
@@ -170,12 +142,16 @@ class _Plan:
             raise _NotPlain
         _require_known(node["keys_schema"])
 
-        def check_items(values: list[Any]) -> bool:
-            keys = [*chain.from_iterable(values)]
-            parts = [*chain.from_iterable(map(dict.values, values))]
-            return not keys or (_are_keys(keys) and check(parts))
+        def check_items(values: Iterable[Any]) -> int:
+            dicts = [*values]
+            require(dict, dicts)
+            keys = [*chain.from_iterable(dicts)]
+            if not keys:
+                return 0
+            require_keys(keys)
+            return check(chain.from_iterable(map(dict.values, dicts))) if check else 0
 
-        return _all_are(dict, check_items)
+        return check_items
 
     def _model(self, node: Schema) -> Check:
         cls, config, fields = node["cls"], node.get("config", {}), node["schema"]
@@ -188,32 +164,37 @@ class _Plan:
         ):
             raise _NotPlain
         _require_known(fields)
-        return _all_are(cls, self._fields(fields))
+        names, columns = fields["fields"].keys(), self._columns(fields["fields"])
 
-    def _fields(self, node: Schema) -> Callable[[list[Any]], bool]:
-        columns = [
-            (itemgetter(name), self.check(field))
-            for name, field in node["fields"].items()
-        ]
-        count = {len(columns)}
-
-        def check_fields(values: list[Any]) -> bool:
-            parts = [*map(_fields_of, values)]
-            return (
-                {*map(len, parts)} == count
-                and {*map(_extra_of, values)} == {None}
-                and all(check(map(of, parts)) for of, check in columns)
-            )
+        def check_fields(values: Iterable[Any]) -> int:
+            models = [*values]
+            require(cls, models)
+            parts = [*map(_fields_of, models)]
+            if (
+                sum(map(len, parts)) != len(names) * len(parts)
+                or set().union(*parts) != names
+                or any(map(_extra_of, models))
+            ):
+                raise Doubt
+            return sum([check(of(parts)) for of, check in columns])
 
         return check_fields
 
-    def _model_field(self, node: Schema) -> Check:
+    def _columns(self, fields: Schema) -> list[tuple[Callable[..., Any], Check]]:
+        """Return what takes all parts of one kind from the fields of models."""
+        names: dict[Check, list[str]] = {}
+        for name, field in fields.items():
+            check = self.check(field)
+            if check:
+                names.setdefault(check, []).append(name)
+        return [(values_at(places), check) for check, places in names.items()]
+
+    def _within(self, node: Schema) -> Check | None:
         return self.check(node["schema"])
 
-    def _definitions(self, node: Schema) -> Check:
-        return self.check(node["schema"])
+    _default = _model_field = _definitions = _within
 
-    def _definition_ref(self, node: Schema) -> Check:
+    def _definition_ref(self, node: Schema) -> Check | None:
         return self.check(self._named[node["schema_ref"]])
 
 
@@ -225,41 +206,3 @@ def _require_known(node: Schema) -> None:
     }
     if node["type"] not in _KNOWN or says - _ANY_NODE - _KNOWN[node["type"]]:
         raise _NotPlain
-
-
-def _all_are(cls: type[Any], check: Callable[[list[Any]], bool] | None = None) -> Check:
-    """Return whether values are of *cls* exactly, and *check* finds no fault."""
-    only = {cls}
-    if check is None:
-        return lambda values: {*map(type, values)} == only
-
-    def check_all(values: Iterable[Any]) -> bool:
-        column = [*values]
-        return {*map(type, column)} == only and check(column)
-
-    return check_all
-
-
-def _are_keys(values: list[Any]) -> bool:
-    """Return whether *values* are texts without half a surrogate pair.
-
-    Pydantic refuses that in a value, and replaces it in a key.
-    """
-    if {*map(type, values)} != {str}:
-        return False
-    try:
-        "".join(values).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _are_written_without_exponent(values: list[float]) -> bool:
-    """Return whether JSONB spells finite *values* as Pydantic does, near enough."""
-    finite = all(map(isfinite, values))
-    return finite and min(values) > -_FLOAT_LIMIT and max(values) < _FLOAT_LIMIT
-
-
-def _is_utc_or_naive(value: datetime) -> bool:
-    zone = value.tzinfo
-    return zone is None or (type(zone) in {timezone, TzInfo} and not value.utcoffset())
