@@ -59,6 +59,7 @@ def test_pool_gets_back_what_it_lent(engine: Engine) -> None:
         connection.rollback()
         connection.execute(text("SELECT * FROM kept"))
         connection.execute(text("DROP TABLE kept"))
+    engine.dispose()  # The next pool listens as well.
     with pytest.raises(ProgrammingError), connections.autocommit() as connection:
         connection.execute(text("SELECT * FROM missing"))
     assert commits_alone(engine) == [False, False]
