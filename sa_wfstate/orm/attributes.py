@@ -34,7 +34,7 @@ from ..row.unread import Before, Unread
 from ..values.keys import key_of_parts
 from .baseline import is_changed, original, read, take_baseline, track, tracked
 from .refusals import refusing
-from .tracking import hold, touch
+from .tracking import hold
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +73,8 @@ class TrackedAttribute(InstrumentedAttribute[Any]):
         source = None
         if isinstance(value, Unread):
             value, source = read(state, self.key, value)
-        touch(state, instance, self.key, value, source)
+        if take_baseline(state, self.key, value, source) or state.key is None:
+            hold(state, instance, self.key)
         return value
 
 

@@ -71,13 +71,14 @@ def read(state: InstanceState[Any], key: str, unread: Unread) -> tuple[Any, str]
 
     Returns it with the text that it was built from.
     """
-    column_type, text = tracked(state)[key], unread.text
+    held, text = state.dict, unread.text
+    column_type: PydanticJSON[Any] = state.manager.info[BASELINES][key]
     schema = column_type.payload_schema
     if schema is not None:
         # A textual SELECT has not marked it. In a flush, the attribute is ahead.
         version = state.committed_state.get("schema_version")
         if not isinstance(version, int) or version < 1:
-            version = state.dict.get("schema_version")
+            version = held.get("schema_version")
         if version != schema.version:
             text = schema.mark(text, version, _key_of(state))
     try:
@@ -85,7 +86,7 @@ def read(state: InstanceState[Any], key: str, unread: Unread) -> tuple[Any, str]
     except PayloadError as error:
         note = "" if schema is None else f" (schema version {schema.version_of(text)})"
         raise located(error, state, key, note) from error.__cause__
-    state.dict[key] = value
+    held[key] = value
     return value, text
 
 
@@ -100,7 +101,7 @@ def take_baseline(
     baseline = baselines.get(key)
     if baseline is not None and baseline.value is value:
         return True
-    column_type = tracked(state)[key]
+    column_type: PydanticJSON[Any] = state.manager.info[BASELINES][key]
     if (
         state.key is None  # An INSERT writes the value in any case.
         or not column_type.changes_in_place()

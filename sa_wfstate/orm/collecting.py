@@ -18,6 +18,7 @@ from ..errors import PayloadError
 from ..row.encoded import Encoded, keep_encoded
 from ..row.unread import Before, Unread
 from .baseline import (
+    BASELINES,
     SQL,
     Baseline,
     baselines_of,
@@ -44,42 +45,29 @@ NOT_VALUES: Final = (Unread, *SQL)
 class Kept(Before):
     """The baseline of a value that a flush is about to write, unless it is the same.
 
-    *changed* is what it looked like when the flush began, and *found* the JSON of a
-    value that differed then. *same* is whether it need not be written, once that is
-    settled: when it is collected, or before in a flush that is quiet. *written* is the
-    flush's.
+    *text* is the JSON of the row. *changed* is what it looked like when the flush
+    began, and *found* the JSON of a value that differed then. *same* is whether it need
+    not be written, once that is settled: when it is collected, or before in a flush
+    that is quiet. *written* is the flush's.
     """
 
-    __slots__ = (
-        "_baseline",
-        "_changed",
-        "_found",
-        "_key",
-        "_state",
-        "_written",
-        "same",
-    )
+    __slots__ = ("_changed", "_found", "_key", "_state", "_written", "same")
 
     def __init__(
         self,
         state: InstanceState[Any],
         key: str,
-        baseline: Baseline,
+        text: str,
         written: Written,
         *,
         changed: bool = True,
         found: str | None = None,
         quiet: bool = False,
     ) -> None:
-        self._state, self._key, self._baseline = state, key, baseline
+        self._state, self._key, self.text = state, key, text
         self._written = written
         self.same: bool | None = not changed if quiet else None
         self._changed, self._found = changed, found
-
-    @property
-    def text(self) -> str:  # type: ignore[override]
-        """The JSON of the row."""
-        return text_of(self._state, self._key, self._baseline)
 
     @property
     def seems_changed(self) -> bool:
@@ -117,7 +105,7 @@ def will_bind(
     place = state, key
     encoded = written.get(place)
     if encoded is None or encoded.value is not value:
-        codec = tracked(state)[key].codec
+        codec = state.manager.info[BASELINES][key].codec
         encoded = written[place] = keep_encoded(codec, value, located, place)
     return encoded
 
@@ -130,12 +118,11 @@ def prepare_update(state: InstanceState[Any], instance: object, flush: Flush) ->
     baselines, committed = baselines_of(state), state.committed_state
     written, quiet = flush.written, flush.quiet
     # Looked at first, so that a refused value leaves nothing behind.
-    changed, unchanged = _find(state, instance_dict(instance), flush)
+    changed, unchanged = _find(state, instance_dict(instance), baselines, flush)
     for key, _, text, before in changed:
         if before is not None:
             # The history shows what the row holds, not the mutated value.
-            baseline = Baseline(committed.get(key), before)
-            kept = Kept(state, key, baseline, written, found=text, quiet=quiet)
+            kept = Kept(state, key, before, written, found=text, quiet=quiet)
             committed[key] = kept
     for key, value, text, _ in unchanged:
         if key in committed:
@@ -143,20 +130,24 @@ def prepare_update(state: InstanceState[Any], instance: object, flush: Flush) ->
             baselines[key] = Baseline(value, text)
     if changed and not state.modified:
         flag_dirty(instance)
-    if not has_changes(state):
+    if not changed and not has_changes(state):
         return False
     for key, *_ in unchanged:
         if key in baselines:  # Or it cannot change in place.
-            kept = Kept(state, key, baselines[key], written, changed=False, quiet=quiet)
+            before = text_of(state, key, baselines[key])
+            kept = Kept(state, key, before, written, changed=False, quiet=quiet)
             committed[key] = kept
     return True
 
 
 def _find(
-    state: InstanceState[Any], held: dict[str, Any], flush: Flush
+    state: InstanceState[Any],
+    held: dict[str, Any],
+    baselines: dict[str, Baseline],
+    flush: Flush,
 ) -> tuple[list[_Found], list[_Found]]:
     """Return what of *held* differs from the row of *state*, and what does not."""
-    baselines, committed = baselines_of(state), state.committed_state
+    committed = state.committed_state
     changed: list[_Found] = []
     unchanged: list[_Found] = []
     for key, column_type in tracked(state).items():
@@ -199,9 +190,9 @@ def prepare_again(
         mutable = tracked(state)[key].changes_in_place()
         before = original(state, key) if mutable else None
         if before is not None:
-            committed[key] = Kept(state, key, Baseline(was, before), written)
+            committed[key] = Kept(state, key, before, written)
     elif key not in committed and baseline is not None and baseline.value is value:
-        committed[key] = Kept(state, key, baseline, written)
+        committed[key] = Kept(state, key, text_of(state, key, baseline), written)
 
 
 def has_changes(state: InstanceState[Any]) -> bool:
@@ -304,4 +295,7 @@ class Unstamped(Follower, Before):
             text = tracked(self._state)["provenance"].dump(value)
             if not isinstance(stamp, Unread) or text != stamp.text:
                 return self.known and text == self.text
+        kept = self._state.committed_state.get("state")
+        if isinstance(kept, Kept) and kept.same is False:
+            return False
         return not will_write(self._state, collecting=collecting)

@@ -66,10 +66,10 @@ def before_insert(
             # identity.
             check_replacement(state, inspect(replaced))
             base = known.log.check(inspect(replaced))
-            note(known, target, OperationType.UPDATE, state, base)
+            note(known, target, OperationType.UPDATE, state, values, base)
             return
         check_insertion(session, state)
-    note(known, target, OperationType.INSERT, state, NOTHING)
+    note(known, target, OperationType.INSERT, state, values, NOTHING)
 
 
 def before_update(
@@ -78,14 +78,15 @@ def before_update(
     known, values = state_of(session_of(state)), state.dict
     target = target_of(known, connection, mapper)
     keep_key(state, values)
-    write_uncounted(mapper, connection, state)
+    if state.class_.__unversioned__:
+        write_uncounted(mapper, connection, state)
     follow_state(connection, state, values, target.schema)
     likely = will_write(state)
     if not likely and seen_of(state) is None:
         return  # If another listener changes it, refresh_flush() refuses to write it.
     stamp_update(known.flush, mapper, state, values, target.stamp_type)
-    base = known.log.check(state)
-    operation = note(known, target, OperationType.UPDATE, state, base)
+    base = known.log.check(state, values)
+    operation = note(known, target, OperationType.UPDATE, state, values, base)
     operation.likely = likely
 
 
@@ -116,7 +117,7 @@ def _note_delete(
     # What post_update has written before the DELETE holds the version that it wrote.
     base = log.check(state) if operation is None else log.passes(operation)
     target = target_of(known, connection, state.mapper)
-    note(known, target, OperationType.DELETE, state, base)
+    note(known, target, OperationType.DELETE, state, state.dict, base)
     return True
 
 
@@ -163,11 +164,11 @@ def refresh_flush(
     version = values["version"]
     operation: Operation | None = state.info.get(OPERATION)
     if operation is None:
-        operation = _note_post_update(known, state, version)
+        operation = _note_post_update(known, state, values)
     elif version == operation.base.version + 2:  # By post_update, after its own UPDATE.
         base, connection = known.log.passes(operation), operation.connection
         target = target_of(known, connection, state.mapper)
-        operation = note(known, target, OperationType.UPDATE, state, base)
+        operation = note(known, target, OperationType.UPDATE, state, values, base)
     operation.sent = True
     created = operation.type is OperationType.INSERT
     if created or not flush_context.is_deleted(state):  # type: ignore[no-untyped-call]
@@ -189,7 +190,7 @@ def refresh_flush(
 
 
 def _note_post_update(
-    known: SessionState, state: InstanceState[Any], version: int
+    known: SessionState, state: InstanceState[Any], values: dict[str, Any]
 ) -> Operation:
     """Note an UPDATE of which no event told: before a DELETE, by post_update."""
     seen, session, mapper = seen_of(state), session_of(state), state.mapper.base_mapper
@@ -201,9 +202,9 @@ def _note_post_update(
     else:
         connection = session.connection(bind_arguments={"mapper": mapper})
     target = target_of(known, connection, state.mapper)
-    operation = note(known, target, OperationType.UPDATE, state, seen)
+    operation = note(known, target, OperationType.UPDATE, state, values, seen)
     operation.effect_id = seen.effect_id
-    if version != seen.version + 1:
+    if values["version"] != seen.version + 1:
         raise StaleDataError(
             f"UPDATE on table {operation.table.name!r} of a version that was not seen"
         )

@@ -14,7 +14,7 @@ from .version_guard import effect_id_in, require_row_counts
 from .write_log import OPERATION, Operation, OperationType, write_log_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import InstanceState, Mapper, Session
@@ -97,10 +97,13 @@ def note(
     target: Target,
     type_: OperationType,
     state: InstanceState[Any],
+    values: Mapping[str, Any],
     base: RowVersion,
 ) -> Operation:
-    """Note what a flush does to the row of *state*, which it bases on *base*."""
-    values = state.dict
+    """Note what a flush does to the row of *state*, which it bases on *base*.
+
+    *values* are those of the instance.
+    """
     effect_id = effect_id_in(values.get("provenance"))
     if state.key is not None:
         key = key_of(state)

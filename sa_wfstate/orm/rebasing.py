@@ -148,6 +148,8 @@ def _changed_rows(
             for state in known.touched
             if _RULES in state.manager.info and state not in context.states
         ]
+    if not states:
+        return {}
     groups = defaultdict[type[Any], list[_Row]](list)
     asked = dict[Mapper[Any], bool]()
     for state in states:

@@ -49,10 +49,15 @@ class SessionLog:
         """Keep *log*, in which the flush writes, also when its transaction is lost."""
         self._logs.add(log)
 
-    def check(self, state: InstanceState[Any]) -> RowVersion:
-        """Make the flush check *state* against the version that the code has seen."""
+    def check(
+        self, state: InstanceState[Any], values: dict[str, Any] | None = None
+    ) -> RowVersion:
+        """Make the flush check *state* against the version that the code has seen.
+
+        *values* are those of the instance.
+        """
         self._checked.append(state)
-        return expect_seen(state)
+        return expect_seen(state, values)
 
     def _end_flush(self) -> None:
         """Leave plain numbers as the versions of what was checked."""

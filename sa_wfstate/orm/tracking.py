@@ -32,7 +32,6 @@ from .baseline import (
     baselines_of,
     is_changed,
     original,
-    take_baseline,
     tracked,
 )
 from .collecting import has_changes, prepare_again
@@ -44,21 +43,6 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
 
     from .session_state import Flush, SessionState
-
-
-def touch(
-    state: InstanceState[Any],
-    instance: object,
-    key: str,
-    value: Any,
-    source: str | None = None,
-) -> None:
-    """Note that *value*, which *instance* holds, is handed out.
-
-    *source* is the text that it was built from, if that was just now.
-    """
-    if take_baseline(state, key, value, source) or state.key is None:
-        hold(state, instance, key)
 
 
 def hold(
@@ -76,7 +60,7 @@ def hold(
         _hold_for(known, known.flush, state, instance, key, assigned=assigned)
     elif state.key is None:
         return
-    elif session.in_transaction():
+    elif state in known.touched or session.in_transaction():
         known.touched[state] = instance
         if not state.modified and not (known.committing and state in known.idle):
             flag_dirty(instance)

@@ -63,7 +63,7 @@ def write_uncounted(
 ) -> None:
     """Write *state*, if nothing but unversioned columns has changed."""
     names = state.class_.__unversioned__
-    if not names or EXPECTED in state.info:
+    if EXPECTED in state.info:
         return
     changed = _changed(state)
     if not changed or not changed <= set(names):

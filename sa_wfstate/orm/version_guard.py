@@ -112,15 +112,17 @@ def _see(
         state.info[_KEY] = (version, provenance)
 
 
-def expect_seen(state: InstanceState[Any]) -> RowVersion:
+def expect_seen(
+    state: InstanceState[Any], values: dict[str, Any] | None = None
+) -> RowVersion:
     """Make the flush check *state* against the version that the code has seen.
 
-    Or against the one that it has named.
+    Or against the one that it has named. *values* are those of the instance.
     """
     seen: RowVersion | None = state.info.get(EXPECTED) or seen_of(state)
     if seen is None:
         raise VersionNotSeen(state.class_.__name__, key_of(state))
-    values = state.dict
+    values = state.dict if values is None else values
     if values:  # Or the instance is gone.
         # Loaded in the middle of the flush, they would be those of another version.
         version: int = seen.version
