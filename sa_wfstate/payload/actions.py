@@ -20,7 +20,8 @@ from typing_extensions import TypeVar  # That of typing has no default before 3.
 from ..errors import PayloadError
 from ..values.keys import Key, WorkflowKey
 from .canonical import canonical_dump, canonical_json, in_one_order, read_json
-from .codec import Codec, first_problem, shown
+from .codec import Codec
+from .texts import first_problem, shown
 from .traits import names_in
 
 StateT = TypeVar("StateT")

@@ -5,7 +5,7 @@ A call for each value costs more than the dump of a small value.
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import (
@@ -16,7 +16,10 @@ from pydantic_core import (
 )
 
 from .canonical import holds_nul, may_be_respelled
-from .codec import AS_STORED, Codec
+from .texts import AS_STORED
+
+if TYPE_CHECKING:
+    from .codec import Codec
 
 T = TypeVar("T")
 

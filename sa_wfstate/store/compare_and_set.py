@@ -13,8 +13,8 @@ from ..errors import ConflictReason, PayloadError, StateConflict, WriteSuppresse
 from ..orm.conflicts import conflict_of, conflict_of_all
 from ..orm.criteria import hide, read_visible, visible
 from ..payload.canonical import canonical_json
-from ..payload.codec import first_problem
 from ..payload.provenance import plain
+from ..payload.texts import first_problem
 from ..retry import SERIALIZATION_FAILURE, sqlstate
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
