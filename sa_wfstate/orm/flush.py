@@ -165,7 +165,8 @@ def refresh_flush(
     operation: Operation | None = state.info.get(OPERATION)
     if operation is None:
         operation = _note_post_update(known, state, values)
-    elif version == operation.base.version + 2:  # By post_update, after its own UPDATE.
+    elif operation.sent and version == operation.base.version + 2:
+        # By post_update, after its own UPDATE.
         base, connection = known.log.passes(operation), operation.connection
         target = target_of(known, connection, state.mapper)
         operation = note(known, target, OperationType.UPDATE, state, values, base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -82,12 +83,9 @@ class SessionLog:
                 sent.append(each)
                 if each.state is not None:
                     each.state.info.pop(EXPECTED, None)
-        groups: dict[Any, list[Operation]] = {}
+        groups: defaultdict[Any, list[Operation]] = defaultdict(list)
         for each in chain(passed, sent):
-            group = groups.get(each.weak_log)
-            if group is None:
-                group = groups[each.weak_log] = []
-            group.append(each)
+            groups[each.weak_log].append(each)
         for group in groups.values():
             self._add(group[0].log, Operations(group))
         self._end_flush()

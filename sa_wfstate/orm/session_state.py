@@ -12,7 +12,7 @@ from ..row.encoded import drop_all
 from .session_log import SessionLog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import (
@@ -43,11 +43,11 @@ class Flush:
     It is *executing* after the last before_flush listener. *partial*: only given
     objects are flushed. *quiet*: no listener of the application is called for its rows,
     so what a row holds need not be noted as soon as it is written. *deletes*: there may
-    be instances to delete. *time* is that of the provenances that it makes. *targets*
-    are where the rows of each class are written, by its mapper and the connection.
-    *written* is what it may bind, *settled* what rows hold by now, *readers* are
-    instances that were read and not changed, *touched* is what listeners have read or
-    assigned while it was executing, with its committed value then.
+    be instances to delete. *stamps* are effect ids and texts of the provenances that it
+    makes. *targets* are where the rows of each class are written, by its mapper and the
+    connection. *written* is what it may bind, *settled* what rows hold by now,
+    *readers* are instances that were read and not changed, *touched* is what listeners
+    have read or assigned while it was executing, with its committed value then.
     """
 
     __slots__ = (
@@ -58,8 +58,8 @@ class Flush:
         "quiet",
         "readers",
         "settled",
+        "stamps",
         "targets",
-        "time",
         "touched",
         "written",
     )
@@ -71,7 +71,7 @@ class Flush:
         self.partial = partial
         self.quiet = False
         self.deletes = True  # Unless it is known that it does not.
-        self.time = ""
+        self.stamps: Iterator[tuple[str, str]] | None = None
         self.targets: dict[tuple[Mapper[Any], Connection], Any] = {}
         self.written: dict[tuple[InstanceState[Any], str], Encoded] = {}
         self.settled: dict[tuple[InstanceState[Any], str], tuple[Any, str]] = {}

@@ -13,7 +13,7 @@ from sqlalchemy.orm import LoaderCallableStatus, Mapper
 from sqlalchemy.orm.attributes import set_committed_value
 
 from ..row.unread import Stamp
-from ..values.provenance import Provenance, text_of_now, time_of_now
+from ..values.provenance import Provenance, texts_of_now
 from .collecting import Unstamped, will_bind
 from .row_keys import set_read
 
@@ -47,10 +47,10 @@ def stamp_of(
     """
     if type_ is not None:
         if flush is None:
-            time = time_of_now()
+            stamps = texts_of_now()
         else:
-            time = flush.time = flush.time or time_of_now()  # The same for all rows.
-        effect_id, text = text_of_now(time)
+            stamps = flush.stamps = flush.stamps or texts_of_now()
+        effect_id, text = next(stamps)
         return Stamp(text, type_.load, effect_id)
     instance: Any = state.obj()
     stamp: Provenance = instance.default_provenance()

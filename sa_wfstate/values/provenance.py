@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import chain, repeat
 from os import urandom
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticSerializationError, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def _text_of_uuid(value: object) -> object:
@@ -76,30 +80,33 @@ class Provenance(BaseModel):
         return cls.model_validate(provenance.model_dump(round_trip=True))
 
 
-def time_of_now() -> str:
-    """Return the time as the JSON of a provenance holds it."""
-    return datetime.now(UTC).isoformat().removesuffix("+00:00") + "Z"
+def texts_of_now() -> Iterator[tuple[str, str]]:
+    """Yield random effect ids, each with the JSON of :meth:`Provenance.now` with it.
 
-
-def text_of_now(time: str) -> tuple[str, str]:
-    """Return a random effect id, and the JSON of :meth:`Provenance.now` with it.
-
-    Without Pydantic, because a flush makes one for each row. *time* is that of
-    :func:`time_of_now`.
+    Without Pydantic, because a flush makes one for each row. All have the same time,
+    and the system is asked for randomness once for many.
     """
-    effect_id = new_effect_id()
-    return (
-        effect_id,
-        f'{{"effect_id":"{effect_id}","timestamp":"{time}","action_id":null}}',
-    )
+    time = datetime.now(UTC).isoformat().removesuffix("+00:00")
+    for many in chain([1], repeat(_MANY)):
+        digits = urandom(16 * many).hex()
+        for start in range(0, 32 * many, 32):
+            effect_id = _uuid_of(digits[start : start + 32])
+            yield (
+                effect_id,
+                f'{{"effect_id":"{effect_id}","timestamp":"{time}Z","action_id":null}}',
+            )
 
 
 def new_effect_id() -> str:
     """Return a random UUID as text, in less than half the time of uuid4()."""
-    x = urandom(16).hex()
+    return _uuid_of(urandom(16).hex())
+
+
+def _uuid_of(x: str) -> str:
     return f"{x[:8]}-{x[8:12]}-4{x[13:16]}-8{x[17:20]}-{x[20:]}"
 
 
+_MANY = 64
 _PLAIN = frozenset({str, int, bool, type(None)})
 _BITS = 14_000
 _IDS = frozenset({UUID, type(None)})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import event, inspect, select
@@ -58,13 +60,15 @@ def test_text_is_that_of_pydantic(
             return datetime(2026, 1, 2, 3, 4, 5, microsecond, tzinfo=tz)
 
     monkeypatch.setattr(module, "datetime", Clock)
-    effect_id, text = module.text_of_now(module.time_of_now())
-    json = PydanticJSON(Provenance)
-    made = json.load(text)
-    assert json.codec.encode(made) == text
-    assert made.effect_id == effect_id
-    assert made.timestamp == Clock.now(UTC)
-    assert made.action_id is None
+    json, ids = PydanticJSON(Provenance), set[str]()
+    for effect_id, text in islice(module.texts_of_now(), 200):
+        made = json.load(text)
+        assert json.codec.encode(made) == text
+        assert made.effect_id == effect_id == str(UUID(effect_id))
+        assert made.timestamp == Clock.now(UTC)
+        assert made.action_id is None
+        ids.add(effect_id)
+    assert len(ids) == 200
 
 
 def test_instance_has_what_the_row_has(session: Session) -> None:
