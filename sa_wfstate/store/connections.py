@@ -100,9 +100,9 @@ class Connections:
             with self._bind() as session, session.begin():
                 where = bind_arguments(session, self._mapper, keys, reads=reads)
                 bind = session.get_bind(**where)
+                options = isolation(bind, isolation_level)
                 connection = session.connection(
-                    bind_arguments={"bind": bind},
-                    execution_options=isolation(bind, isolation_level),
+                    bind_arguments={"bind": bind}, execution_options=options
                 )
                 around = self._filtering.get(connection)
                 try:
@@ -110,7 +110,8 @@ class Connections:
                         self._filtering[connection] = session
                     yield connection
                 except NotSupportedError:
-                    if isolation_level == AUTOCOMMIT:
+                    # Not in a transaction of the application: it would be ended.
+                    if AUTOCOMMIT in options.values():
                         forget_plans(connection)
                     raise
                 finally:

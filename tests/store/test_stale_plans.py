@@ -29,7 +29,7 @@ from ..orders import Base, Order, OrderActions, OrderState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
     from ..conftest import Driver
 
@@ -59,6 +59,22 @@ def service_of(engine: Engine) -> ReducerService[OrderState, str]:
 def action(number: int) -> Action[str]:
     """Return an action of the workflow."""
     return Action(workflow_key="o-1", action_id=number, payload="paid")
+
+
+def refuse(connection: Connection, what: str, when: str) -> None:
+    """Let the server refuse statements as it refuses what is not supported."""
+    connection.execute(
+        text(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " RAISE 'not supported' USING ERRCODE = '0A000'; END $$"
+        )
+    )
+    connection.execute(
+        text(
+            f"CREATE TRIGGER refuse BEFORE {what} FOR EACH ROW"
+            f" WHEN ({when}) EXECUTE FUNCTION refuse()"
+        )
+    )
 
 
 class Verbs:
@@ -147,18 +163,7 @@ def test_statement_of_many_rows_is_not_sent_again(engine: Engine) -> None:
     """In autocommit, the rows before the one that was refused are written."""
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE numbers (n int)"))
-        connection.execute(
-            text(
-                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-                " RAISE 'not supported' USING ERRCODE = '0A000'; END $$"
-            )
-        )
-        connection.execute(
-            text(
-                "CREATE TRIGGER refuse BEFORE INSERT ON numbers FOR EACH ROW"
-                " WHEN (NEW.n > 1) EXECUTE FUNCTION refuse()"
-            )
-        )
+        refuse(connection, "INSERT ON numbers", "NEW.n > 1")
     numbers = Table("numbers", MetaData(), Column("n", Integer))
     insert = numbers.insert().returning(numbers.c.n)
     one_by_one = {"insertmanyvalues_page_size": 1}
@@ -168,3 +173,19 @@ def test_statement_of_many_rows_is_not_sent_again(engine: Engine) -> None:
     assert classify(caught.value) is ErrorKind.FATAL
     with engine.connect() as connection:
         assert connection.scalars(text("SELECT n FROM numbers")).all() == [1]
+
+
+def test_store_does_not_end_the_transaction_that_it_joins(engine: Engine) -> None:
+    """What is refused there is told as it is; no driver prepares anew within it."""
+    service_of(engine).handle(action(1))
+    with engine.connect() as connection, connection.begin():
+        refuse(connection, "UPDATE ON orders", "true")
+        joined = sessionmaker(connection, join_transaction_mode="create_savepoint")
+        store = CanonicalStore(joined, Order)
+        with pytest.raises(NotSupportedError, match="not supported"):
+            store.try_commit(
+                base=store.get_state("o-1"),
+                state=OrderState(),
+                provenance=Provenance.now(),
+            )
+        assert connection.in_transaction()
