@@ -7,9 +7,10 @@ each model exactly its fields.
 
 Pydantic itself refuses to dump what is no text, truth value, member or list where one
 is declared, except for None. So these are not looked at: that the text holds no other
-null than those of optional parts is enough. The others are looked at in columns, all of
-one kind in all models of a list at once, by functions of C. That takes a tenth of
-reading the text and comparing. All other values are read back.
+null than those of optional parts is enough. An instance of a subclass of str or list is
+stored as its characters or items, as validation would make it. The other parts are
+looked at in columns, all of one kind in all models of a list at once, by functions of
+C. That takes a tenth of reading the text and comparing. All other values are read back.
 """
 
 from __future__ import annotations
