@@ -31,7 +31,7 @@ from .baseline import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Iterable, MutableMapping
 
     from .session_state import Flush
 
@@ -193,6 +193,14 @@ def prepare_again(
             committed[key] = Kept(state, key, before, written)
     elif key not in committed and baseline is not None and baseline.value is value:
         committed[key] = Kept(state, key, text_of(state, key, baseline), written)
+
+
+def reconsider(states: Iterable[InstanceState[Any]]) -> None:
+    """Let what a flush has settled be compared again: it was refused."""
+    for state in states:
+        for was in state.committed_state.values():
+            if isinstance(was, Kept):
+                was.same = None
 
 
 def has_changes(state: InstanceState[Any]) -> bool:

@@ -175,7 +175,7 @@ def refresh_flush(
     if created or not flush_context.is_deleted(state):  # type: ignore[no-untyped-call]
         operation.effect_id = effect_id_in(values.get("provenance"))
     flush = known.flush
-    if flush is not None and not flush.quiet:
+    if flush is not None and not (created and flush.quiet):
         flush.settle(state, tracked(state))
     if flush_context.post_update_states:
         instance = state.obj()

@@ -50,7 +50,7 @@ class Target(NamedTuple):
 
 
 _TARGET: Final = "sa_wfstate.target"
-_DEFAULT: Final = WorkflowStateMixin.default_provenance
+_DEFAULT_PROVENANCE: Final = WorkflowStateMixin.default_provenance
 
 
 def session_of(state: InstanceState[Any]) -> Session:
@@ -74,10 +74,7 @@ def target_of(
         log = write_log_of(connection)
         known.log.hold(log)
         found = Target(*of_class, log)
-        if (
-            mapper.class_.default_provenance
-            is not WorkflowStateMixin.default_provenance
-        ):
+        if mapper.class_.default_provenance is not _DEFAULT_PROVENANCE:
             found = found._replace(stamp_type=None)
         if flush is not None:
             flush.targets[mapper, connection] = found

@@ -9,25 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from ..commit_listeners import listeners_of
 from ..row.encoded import Encoded, keep_encoded
 from .baseline import located, refuse_none, tracked
 from .collecting import NOT_VALUES
 from .mixin import WorkflowStateMixin
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
-    from sqlalchemy import Connection
-    from sqlalchemy.orm import InstanceState, Mapper, Session
+    from sqlalchemy.orm import InstanceState
 
     from ..row.types import PydanticJSON
     from .collecting import Written
-    from .session_state import Flush
 
-
-MANY: Final = 16
-"""From how many rows on it is worth to ask what a flush calls."""
 
 _UPDATES: Final = ("before_update", "after_update")
 _EVENTS: Final = (
@@ -36,29 +30,6 @@ _EVENTS: Final = (
 )
 _OWN: Final = f"{__package__}.flush"
 """The module whose listeners change no value of the application."""
-_ROOT: Final = __package__.partition(".")[0]
-_OF_SESSIONS: Final = (
-    "after_transaction_create",
-    "after_begin",
-    "pending_to_persistent",
-    "after_flush",
-    "after_flush_postexec",
-)
-_ANYWHERE: Final = frozenset({"sqlalchemy_utils.aggregates"})
-"""A module that listens once it is imported, and changes no instance."""
-_OF_CONNECTIONS: Final = (
-    "engine_connect",
-    "begin",
-    "savepoint",
-    "before_execute",
-    "after_execute",
-    "before_cursor_execute",
-    "after_cursor_execute",
-)
-_OF_DIALECTS: Final = ("do_connect", "do_execute", "do_executemany", "do_setinputsizes")
-_OF_POOLS: Final = ("connect", "first_connect", "checkout")
-_POOLED: Final = frozenset({"sqlalchemy.engine.create", "sqlalchemy.util.langhelpers"})
-"""The modules of SQLAlchemy that listen to a pool."""
 _DEFAULT: Final = WorkflowStateMixin.default_provenance
 
 
@@ -89,64 +60,6 @@ def _has_listeners(dispatch: Any, names: Iterable[str]) -> bool:
             if getattr(listener, "__module__", None) != _OWN:
                 return True
     return False
-
-
-def runs_alone(session: Session, flush: Flush) -> bool:
-    """Return whether *flush*, which has inserted rows, has called no other code.
-
-    Then they hold what it has bound. It is asked of a flush that is quiet and has
-    written nothing but rows of workflows, and takes as long as a few rows.
-    """
-    return not (
-        _listen(session, _OF_SESSIONS, _ANYWHERE)
-        or any(_is_observed(connection) for _, connection in flush.targets)
-        or any(_calls_code(mapper) for mapper, _ in flush.targets)
-    )
-
-
-def _listen(target: Any, names: Iterable[str], known: Collection[str] = ()) -> bool:
-    """Return whether other modules than ours and *known* listen to *target*."""
-    modules = {
-        getattr(listener, "__module__", None)
-        for name in names
-        for listener in getattr(target.dispatch, name)
-    }
-    return any(each not in known and _root(each) != _ROOT for each in modules)
-
-
-def _root(module: str | None) -> str:
-    return (module or "").partition(".")[0]
-
-
-def _is_observed(connection: Connection) -> bool:
-    dialect = connection.dialect
-    return (
-        dialect.is_async  # Other tasks run while it waits.
-        or not dialect.insert_returning  # Or it reads each row.
-        or _listen(connection, _OF_CONNECTIONS)
-        or _listen(dialect, _OF_DIALECTS)
-        or _listen(connection.engine.pool, _OF_POOLS, _POOLED)
-    )
-
-
-def _calls_code(mapper: Mapper[Any]) -> bool:
-    """Return whether an INSERT of a class calls code of the application."""
-    count: Any = mapper.version_id_generator
-    return (
-        bool(listeners_of(mapper))
-        or _listen(mapper.class_manager, ("refresh_flush",))
-        or _root(count.__module__) != "sqlalchemy"
-        or any(_computes(column) for column in mapper.columns)
-    )
-
-
-def _computes(column: Any) -> bool:
-    default = column.default
-    return _root(type(column.type).__module__) not in {"sqlalchemy", _ROOT} or (
-        default is not None
-        and default.is_callable
-        and _root(default.arg.__module__) not in {"uuid", _ROOT}
-    )
 
 
 def prepare_inserts(

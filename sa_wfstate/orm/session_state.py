@@ -42,17 +42,19 @@ class Flush:
 
     It is *executing* after the last before_flush listener. *partial*: only given
     objects are flushed. *quiet*: no listener of the application is called for its rows,
-    so what a row holds need not be noted as soon as it is written. *deletes*: there may
-    be instances to delete. *stamps* are effect ids and texts of the provenances that it
-    makes. *targets* are where the rows of each class are written, by its mapper and the
-    connection. *written* is what it may bind, *settled* what rows hold by now,
-    *readers* are instances that were read and not changed, *touched* is what listeners
-    have read or assigned while it was executing, with its committed value then.
+    so what a new row holds need not be noted as soon as it is written. *deletes*: there
+    may be instances to delete. *stamps* are effect ids and texts of the provenances
+    that it makes. *targets* are where the rows of each class are written, by its mapper
+    and the connection. *written* is what it may bind, *settled* what rows hold by now,
+    *doubtful* what new ones were bound with, if texts differed. *readers* are instances
+    that were read and not changed, *touched* is what listeners have read or assigned
+    while it was executing, with its committed value then.
     """
 
     __slots__ = (
         "_context",
         "deletes",
+        "doubtful",
         "executing",
         "partial",
         "quiet",
@@ -75,6 +77,7 @@ class Flush:
         self.targets: dict[tuple[Mapper[Any], Connection], Any] = {}
         self.written: dict[tuple[InstanceState[Any], str], Encoded] = {}
         self.settled: dict[tuple[InstanceState[Any], str], tuple[Any, str]] = {}
+        self.doubtful: list[tuple[InstanceState[Any], str]] = []
         self.readers: list[InstanceState[Any]] = []
         self.touched: dict[tuple[InstanceState[Any], str], Any] = {}
 
@@ -93,13 +96,14 @@ class Flush:
             place = state, key
             encoded = self.written.get(place)
             if encoded is not None and encoded.bound:
-                text = self.text_of(encoded)
+                text = self.text_of(state, encoded)
                 if text is not None:
                     self.settled.setdefault(place, (encoded.value, text))
 
-    def text_of(self, encoded: Encoded) -> str | None:
+    def text_of(self, state: InstanceState[Any], encoded: Encoded) -> str | None:
         """Return the text that the flush writes of a value."""
-        return (encoded.stored if self.quiet else None) or encoded.text
+        new = self.quiet and state.key is None
+        return (encoded.stored if new else None) or encoded.text
 
     def saves(self, state: InstanceState[Any]) -> bool:
         """Return whether an INSERT or UPDATE of *state* is part of the flush."""

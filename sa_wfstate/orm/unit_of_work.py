@@ -20,9 +20,9 @@ from sqlalchemy.orm.attributes import flag_dirty, flag_modified
 
 from ..row.unread import Unread
 from .baseline import BASELINES, Baseline, baselines_of, changed_among, tracked
-from .collecting import Kept, prepare_update
+from .collecting import Kept, prepare_update, reconsider
 from .mixin import WorkflowStateMixin
-from .new_rows import MANY, calls_listeners, prepare_inserts, runs_alone
+from .new_rows import calls_listeners, prepare_inserts
 from .session_state import Flush, existing_state_of, state_of
 from .tracking import altered_in
 
@@ -54,6 +54,7 @@ def after_transaction_create(session: Session, transaction: SessionTransaction) 
             _look(known, session, flush, context)
         except BaseException:
             transaction.close()  # As if it had not begun: nothing was sent.
+            reconsider(known.touched)
             known.end_flush()
             raise
 
@@ -116,29 +117,21 @@ def _look_at_touched(
     known.idle = readers if len(readers) == len(context.states) else set()
 
 
-def after_flush(session: Session, flush_context: UOWTransaction) -> None:
+def after_flush(session: Session, _: object) -> None:
     known = state_of(session)
     flush = known.flush
     if flush is None:
         return
-    if (
-        known.committing is not None
-        and session.expire_on_commit
-        and flush.quiet
-        and not known.touched
-        and MANY <= len(known.log.pending) == len(flush_context.states)
-        and not session.in_nested_transaction()
-        and runs_alone(session, flush)
-    ):
-        return  # They hold what was written, and expire before they can change.
     settled, touched = flush.settled, known.touched
     in_place: dict[tuple[type[Any], str], bool] = {}
     for place, encoded in flush.written.items():
         state, key = place
         found = settled.get(place)
         if found is None:
-            text = (encoded.stored if flush.quiet else None) or encoded.text
-            if text is None or not (encoded.bound or state.key is None):
+            text, new = flush.text_of(state, encoded), state.key is None
+            if new and flush.quiet and encoded.bound and encoded.stored is None:
+                flush.doubtful.append(place)
+            if text is None or not (encoded.bound or new):
                 continue
             found = settled[place] = encoded.value, text
         instance = state.obj()
@@ -166,6 +159,8 @@ def after_flush_postexec(session: Session, _: object) -> None:
             # The flush has counted it among the written.
             altered.pop(state, None)
     _judge_touched(session, flush)
+    for state, key in flush.doubtful:
+        _write_again(session, state, key)
     if known.committing is None:
         known.flag()
         return
@@ -191,6 +186,11 @@ def _judge_touched(session: Session, flush: Flush) -> None:
             baselines_of(state)[key] = Baseline(value, text)
         elif isinstance(was, LoaderCallableStatus):
             # Assigned to an instance that was expired, it has nothing to differ from.
-            instance = state.obj()
-            if instance is not None and state.session is session:
-                flag_modified(instance, key)
+            _write_again(session, state, key)
+
+
+def _write_again(session: Session, state: InstanceState[Any], key: str) -> None:
+    """Let the next flush write a value, whatever its row holds."""
+    instance = state.obj()
+    if instance is not None and state.session is session and key in state.dict:
+        flag_modified(instance, key)

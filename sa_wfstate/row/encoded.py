@@ -24,8 +24,8 @@ class Encoded:
     application was called since it was dumped, up to where SQLAlchemy has collected the
     changes; or the value is *fixed*: it cannot change. A text is checked only once.
     *locate*, called with the error and *place*, names the row in it. *bound*: the text
-    was passed to the driver. *stored* is the first that was: a later one may be for a
-    statement of the application.
+    was passed to the driver. *stored* is that text; None if it was passed once more and
+    was another one by then: for another row, or for a statement of the application.
     """
 
     __slots__ = (
@@ -96,6 +96,8 @@ class Encoded:
         self.fresh = False
         if not self.bound:
             self.bound, self.stored = True, text
+        elif text != self.stored:
+            self.stored = None
         return text
 
 

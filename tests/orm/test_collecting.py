@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event, inspect, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sa_wfstate import PayloadError, WorkflowStateMixin
@@ -227,3 +227,51 @@ def test_newer_row_is_not_written_over_by_a_quiet_flush(engine: Engine) -> None:
         session.get_one(Page, "1").state = Notes(log=["over"])
         with pytest.raises(SchemaVersionAhead, match=r"'1'.*schema version 2"):
             session.commit()
+
+
+def test_state_of_two_rows_that_changes_between_their_updates_is_in_both(
+    engine: Engine,
+) -> None:
+    """One of them was sent as it was before, or as it was for a moment."""
+    with Session(engine) as session:
+        session.add(Page(workflow_key="2", state=Notes()))
+        session.commit()
+        state = session.get_one(Page, "1").state
+        session.get_one(Page, "2").state = state
+        state.log.append("first")
+
+        def change(_: object, __: object, statement: str, *___: object) -> None:
+            if statement.startswith("UPDATE") and len(state.log) == 1:
+                state.log.append("for a moment")
+
+        def clear(*_: object) -> None:
+            del state.log[1:]
+
+        event.listen(engine, "before_cursor_execute", change)
+        event.listen(session, "after_flush", clear)
+        try:
+            session.flush()
+            session.commit()
+        finally:
+            event.remove(engine, "before_cursor_execute", change)
+    with Session(engine) as session:
+        assert [session.get_one(Page, key).state.log for key in "12"] == [["first"]] * 2
+
+
+def test_history_follows_what_changes_after_a_refused_flush(engine: Engine) -> None:
+    """What that flush had found out about the other rows is forgotten."""
+    with Session(engine) as session:
+        session.add(Page(workflow_key="2", state=Notes()))
+        session.commit()
+        row, broken = session.get_one(Page, "1"), session.get_one(Page, "2")
+        row.state.log.append("first")
+        broken.state.log.append("\0")
+        with pytest.raises(PayloadError):
+            session.flush()
+        row.state.log.clear()
+        assert not inspect(row).attrs.state.history.has_changes()
+        row.state.log.append("second")
+        assert inspect(row).attrs.state.history.has_changes()
+        broken.state.log.clear()
+        session.commit()
+    assert stored(engine) == (2, ["second"])

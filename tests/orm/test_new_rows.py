@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import Engine, event, func, insert, select
+from sqlalchemy import Connection, Engine, event, func, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sa_wfstate import PayloadError, PydanticJSON, WorkflowStateMixin
@@ -266,16 +266,43 @@ def test_what_a_listener_changes_in_a_commit_is_written(
         assert session.get_one(Plain, "0").state.log == [name]
 
 
-def test_rows_without_listeners_are_watched_again_once_they_are_read(
-    engine: Engine,
-) -> None:
-    """Those of a commit that has called no code are only expired by it."""
+def test_what_changes_between_a_flush_and_the_commit_is_written(engine: Engine) -> None:
+    """Also in a listener of the commit that flushes, by a kept reference."""
     with Session(engine) as session:
         made = [Plain(workflow_key=str(n), state=Notes()) for n in range(MANY)]
         session.add_all(made)
-        session.commit()
-        made[0].state.log.append("changed")
+        log = made[0].state.log
+
+        def change(_: object) -> None:
+            session.flush()
+            if not log:
+                log.append("before_commit")
+            assert made[0].state.log is log
+
+        event.listen(session, "before_commit", change)
         session.commit()
     with Session(engine) as session:
         changed = session.get_one(Plain, "0")
-        assert (changed.version, changed.state.log) == (2, ["changed"])
+        assert (changed.version, changed.state.log) == (2, ["before_commit"])
+
+
+@COUNTS
+def test_row_is_written_again_if_its_state_was_sent_elsewhere_as_another_text(
+    engine: Engine, count: int
+) -> None:
+    """Which of the texts the row holds is not known; what the object holds is."""
+    with Session(engine) as session:
+        made = documents(count)
+        session.add_all(made)
+        state = made[0].state
+
+        def copy(_: object, __: object, connection: Connection) -> None:
+            connection.execute(insert(Copy).values(state=state))
+            state.log.append("for a moment")
+
+        event.listen(session, "after_begin", copy)
+        event.listen(session, "after_flush", lambda *_: state.log.clear())
+        session.commit()
+    with Session(engine) as session:
+        row = session.get_one(Document, "0")
+        assert (row.version, row.state.log) == (2, [])
