@@ -83,7 +83,7 @@ def _hold_for(
     Flagged now, the instance would only be reset.
     """
     saved = flush.saves(state)
-    if flush.quiet:
+    if flush.quiet and state.key is None:
         flush.settle(state, (key,))
     if saved:
         prepare_again(state, key, flush, assigned=assigned)

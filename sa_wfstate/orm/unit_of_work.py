@@ -126,11 +126,11 @@ def after_flush(session: Session, _: object) -> None:
     in_place: dict[tuple[type[Any], str], bool] = {}
     for place, encoded in flush.written.items():
         state, key = place
-        found = settled.get(place)
+        found, new = settled.get(place), state.key is None
+        if new and flush.quiet and encoded.bound and encoded.stored is None:
+            flush.doubtful.append(place)
         if found is None:
-            text, new = flush.text_of(state, encoded), state.key is None
-            if new and flush.quiet and encoded.bound and encoded.stored is None:
-                flush.doubtful.append(place)
+            text = flush.text_of(state, encoded)
             if text is None or not (encoded.bound or new):
                 continue
             found = settled[place] = encoded.value, text
