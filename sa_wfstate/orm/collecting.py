@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from sqlalchemy import Column
-from sqlalchemy.orm import InstanceState, LoaderCallableStatus
 from sqlalchemy.orm.attributes import flag_dirty, instance_dict, set_committed_value
 
 from ..errors import PayloadError
@@ -32,6 +31,8 @@ from .baseline import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
+
+    from sqlalchemy.orm import InstanceState
 
     from .session_state import Flush
 
@@ -265,45 +266,3 @@ class Follower:
     """What the row holds of a column that is written only if others are."""
 
     __slots__ = ()
-
-
-class Unstamped(Follower, Before):
-    """The provenance of the row, which an UPDATE replaces by *stamp*, if there is one.
-
-    *was* is what the instance held as the provenance of its row.
-    """
-
-    __slots__ = ("_stamp", "_state", "was")
-
-    def __init__(self, state: InstanceState[Any], was: Any, stamp: Any) -> None:
-        self._state, self.was, self._stamp = state, was, stamp
-
-    @property
-    def known(self) -> bool:
-        return self.was is not None and not isinstance(self.was, LoaderCallableStatus)
-
-    @property
-    def text(self) -> str:  # type: ignore[override]
-        """The JSON of the row; null if it is not known."""
-        if isinstance(self.was, Unread):
-            return self.was.text
-        return (
-            tracked(self._state)["provenance"].dump(self.was) if self.known else "null"
-        )
-
-    def is_still(self, value: Any) -> bool:
-        return self._judge(value, collecting=True)
-
-    def looks_like(self, value: Any) -> bool:
-        return self._judge(value, collecting=False)
-
-    def _judge(self, value: Any, *, collecting: bool) -> bool:
-        stamp = self._stamp
-        if value is not stamp:  # Another listener has read or assigned it.
-            text = tracked(self._state)["provenance"].dump(value)
-            if not isinstance(stamp, Unread) or text != stamp.text:
-                return self.known and text == self.text
-        kept = self._state.committed_state.get("state")
-        if isinstance(kept, Kept) and kept.same is False:
-            return False
-        return not will_write(self._state, collecting=collecting)

@@ -24,7 +24,7 @@ from sqlalchemy.orm.exc import StaleDataError
 from ..errors import VersionNotSeen
 from ..values.row_version import NOTHING, RowVersion
 from .baseline import tracked
-from .collecting import Unstamped, will_write
+from .collecting import will_write
 from .commit_feed import follow_flush
 from .entity import statements_of
 from .flush_operations import confirm, note, session_of, target_of
@@ -32,7 +32,7 @@ from .mixin import WorkflowStateMixin
 from .row_keys import check_insertion, check_replacement, keep_key, key_of
 from .schema_version import follow_state, forget_unwritten
 from .session_state import INNER, existing_state_of, state_of
-from .stamps import set_stamp, stamp_of, stamp_update
+from .stamps import Unstamped, set_stamp, stamp_of, stamp_update
 from .unversioned import write_uncounted
 from .version_guard import effect_id_in, seen_of
 from .write_log import OPERATION, Operation, OperationType

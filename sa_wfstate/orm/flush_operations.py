@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy.orm.exc import StaleDataError
 
 from .entity import statements_by
-from .mixin import WorkflowStateMixin
 from .row_keys import check_key_is_made, key_attributes, key_in, key_of
-from .stamps import text_type
+from .stamps import makes_provenances, text_type
 from .version_guard import effect_id_in, require_row_counts
 from .write_log import OPERATION, Operation, OperationType, write_log_of
 
@@ -50,7 +49,6 @@ class Target(NamedTuple):
 
 
 _TARGET: Final = "sa_wfstate.target"
-_DEFAULT_PROVENANCE: Final = WorkflowStateMixin.default_provenance
 
 
 def session_of(state: InstanceState[Any]) -> Session:
@@ -74,7 +72,7 @@ def target_of(
         log = write_log_of(connection)
         known.log.hold(log)
         found = Target(*of_class, log)
-        if mapper.class_.default_provenance is not _DEFAULT_PROVENANCE:
+        if makes_provenances(mapper.class_):
             found = found._replace(stamp_type=None)
         if flush is not None:
             flush.targets[mapper, connection] = found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..row.encoded import Encoded, keep_encoded
 from .baseline import located, refuse_none, tracked
 from .collecting import NOT_VALUES
-from .mixin import WorkflowStateMixin
+from .stamps import makes_provenances
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +30,6 @@ _EVENTS: Final = (
 )
 _OWN: Final = f"{__package__}.flush"
 """The module whose listeners change no value of the application."""
-_DEFAULT: Final = WorkflowStateMixin.default_provenance
 
 
 def calls_listeners(
@@ -47,9 +46,8 @@ def calls_listeners(
             if mapper in asked:
                 continue
             asked.add(mapper)
-            # It makes the provenances.
-            makes: Any = getattr(mapper.class_, "default_provenance", _DEFAULT)
-            if makes is not _DEFAULT or _has_listeners(mapper.dispatch, names):
+            makes = makes_provenances(mapper.class_)
+            if makes or _has_listeners(mapper.dispatch, names):
                 return True
     return False
 

@@ -6,15 +6,17 @@ row: a flush makes one for each row, and the database takes its text.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel
 from sqlalchemy.orm import LoaderCallableStatus, Mapper
 from sqlalchemy.orm.attributes import set_committed_value
 
-from ..row.unread import Stamp
+from ..row.unread import Before, Stamp, Unread
 from ..values.provenance import Provenance, texts_of_now
-from .collecting import Unstamped, will_bind
+from .baseline import tracked
+from .collecting import Follower, Kept, will_bind, will_write
+from .mixin import WorkflowStateMixin
 from .row_keys import set_read
 
 if TYPE_CHECKING:
@@ -22,6 +24,15 @@ if TYPE_CHECKING:
 
     from ..row.types import PydanticJSON
     from .session_state import Flush
+
+
+_DEFAULT: Final = WorkflowStateMixin.default_provenance
+
+
+def makes_provenances(entity: type[Any]) -> bool:
+    """Return whether a class makes the provenances of its rows by its own code."""
+    makes: Any = getattr(entity, "default_provenance", _DEFAULT)
+    return makes is not _DEFAULT
 
 
 def text_type(mapper: Mapper[Any]) -> PydanticJSON[Any] | None:
@@ -97,3 +108,45 @@ def _updates_later(context: UOWTransaction) -> bool:
             if each.post_update:
                 return True
     return False
+
+
+class Unstamped(Follower, Before):
+    """The provenance of the row, which an UPDATE replaces by *stamp*, if there is one.
+
+    *was* is what the instance held as the provenance of its row.
+    """
+
+    __slots__ = ("_stamp", "_state", "was")
+
+    def __init__(self, state: InstanceState[Any], was: Any, stamp: Any) -> None:
+        self._state, self.was, self._stamp = state, was, stamp
+
+    @property
+    def known(self) -> bool:
+        return self.was is not None and not isinstance(self.was, LoaderCallableStatus)
+
+    @property
+    def text(self) -> str:  # type: ignore[override]
+        """The JSON of the row; null if it is not known."""
+        if isinstance(self.was, Unread):
+            return self.was.text
+        return (
+            tracked(self._state)["provenance"].dump(self.was) if self.known else "null"
+        )
+
+    def is_still(self, value: Any) -> bool:
+        return self._judge(value, collecting=True)
+
+    def looks_like(self, value: Any) -> bool:
+        return self._judge(value, collecting=False)
+
+    def _judge(self, value: Any, *, collecting: bool) -> bool:
+        stamp = self._stamp
+        if value is not stamp:  # Another listener has read or assigned it.
+            text = tracked(self._state)["provenance"].dump(value)
+            if not isinstance(stamp, Unread) or text != stamp.text:
+                return self.known and text == self.text
+        kept = self._state.committed_state.get("state")
+        if isinstance(kept, Kept) and kept.same is False:
+            return False
+        return not will_write(self._state, collecting=collecting)
