@@ -77,6 +77,16 @@ def change_in_place(row: Page) -> None:
     row.state.log.append("first")
 
 
+def when_the_savepoint_begins(session: Session, call: Callable[[], object]) -> None:
+    """Call *call* when the transaction of a flush has begun."""
+
+    def begun(_: object, transaction: Any) -> None:
+        if transaction.parent is not None:
+            call()
+
+    event.listen(session, "after_transaction_create", begun)
+
+
 CHANGES = pytest.mark.parametrize("change", [change_state, change_in_place])
 
 
@@ -91,11 +101,11 @@ def test_what_changes_when_the_savepoint_begins_is_written(
         change(row)
         state = row.state
 
-        def begun(_: object, transaction: Any) -> None:
-            if transaction.parent is not None and len(state.log) == 1:
+        def change_again() -> None:
+            if len(state.log) == 1:
                 (state if kept else row.state).log.append("begun")
 
-        event.listen(session, "after_transaction_create", begun)
+        when_the_savepoint_begins(session, change_again)
         session.commit()
     assert stored(engine) == (2 + kept, ["first", "begun"])
 
@@ -108,12 +118,8 @@ def test_what_is_assigned_when_the_flush_begins_is_written(
     with Session(engine) as session:
         row = session.get_one(Page, "1")
         change(row)
-
-        def begun(_: object, transaction: Any) -> None:
-            if transaction.parent is not None:
-                row.state = Notes(log=["assigned"])
-
-        event.listen(session, "after_transaction_create", begun)
+        assigned = Notes(log=["assigned"])
+        when_the_savepoint_begins(session, lambda: setattr(row, "state", assigned))
         session.commit()
     assert stored(engine) == (2, ["assigned"])
 
@@ -127,11 +133,10 @@ def test_what_is_taken_back_when_the_flush_begins_is_no_write(
         row = session.get_one(Page, "1")
         change(row)
 
-        def begun(_: object, transaction: Any) -> None:
-            if transaction.parent is not None:
-                row.state.log.clear()
+        def take_back() -> None:
+            row.state.log.clear()
 
-        event.listen(session, "after_transaction_create", begun)
+        when_the_savepoint_begins(session, take_back)
         session.commit()
         assert row.version == 1
     assert stored(engine) == (1, [])
