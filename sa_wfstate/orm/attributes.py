@@ -190,6 +190,10 @@ class _UnreadLoader(LoaderStrategy):
                 if column not in compile_state.dedupe_columns:
                     compile_state.dedupe_columns.add(column)
                     kwargs["column_collection"].append(column)
+            # No such column is read: so create_row_processor() is asked for a getter,
+            # once for each compiled statement, not for each execution.
+            (other,) = self._marked.columns
+            kwargs["memoized_populators"][self.parent_property] = other
             return
         loader = self._plain if returning else self._marked
         loader.setup_query(
