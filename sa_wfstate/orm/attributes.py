@@ -23,7 +23,12 @@ from sqlalchemy.orm import (
     Mapper,
     PassiveFlag,
 )
-from sqlalchemy.orm.attributes import History, InstrumentedAttribute, instance_state
+from sqlalchemy.orm.attributes import (
+    History,
+    InstrumentedAttribute,
+    instance_dict,
+    instance_state,
+)
 from sqlalchemy.orm.instrumentation import manager_of_class
 from sqlalchemy.orm.interfaces import LoaderStrategy
 
@@ -70,11 +75,11 @@ class TrackedAttribute(InstrumentedAttribute[Any]):
         if value is None:
             return None
         state: InstanceState[Any] = instance_state(instance)
-        source = None
+        key, source = self.key, None
         if isinstance(value, Unread):
-            value, source = read(state, self.key, value)
-        if take_baseline(state, self.key, value, source) or state.key is None:
-            hold(state, instance, self.key)
+            value, source = read(state, instance_dict(instance), key, value)
+        if take_baseline(state, key, value, source) or state.key is None:
+            hold(state, instance, key)
         return value
 
 
@@ -89,11 +94,11 @@ class _TrackedImpl:
         self, state: Any, dict_: Any, passive: PassiveFlag = PassiveFlag.PASSIVE_OFF
     ) -> Any:
         value = super().get(state, dict_, passive)  # type: ignore[misc]
-        return self._read(state, value) if isinstance(value, Unread) else value
+        return self._read(state, dict_, value) if isinstance(value, Unread) else value
 
-    def _read(self, state: InstanceState[Any], unread: Unread) -> Any:
+    def _read(self, state: InstanceState[Any], held: Any, unread: Unread) -> Any:
         """Build the value, and note what it was: a listener may change it in place."""
-        value, source = read(state, self.key, unread)
+        value, source = read(state, held, self.key, unread)
         take_baseline(state, self.key, value, source)
         return value
 
@@ -108,7 +113,7 @@ class _TrackedImpl:
         if isinstance(old, Unread) and self.dispatch.set:
             # A listener is told what was there; of a row that is broken, its text.
             with suppress(PayloadError):
-                self._read(state, old)
+                self._read(state, dict_, old)
         super().set(state, dict_, value, *args, **kwargs)  # type: ignore[misc]
         if state.session_id is None:
             return
@@ -247,9 +252,12 @@ def _marked(
     current = schema.version
 
     def get(row: Any) -> Unread | None:
-        unread, version = text_of(row), version_of(row)
-        if unread is None or version == current:
-            return unread
+        version = version_of(row)
+        if version == current:
+            return text_of(row)
+        unread = text_of(row)
+        if unread is None:
+            return None
         key = key_of_parts(*(part_of(row) for part_of in parts_of))
         return Unread(schema.mark(unread.text, version, key), load)
 

@@ -66,19 +66,21 @@ def baselines_of(state: InstanceState[Any]) -> dict[str, Baseline]:
     return baselines
 
 
-def read(state: InstanceState[Any], key: str, unread: Unread) -> tuple[Any, str]:
-    """Build the value of an attribute that was not read yet.
+def read(
+    state: InstanceState[Any], held: dict[str, Any], key: str, unread: Unread
+) -> tuple[Any, str]:
+    """Build the value of an attribute that was not read yet, and put it into *held*.
 
-    Returns it with the text that it was built from.
+    Those are the values of the instance. Returns it with the text it was built from.
     """
-    held, text = state.dict, unread.text
+    text = unread.text
     column_type: PydanticJSON[Any] = state.manager.info[BASELINES][key]
     schema = column_type.payload_schema
     if schema is not None:
         # A textual SELECT has not marked it. In a flush, the attribute is ahead.
-        version = state.committed_state.get("schema_version")
-        if not isinstance(version, int) or version < 1:
-            version = held.get("schema_version")
+        version, was = held.get("schema_version"), state.committed_state
+        if was and isinstance(stored := was.get("schema_version"), int) and stored > 0:
+            version = stored
         if version != schema.version:
             text = schema.mark(text, version, _key_of(state))
     try:
@@ -98,8 +100,7 @@ def take_baseline(
     *source* is the text that :func:`read` has just built it from.
     """
     baselines = baselines_of(state)
-    baseline = baselines.get(key)
-    if baseline is not None and baseline.value is value:
+    if key in baselines and baselines[key].value is value:
         return True
     column_type: PydanticJSON[Any] = state.manager.info[BASELINES][key]
     if (

@@ -124,16 +124,17 @@ class SessionState:
     as none ever was.
     """
 
+    between: weakref.WeakSet[InstanceState[Any]] | None = None
+    committing: SessionTransaction | None = None
+    flush: Flush | None = None
+    rebases = False
+    required: dict[tuple[Statements[Any], str], RowVersion] | None = None
+
     def __init__(self) -> None:
         self.touched: dict[InstanceState[Any], object] = {}
-        self.between: weakref.WeakSet[InstanceState[Any]] | None = None
         self.idle: set[InstanceState[Any]] = set()
-        self.committing: SessionTransaction | None = None
-        self.flush: Flush | None = None
-        self.rebases = False
         self.replaced: dict[InstanceState[Any], list[Any]] = {}
         self.log = SessionLog()
-        self.required: dict[tuple[Statements[Any], str], RowVersion] | None = None
 
     def flag(self) -> None:
         """Make the next flush, autoflush or commit look at the touched instances."""
@@ -168,10 +169,9 @@ def existing_state_of(session: Session) -> SessionState | None:
 
 def state_of(session: Session) -> SessionState:
     """Return the state of *session*."""
-    info = session.info
-    known: SessionState | None = info.get(_KEY)
-    if known is None:
-        known = info[_KEY] = SessionState()
+    known: SessionState = session.info.get(_KEY) or session.info.setdefault(
+        _KEY, SessionState()
+    )
     return known
 
 

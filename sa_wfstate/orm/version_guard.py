@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_core import from_json
+from sqlalchemy.orm.attributes import instance_dict
 
 from ..errors import MappingError, VersionNotSeen
 from ..row.unread import Stamp, Unread
@@ -74,7 +75,7 @@ def take_over(state: InstanceState[Any], other: InstanceState[Any]) -> None:
 
 
 def load(state: InstanceState[Any], _: object) -> None:
-    values = state.dict
+    values = instance_dict(state.obj())
     note_key(state)
     provenance = values.get("provenance")
     if provenance is not None and "version" in values and not state.committed_state:
