@@ -31,6 +31,7 @@ from . import (
     stale_loads,
     statement_guard,
     tracking,
+    transactions,
     unit_of_work,
     unversioned,
     version_guard,
@@ -85,7 +86,6 @@ def _of(base: type[Any], listener: Callable[..., None]) -> Callable[..., None]:
 
 
 MAPPED: Final = "after_mapper_constructed"
-BEGUN: Final = "after_transaction_create"
 ALL: Final = {"propagate": True}
 RAW: Final = {"propagate": True, "raw": True}
 # So SQLAlchemy calls the listener itself, without a function around it.
@@ -105,8 +105,8 @@ LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...
     (Mapper, MAPPED, _of(Workflow, unversioned.after_mapper_constructed), {}),
     (Mapper, MAPPED, _of(Workflow, rebasing.after_mapper_constructed), {}),
     (Mapper, MAPPED, _of(AuxiliaryTable, auxiliary.after_mapper_constructed), {}),
-    # A transaction begins.
-    (Session, BEGUN, tracking.after_transaction_create, FIRST),
+    # A transaction begins, that of a flush behind every listener of before_flush.
+    (Session, "after_transaction_create", transactions.after_transaction_create, FIRST),
     (Session, "after_begin", _after_begin, FIRST),
     # A row is loaded, refreshed, expired or attached.
     (Session, "do_orm_execute", statement_guard.do_orm_execute, FIRST),
@@ -116,11 +116,8 @@ LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...
     (Workflow, "refresh", version_guard.refresh, RAW),
     (Workflow, "expire", stale_loads.expire, RAW),
     (Session, "detached_to_persistent", tracking.detached_to_persistent, FIRST | RAW),
-    # A flush: its transaction begins behind every listener of before_flush.
+    # A flush.
     (Session, "before_flush", unit_of_work.before_flush, FIRST),
-    (Session, BEGUN, rebasing.after_transaction_create, FIRST),
-    (Session, BEGUN, unit_of_work.after_transaction_create, FIRST),
-    (Session, BEGUN, flush.after_transaction_create, FIRST),
     (Workflow, "before_insert", flush.before_insert, PLAIN),
     (Workflow, "before_update", flush.before_update, PLAIN),
     (Workflow, "refresh_flush", flush.refresh_flush, RAW),

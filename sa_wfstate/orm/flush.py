@@ -248,13 +248,6 @@ def _unmark(state: InstanceState[Any]) -> None:
             set_committed_value(instance, "provenance", was.was)
 
 
-def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.nested:
-        known = existing_state_of(session)
-        if known is not None:
-            known.log.mark(transaction)
-
-
 def after_commit(session: Session) -> None:
     known = existing_state_of(session)
     if known is not None and not session.in_nested_transaction():

@@ -17,7 +17,7 @@ from .stamps import makes_provenances
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sqlalchemy.orm import InstanceState
+    from sqlalchemy.orm import InstanceState, Mapper
 
     from ..row.types import PydanticJSON
     from .collecting import Written
@@ -32,31 +32,20 @@ _OWN: Final = f"{__package__}.flush"
 """The module whose listeners change no value of the application."""
 
 
-def calls_listeners(
-    *groups: Iterable[InstanceState[Any]], updates: bool = False
-) -> bool:
-    """Return whether a flush of these states calls code of the application for them.
+def calls_listeners(mappers: Iterable[Mapper[Any]], *, updates: bool) -> bool:
+    """Return whether a flush of these classes calls code of the application for rows.
 
     *updates*: it inserts and deletes none.
     """
-    asked, names = set(), _UPDATES if updates else _EVENTS
-    for states in groups:
-        for state in states:
-            mapper = state.manager.mapper  # A class manager takes longer to hash.
-            if mapper in asked:
-                continue
-            asked.add(mapper)
-            makes = makes_provenances(mapper.class_)
-            if makes or _has_listeners(mapper.dispatch, names):
-                return True
-    return False
-
-
-def _has_listeners(dispatch: Any, names: Iterable[str]) -> bool:
-    for name in names:
-        for listener in getattr(dispatch, name):
-            if getattr(listener, "__module__", None) != _OWN:
-                return True
+    names = _UPDATES if updates else _EVENTS
+    for mapper in mappers:
+        if makes_provenances(mapper.class_):
+            return True
+        dispatch: Any = mapper.dispatch
+        for name in names:
+            for listener in getattr(dispatch, name):
+                if getattr(listener, "__module__", None) != _OWN:
+                    return True
     return False
 
 

@@ -21,7 +21,6 @@ from sqlalchemy.orm import (
     RelationshipDirection,
     Session,
     SessionTransaction,
-    SessionTransactionOrigin,
 )
 
 from ..errors import (
@@ -94,14 +93,25 @@ def after_mapper_constructed(mapper: Mapper[Any], cls: type[Any]) -> None:
     mapper.class_manager.info[_RULES] = rules
 
 
-def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.origin is not SessionTransactionOrigin.SUBTRANSACTION:
-        return
-    known = existing_state_of(session)
-    flush = None if known is None else known.flush
-    context = None if flush is None else flush.context
-    if known is None or flush is None or flush.executing or context is None:
-        return
+def may_rebase(known: SessionState, context: UOWTransaction) -> bool:
+    """Return whether a flush has anything to do here."""
+    for mapper in context.mappers:
+        if _RULES in mapper.class_manager.info:
+            return True
+    for state in known.touched:
+        if _RULES in state.manager.info:
+            return True
+    return bool(known.replaced)
+
+
+def rebase_changed(
+    session: Session,
+    transaction: SessionTransaction,
+    known: SessionState,
+    flush: Flush,
+    context: UOWTransaction,
+) -> None:
+    """Rebase the rows that a flush, of which *transaction* has begun, may write."""
     groups, entity = dict[type[Any], list[_Row]](), None
     try:
         for state, references in known.replaced.items():

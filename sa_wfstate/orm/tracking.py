@@ -185,17 +185,14 @@ def after_soft_rollback(session: Session, transaction: SessionTransaction) -> No
             known.end_flush()
 
 
-def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.origin in INNER:
-        return
-    known = existing_state_of(session)
-    if known is not None:
-        for state in known.between or ():
-            instance = state.obj()
-            if instance is not None and state.session is session:
-                known.touched[state] = instance
-        known.between = None
-        known.flag()
+def look_again(session: Session, known: SessionState) -> None:
+    """Look at what was touched before, in the transaction that begins now."""
+    for state in known.between or ():
+        instance = state.obj()
+        if instance is not None and state.session is session:
+            known.touched[state] = instance
+    known.between = None
+    known.flag()
 
 
 def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:

@@ -14,7 +14,6 @@ from sqlalchemy.orm import (
     InstanceState,
     LoaderCallableStatus,
     Session,
-    SessionTransactionOrigin,
 )
 from sqlalchemy.orm.attributes import flag_dirty, flag_modified
 
@@ -23,7 +22,7 @@ from .baseline import BASELINES, Baseline, baselines_of, changed_among, tracked
 from .collecting import Kept, prepare_update, reconsider
 from .mixin import WorkflowStateMixin
 from .new_rows import calls_listeners, prepare_inserts
-from .session_state import Flush, existing_state_of, state_of
+from .session_state import Flush, state_of
 from .tracking import altered_in
 
 if TYPE_CHECKING:
@@ -40,29 +39,27 @@ def before_flush(
     known.flush = Flush(flush_context, partial=bool(objects))
 
 
-def after_transaction_create(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.origin is not SessionTransactionOrigin.SUBTRANSACTION:
-        return
-    known = existing_state_of(session)
-    flush = None if known is None else known.flush
-    if known is None or flush is None or flush.executing:
-        return
-    context = flush.context
-    if context is not None and context.has_work:  # Or the listener of a flush has it.
-        flush.executing = True
-        try:
-            _look(known, session, flush, context)
-        except BaseException:
-            transaction.close()  # As if it had not begun: nothing was sent.
-            reconsider(known.touched)
-            known.end_flush()
-            raise
+def prepare(
+    session: Session,
+    transaction: SessionTransaction,
+    known: SessionState,
+    flush: Flush,
+    context: UOWTransaction,
+) -> None:
+    """Find out what a flush is going to write, of which *transaction* has begun."""
+    flush.executing = True
+    try:
+        _look(known, session, flush, context)
+    except BaseException:
+        transaction.close()  # As if it had not begun: nothing was sent.
+        reconsider(known.touched)
+        known.end_flush()
+        raise
 
 
 def _look(
     known: SessionState, session: Session, flush: Flush, context: UOWTransaction
 ) -> None:
-    """Find out what is going to be written: behind every listener of before_flush."""
     new, deletes = [], False
     for state, (is_deleted, _) in list(context.states.items()):
         if is_deleted:
@@ -71,10 +68,9 @@ def _look(
         elif state.key is None:
             new.append(state)
     if new or known.touched:
+        others = [each.manager.mapper for each in known.touched]
         updates = not (new or deletes)
-        flush.quiet = not calls_listeners(
-            context.states, known.touched, updates=updates
-        )
+        flush.quiet = not calls_listeners({*context.mappers, *others}, updates=updates)
     if new:
         flush.deletes = bool(session.deleted)
         prepare_inserts(new, flush.written, fresh=flush.quiet)
@@ -102,7 +98,8 @@ def _look_at_touched(
         elif listed[0] if listed else flush.partial:
             continue
         elif prepare_update(state, instance, flush):
-            context.register_object(state)
+            if listed is None:
+                context.register_object(state)
         else:
             # Listed, it is not saved: the mapper events of mere readers stay
             # silent, and yet the flush completes, and flags it again.

@@ -25,7 +25,7 @@ Mapper after_mapper_constructed: orm.schema_version.after_mapper_constructed
 Mapper after_mapper_constructed: orm.unversioned.after_mapper_constructed
 Mapper after_mapper_constructed: orm.rebasing.after_mapper_constructed
 Mapper after_mapper_constructed: row.auxiliary.after_mapper_constructed
-Session after_transaction_create: orm.tracking.after_transaction_create
+Session after_transaction_create: orm.transactions.after_transaction_create
 Session after_begin: orm.events._after_begin
 Session do_orm_execute: orm.statement_guard.do_orm_execute
 Session do_orm_execute: orm.stale_loads.do_orm_execute
@@ -35,9 +35,6 @@ WorkflowStateMixin refresh: orm.version_guard.refresh
 WorkflowStateMixin expire: orm.stale_loads.expire
 Session detached_to_persistent: orm.tracking.detached_to_persistent
 Session before_flush: orm.unit_of_work.before_flush
-Session after_transaction_create: orm.rebasing.after_transaction_create
-Session after_transaction_create: orm.unit_of_work.after_transaction_create
-Session after_transaction_create: orm.flush.after_transaction_create
 WorkflowStateMixin before_insert: orm.flush.before_insert
 WorkflowStateMixin before_update: orm.flush.before_update
 WorkflowStateMixin refresh_flush: orm.flush.refresh_flush
