@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from .session_state import Flush
 
     Written: TypeAlias = MutableMapping[tuple[InstanceState[Any], str], Encoded]
-    _Found: TypeAlias = tuple[str, Any, str, str | None]
-    """Key, value and JSON of what is there when a flush begins; the JSON of its row."""
+    _Changed: TypeAlias = list[tuple[str, "Kept | None"]]
+    """Keys, and what the values are compared with if it is known."""
+    _Same: TypeAlias = list[tuple[str, Any, str]]
+    """Keys, values and their JSON."""
 
 NOT_VALUES: Final = (Unread, *SQL)
 
@@ -117,15 +119,13 @@ def prepare_update(state: InstanceState[Any], instance: object, flush: Flush) ->
     Returns whether there is anything that a flush may write.
     """
     baselines, committed = baselines_of(state), state.committed_state
-    written, quiet = flush.written, flush.quiet
     # Looked at first, so that a refused value leaves nothing behind.
     changed, unchanged = _find(state, instance_dict(instance), baselines, flush)
-    for key, _, text, before in changed:
-        if before is not None:
+    for key, kept in changed:
+        if kept is not None:
             # The history shows what the row holds, not the mutated value.
-            kept = Kept(state, key, before, written, found=text, quiet=quiet)
             committed[key] = kept
-    for key, value, text, _ in unchanged:
+    for key, value, text in unchanged:
         if key in committed:
             set_committed_value(instance, key, value)
             baselines[key] = Baseline(value, text)
@@ -136,8 +136,9 @@ def prepare_update(state: InstanceState[Any], instance: object, flush: Flush) ->
     for key, *_ in unchanged:
         if key in baselines:  # Or it cannot change in place.
             before = text_of(state, key, baselines[key])
-            kept = Kept(state, key, before, written, changed=False, quiet=quiet)
-            committed[key] = kept
+            committed[key] = Kept(
+                state, key, before, flush.written, changed=False, quiet=flush.quiet
+            )
     return True
 
 
@@ -146,11 +147,11 @@ def _find(
     held: dict[str, Any],
     baselines: dict[str, Baseline],
     flush: Flush,
-) -> tuple[list[_Found], list[_Found]]:
+) -> tuple[_Changed, _Same]:
     """Return what of *held* differs from the row of *state*, and what does not."""
-    committed = state.committed_state
-    changed: list[_Found] = []
-    unchanged: list[_Found] = []
+    committed, written, quiet = state.committed_state, flush.written, flush.quiet
+    changed: _Changed = []
+    unchanged: _Same = []
     for key, column_type in tracked(state).items():
         assigned, baseline = key in committed, baselines.get(key)
         if not assigned and baseline is None:
@@ -161,13 +162,25 @@ def _find(
         elif value is None:
             refuse_none(state, key)
         elif not isinstance(value, NOT_VALUES):
-            text, before = dump(state, key, value), original(state, key)
+            text = dump(state, key, value)
+            was = committed[key] if assigned else value
+            before = (
+                text_of(state, key, baseline)
+                if baseline is not None and baseline.value is was
+                else original(state, key)
+            )
             same = before is not None and column_type.codec.same(text, before)
             if assigned or not same:
-                encoded = will_bind(flush.written, state, key, value)
+                encoded = will_bind(written, state, key, value)
                 encoded.check(text)  # The same text may be a loss.
-                encoded.fresh = flush.quiet
-            (unchanged if same else changed).append((key, value, text, before))
+                encoded.fresh = quiet
+            if same:
+                unchanged.append((key, value, text))
+            elif before is None:
+                changed.append((key, None))
+            else:
+                kept = Kept(state, key, before, written, found=text, quiet=quiet)
+                changed.append((key, kept))
     return changed, unchanged
 
 

@@ -20,6 +20,7 @@ from .canonical import may_be_respelled, respelled
 from .losses import losses
 from .roundtrip import difference, unstorable
 from .texts import AS_STORED, Texts, first_problem
+from .traits import nodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SHORT = 400
-"""Characters up to which reading a text takes no longer than looking at its value."""
+_SHORT = 40
+"""Characters up to which reading a text takes no longer than looking at one part."""
+_NOT_LOOKED_AT = frozenset(
+    {"bool", "default", "enum", "list", "model-field", "model-fields", "str"}
+)
 
 
 class Codec(Texts[T]):
@@ -74,12 +78,19 @@ class Codec(Texts[T]):
         Returns what it was read as; None without the round trip, and if it survives for
         sure.
         """
-        self.refuse_nul(text, where=where)
+        if "\\" in text:
+            self.refuse_nul(text, where=where)
         if not self.round_trip or (
-            len(text) > _SHORT and self.survive_for_sure([value], text)
+            len(text) > self._short and self.survive_for_sure([value], text)
         ):
             return None
         return self._read_back(value, text, where)
+
+    @cached_property
+    def _short(self) -> int:
+        """Characters up to which reading a text takes no longer."""
+        every = nodes(self.schema)
+        return _SHORT * sum(node["type"] not in _NOT_LOOKED_AT for node in every)
 
     @cached_property
     def survive_for_sure(self) -> Survive:
