@@ -135,9 +135,7 @@ LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...
     (Session, "after_rollback", tracking.after_rollback, FIRST),
     (Session, "after_soft_rollback", tracking.after_soft_rollback, FIRST),
     (Session, "after_soft_rollback", conflicts.after_soft_rollback, FIRST),
-    (Session, "after_transaction_end", tracking.after_transaction_end, FIRST),
-    (Session, "after_transaction_end", flush.after_transaction_end, FIRST),
-    (Session, "after_transaction_end", rebasing.after_transaction_end, FIRST),
+    (Session, "after_transaction_end", transactions.after_transaction_end, FIRST),
 )
 
 METHODS: Final[dict[str, Callable[..., Any]]] = {

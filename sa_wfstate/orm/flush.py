@@ -15,7 +15,6 @@ from sqlalchemy.orm import (
     LoaderCallableStatus,
     Mapper,
     Session,
-    SessionTransaction,
     UOWTransaction,
 )
 from sqlalchemy.orm.attributes import set_committed_value
@@ -31,7 +30,7 @@ from .flush_operations import confirm, note, session_of, target_of
 from .mixin import WorkflowStateMixin
 from .row_keys import check_insertion, check_replacement, keep_key, key_of
 from .schema_version import follow_state, forget_unwritten
-from .session_state import INNER, existing_state_of, state_of
+from .session_state import existing_state_of, state_of
 from .stamps import Unstamped, set_stamp, stamp_of, stamp_update
 from .unversioned import write_uncounted
 from .version_guard import effect_id_in, seen_of
@@ -251,13 +250,4 @@ def _unmark(state: InstanceState[Any]) -> None:
 def after_commit(session: Session) -> None:
     known = existing_state_of(session)
     if known is not None and not session.in_nested_transaction():
-        known.log.forget()
-
-
-def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.origin in INNER:
-        return
-    known = existing_state_of(session)
-    if known is not None:
-        known.log.undo(transaction)  # Nothing is left to undo if it was committed.
         known.log.forget()

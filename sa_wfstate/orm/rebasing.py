@@ -43,7 +43,6 @@ from .merged_row import MergedRow, check_replaced
 from .refusals import refusing
 from .routing import by_shard, connection_for
 from .row_keys import key_of
-from .session_state import INNER, existing_state_of
 from .version_guard import EXPECTED, seen_of
 
 if TYPE_CHECKING:
@@ -132,15 +131,11 @@ def rebase_changed(
         raise
 
 
-def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.origin in INNER:
-        return
-    known = existing_state_of(session)
-    if known is not None and known.replaced:
-        # References to what an expired instance held are void in any case.
-        for state in [*known.replaced]:
-            if state.expired or state.obj() is None:
-                del known.replaced[state]
+def forget_replaced(known: SessionState) -> None:
+    """Forget references to what an expired instance held, void in any case."""
+    for state in [*known.replaced]:
+        if state.expired or state.obj() is None:
+            del known.replaced[state]
 
 
 def _changed_rows(

@@ -195,10 +195,8 @@ def look_again(session: Session, known: SessionState) -> None:
     known.flag()
 
 
-def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    known = existing_state_of(session)
-    if known is None:
-        return
+def end_transaction(known: SessionState, transaction: SessionTransaction) -> None:
+    """Note that *transaction* has ended, and keep what was touched in it."""
     if known.committing is not None:
         known.end_commit(transaction)
     if transaction.origin not in INNER:

@@ -1,7 +1,7 @@
-"""A transaction of a session begins: its own, a savepoint, or that of a flush.
+"""A transaction of a session begins or ends: its own, a savepoint, or that of a flush.
 
 SQLAlchemy begins one for each flush, behind every listener of before_flush, and tells
-of all kinds by one event.
+of all kinds by the same events.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.orm import Session, SessionTransactionOrigin
 
 from . import rebasing, tracking, unit_of_work
-from .session_state import existing_state_of
+from .session_state import INNER, existing_state_of
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import SessionTransaction
@@ -36,3 +36,15 @@ def after_transaction_create(session: Session, transaction: SessionTransaction) 
         known.log.mark(transaction)
     else:
         tracking.look_again(session, known)
+
+
+def after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    known = existing_state_of(session)
+    if known is None:
+        return
+    tracking.end_transaction(known, transaction)
+    if transaction.origin not in INNER:
+        known.log.undo(transaction)  # Nothing is left to undo if it was committed.
+        known.log.forget()
+        if known.replaced:
+            rebasing.forget_replaced(known)

@@ -35,7 +35,8 @@ def before_flush(
     session: Session, flush_context: UOWTransaction, objects: object
 ) -> None:
     known = state_of(session)
-    known.end_flush()  # One that failed before it had a transaction to roll back.
+    if known.flush is not None:  # It failed before it had a transaction to roll back.
+        known.end_flush()
     known.flush = Flush(flush_context, partial=bool(objects))
 
 

@@ -51,9 +51,7 @@ Session after_rollback: orm.attempts.after_rollback
 Session after_rollback: orm.tracking.after_rollback
 Session after_soft_rollback: orm.tracking.after_soft_rollback
 Session after_soft_rollback: orm.conflicts.after_soft_rollback
-Session after_transaction_end: orm.tracking.after_transaction_end
-Session after_transaction_end: orm.flush.after_transaction_end
-Session after_transaction_end: orm.rebasing.after_transaction_end
+Session after_transaction_end: orm.transactions.after_transaction_end
 """
 
 SILENT = """
