@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.orm import InstrumentedAttribute, Mapper, Session
+from sqlalchemy.orm import (
+    InstrumentedAttribute,
+    Mapper,
+    Session,
+    SessionTransactionOrigin,
+)
 
 from ..row import auxiliary
 from ..row.auxiliary import AuxiliaryTable
@@ -31,7 +36,6 @@ from . import (
     stale_loads,
     statement_guard,
     tracking,
-    transactions,
     unit_of_work,
     unversioned,
     version_guard,
@@ -39,9 +43,12 @@ from . import (
 )
 from .mixin import WorkflowStateMixin as Workflow
 from .session_patch import patch_session
+from .session_state import INNER, existing_state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlalchemy.orm import SessionTransaction
 
 
 def _attribute_instrument(
@@ -69,6 +76,40 @@ def _workflow_mapped(_: Mapper[Any], cls: type[Any]) -> None:
 
 def _after_begin(_: Session, __: object, connection: Connection) -> None:
     attend(connection.engine)
+
+
+def _transaction_begun(session: Session, transaction: SessionTransaction) -> None:
+    """Note that a transaction begins: of a session, a savepoint, or a flush."""
+    known = existing_state_of(session)
+    if known is None:
+        return
+    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
+        flush = known.flush
+        context = None if flush is None or flush.executing else flush.context
+        if flush is None or context is None:
+            return
+        if rebasing.may_rebase(known, context):
+            rebasing.rebase_changed(session, transaction, known, flush, context)
+            if known.flush is not flush or flush.executing:
+                return  # The SQL of that has begun another one.
+        if context.has_work:  # Or the listener of a flush has begun it.
+            unit_of_work.prepare(session, transaction, known, flush, context)
+    elif transaction.nested:
+        known.log.mark(transaction)
+    else:
+        tracking.look_again(session, known)
+
+
+def _transaction_ended(session: Session, transaction: SessionTransaction) -> None:
+    known = existing_state_of(session)
+    if known is None:
+        return
+    tracking.end_transaction(known, transaction)
+    if transaction.origin not in INNER:
+        known.log.undo(transaction)  # Nothing is left to undo if it was committed.
+        known.log.forget()
+        if known.replaced:
+            rebasing.forget_replaced(known)
 
 
 def _of(base: type[Any], listener: Callable[..., None]) -> Callable[..., None]:
@@ -106,7 +147,7 @@ LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...
     (Mapper, MAPPED, _of(Workflow, rebasing.after_mapper_constructed), {}),
     (Mapper, MAPPED, _of(AuxiliaryTable, auxiliary.after_mapper_constructed), {}),
     # A transaction begins, that of a flush behind every listener of before_flush.
-    (Session, "after_transaction_create", transactions.after_transaction_create, FIRST),
+    (Session, "after_transaction_create", _transaction_begun, FIRST),
     (Session, "after_begin", _after_begin, FIRST),
     # A row is loaded, refreshed, expired or attached.
     (Session, "do_orm_execute", statement_guard.do_orm_execute, FIRST),
@@ -135,7 +176,7 @@ LISTENERS: Final[tuple[tuple[Any, str, Callable[..., Any], dict[str, bool]], ...
     (Session, "after_rollback", tracking.after_rollback, FIRST),
     (Session, "after_soft_rollback", tracking.after_soft_rollback, FIRST),
     (Session, "after_soft_rollback", conflicts.after_soft_rollback, FIRST),
-    (Session, "after_transaction_end", transactions.after_transaction_end, FIRST),
+    (Session, "after_transaction_end", _transaction_ended, FIRST),
 )
 
 METHODS: Final[dict[str, Callable[..., Any]]] = {

@@ -25,7 +25,7 @@ Mapper after_mapper_constructed: orm.schema_version.after_mapper_constructed
 Mapper after_mapper_constructed: orm.unversioned.after_mapper_constructed
 Mapper after_mapper_constructed: orm.rebasing.after_mapper_constructed
 Mapper after_mapper_constructed: row.auxiliary.after_mapper_constructed
-Session after_transaction_create: orm.transactions.after_transaction_create
+Session after_transaction_create: orm.events._transaction_begun
 Session after_begin: orm.events._after_begin
 Session do_orm_execute: orm.statement_guard.do_orm_execute
 Session do_orm_execute: orm.stale_loads.do_orm_execute
@@ -51,7 +51,7 @@ Session after_rollback: orm.attempts.after_rollback
 Session after_rollback: orm.tracking.after_rollback
 Session after_soft_rollback: orm.tracking.after_soft_rollback
 Session after_soft_rollback: orm.conflicts.after_soft_rollback
-Session after_transaction_end: orm.transactions.after_transaction_end
+Session after_transaction_end: orm.events._transaction_ended
 """
 
 SILENT = """

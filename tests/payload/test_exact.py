@@ -486,3 +486,43 @@ def test_part_that_is_lost_is_found_in_a_long_text() -> None:
     missing.lines[7] = Line.model_construct(count=1)
     with pytest.raises(PayloadError, match=r"lines\.7\.sku"):
         codec.encode(missing)
+
+
+class Parcel(BaseModel):
+    """Texts only: its one part that is looked at is itself."""
+
+    city: str
+    lines: list[str] = []
+
+
+class Bigger(Parcel):
+    """It has a further field."""
+
+    more: str = "m"
+
+
+def test_short_value_is_read_back_only_if_that_takes_less_time() -> None:
+    """A few texts are told by their model; many parts take longer than their JSON."""
+    codec = Codec(Parcel)
+    parcel = Parcel(city="a city of more than forty characters in all")
+    assert codec.check(parcel, codec.dump(parcel)) is None
+    order = Order(there=Place(city="x"))
+    assert CODEC.check(order, CODEC.dump(order)) == order
+
+
+@pytest.mark.parametrize(
+    "parcel",
+    [
+        Bigger(city="c" * 50),
+        with_field(Parcel(city="c" * 50), "more", 1),
+        Parcel.model_construct(city="c" * 50, lines=None),
+    ],
+    ids=["of a subclass", "with an attribute", "with None"],
+)
+def test_one_model_is_doubted_as_many_are(parcel: Parcel) -> None:
+    """It takes another way through the check, to the same answer."""
+    check = exact_check(Codec(Parcel).schema)
+    text = parcel.model_dump_json(warnings=False)
+    assert check is not None
+    assert not check([parcel], text)
+    assert not check([parcel, parcel], f"{text} {text}")
