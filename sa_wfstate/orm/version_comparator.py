@@ -94,8 +94,10 @@ class _SameEffect(FunctionElement[bool]):
 def _in_versions(element: _SameEffect, compiler: SQLCompiler, **kw: Any) -> str:
     column, token = element.clauses.clauses
     # Joined as text: a class has statements of its own, and each compiles this.
-    expressions = (token, cast(column, _TEXT), effect_id_of(column.table))
-    given, version, effect_id = (compiler.process(e, **kw) for e in expressions)
+    given, version = (compiler.process(e, **kw) for e in (token, cast(column, _TEXT)))
+    # Its key is no parameter, which each UPDATE would have to send.
+    kw["literal_binds"] = True
+    effect_id = compiler.process(effect_id_of(column.table), **kw)
     return f"{given} IN ({version}, {version} || ':' || {effect_id})"
 
 

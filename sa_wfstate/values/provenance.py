@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from itertools import chain, repeat
 from os import urandom
 from typing import TYPE_CHECKING, Annotated, Any, Self
 from uuid import UUID
@@ -86,8 +85,8 @@ def texts_of_now() -> Iterator[tuple[str, str]]:
     Without Pydantic, because a flush makes one for each row. All have the same time,
     and the system is asked for randomness once for many.
     """
-    time = datetime.now(UTC).isoformat().removesuffix("+00:00")
-    for many in chain([1], repeat(_MANY)):
+    time, many = datetime.now(UTC).isoformat().removesuffix("+00:00"), 1
+    while True:
         digits = urandom(16 * many).hex()
         for start in range(0, 32 * many, 32):
             effect_id = _effect_id(digits[start : start + 32])
@@ -95,6 +94,7 @@ def texts_of_now() -> Iterator[tuple[str, str]]:
                 effect_id,
                 f'{{"effect_id":"{effect_id}","timestamp":"{time}Z","action_id":null}}',
             )
+        many = _MANY
 
 
 def new_effect_id() -> str:
