@@ -58,6 +58,11 @@ def attach(entity: type[Any], listener: CommitListener) -> None:
     _listeners[mapper] = (*_listeners.get(mapper, ()), listener)
 
 
+def are_attached() -> bool:
+    """Return whether there are commit listeners, of any class."""
+    return bool(_listeners)
+
+
 def listeners_of(mapper: Mapper[Any]) -> tuple[CommitListener, ...]:
     """Return the commit listeners of the class of *mapper*, its parents' first."""
     if not _listeners:

@@ -20,6 +20,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
 
+from ..commit_listeners import are_attached
 from ..errors import VersionNotSeen
 from ..values.row_version import NOTHING, RowVersion
 from .baseline import tracked
@@ -171,12 +172,14 @@ def refresh_flush(
         operation = note(known, target, OperationType.UPDATE, state, values, base)
     operation.sent = True
     created = operation.type is OperationType.INSERT
-    if created or not flush_context.is_deleted(state):  # type: ignore[no-untyped-call]
+    later = flush_context.post_update_states
+    # Of a row to be deleted, nothing but post_update sends an UPDATE.
+    if not later or created or not flush_context.is_deleted(state):  # type: ignore[no-untyped-call]
         operation.effect_id = effect_id_in(values.get("provenance"))
     flush = known.flush
     if flush is not None and not (created and flush.quiet):
         flush.settle(state, tracked(state))
-    if flush_context.post_update_states:
+    if later:
         instance = state.obj()
         if instance is not None:
             # Written by now, it is no reason for another UPDATE.
@@ -230,9 +233,11 @@ def after_flush(session: Session, _: object) -> None:
     known = existing_state_of(session)
     if known is not None:
         for state, operation in known.log.pending.items():
-            if operation.type is not OperationType.INSERT and not operation.sent:
+            if not operation.sent and operation.type is not OperationType.INSERT:
                 _unmark(state)
-        follow_flush(*known.log.flushed())
+        passed, sent = known.log.flushed()
+        if are_attached():
+            follow_flush(passed, sent)
 
 
 def _unmark(state: InstanceState[Any]) -> None:

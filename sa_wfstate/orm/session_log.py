@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import inspect
 from sqlalchemy.orm.attributes import set_committed_value
 
+from ..errors import VersionNotSeen
 from ..values.row_version import RowVersion
+from .row_keys import give_key, key_of, set_read
 from .version_comparator import Expected
-from .version_guard import EXPECTED, expect_seen, saw, saw_write
+from .version_guard import EXPECTED, saw, saw_write, seen_of
 from .write_log import (
     OPERATION,
     Operation,
@@ -55,17 +56,31 @@ class SessionLog:
     ) -> RowVersion:
         """Make the flush check *state* against the version that the code has seen.
 
-        *values* are those of the instance.
+        Or against the one that it has named. *values* are those of the instance.
         """
         self._checked.append(state)
-        return expect_seen(state, values)
+        seen: RowVersion | None = state.info.get(EXPECTED) or seen_of(state)
+        if seen is None:
+            raise VersionNotSeen(state.class_.__name__, key_of(state))
+        values = state.dict if values is None else values
+        if values:  # Or the instance is gone.
+            # Loaded in the middle of the flush, they would be those of another version.
+            version = seen.version
+            if seen.effect_id is not None:
+                version = Expected(version)
+                version.effect_id = seen.effect_id
+            set_read(state, values, "version", version)
+            give_key(state, values)
+        return seen
 
     def _end_flush(self) -> None:
         """Leave plain numbers as the versions of what was checked."""
         for state in self._checked:
-            version, instance = state.dict.get("version"), state.obj()
-            if isinstance(version, Expected) and instance is not None:
-                set_committed_value(instance, "version", int(version))
+            version = state.dict.get("version")
+            if isinstance(version, Expected):
+                instance = state.obj()
+                if instance is not None:
+                    set_committed_value(instance, "version", int(version))
         for state in self.pending:
             state.info.pop(OPERATION, None)
         self._checked.clear()
@@ -77,15 +92,15 @@ class SessionLog:
 
         Returns the first writes of rows that were written twice, and the last writes.
         """
-        passed, sent = self.passed.copy(), list[Operation]()
-        for each in self.pending.values():
+        passed = self.passed.copy()
+        sent: list[Operation] = []
+        for state, each in self.pending.items():
             if each.sent or each.type is not OperationType.UPDATE:
                 sent.append(each)
-                if each.state is not None:
-                    each.state.info.pop(EXPECTED, None)
-        groups: defaultdict[Any, list[Operation]] = defaultdict(list)
-        for each in chain(passed, sent):
-            groups[each.weak_log].append(each)
+                state.info.pop(EXPECTED, None)
+        groups: dict[Any, list[Operation]] = {}
+        for each in passed + sent:
+            groups.setdefault(each.weak_log, []).append(each)
         for group in groups.values():
             self._add(group[0].log, Operations(group))
         self._end_flush()

@@ -12,7 +12,7 @@ compared then. So there is a test of the statements for each kind of mapping.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -44,11 +44,6 @@ class Expected(int):
     """
 
     effect_id: str
-
-    def __new__(cls, version: int, effect_id: str) -> Self:
-        self = super().__new__(cls, version)
-        self.effect_id = effect_id
-        return self
 
     def __reduce__(self) -> Any:
         return int, (int(self),)

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic_core import from_json
 from sqlalchemy.orm.attributes import instance_dict
 
-from ..errors import MappingError, VersionNotSeen
+from ..errors import MappingError
 from ..row.unread import Stamp, Unread
 from ..values.provenance import Provenance
 from ..values.row_version import RowVersion
-from .row_keys import give_key, key_of, note_key, set_read
-from .version_comparator import Expected
+from .row_keys import note_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -43,7 +42,7 @@ def seen_of(state: InstanceState[Any]) -> RowVersion | None:
 
 def effect_id_in(provenance: Any) -> str | None:
     """Return the effect id of what an instance holds as its provenance."""
-    if isinstance(provenance, (Provenance, Stamp)):
+    if isinstance(provenance, (Stamp, Provenance)):
         return provenance.effect_id
     if not isinstance(provenance, Unread):
         return None
@@ -111,27 +110,6 @@ def _see(
     known = seen_of(state) if provenance is None else None
     if known is None or known.version != version:
         state.info[_KEY] = (version, provenance)
-
-
-def expect_seen(
-    state: InstanceState[Any], values: dict[str, Any] | None = None
-) -> RowVersion:
-    """Make the flush check *state* against the version that the code has seen.
-
-    Or against the one that it has named. *values* are those of the instance.
-    """
-    seen: RowVersion | None = state.info.get(EXPECTED) or seen_of(state)
-    if seen is None:
-        raise VersionNotSeen(state.class_.__name__, key_of(state))
-    values = state.dict if values is None else values
-    if values:  # Or the instance is gone.
-        # Loaded in the middle of the flush, they would be those of another version.
-        version: int = seen.version
-        if seen.effect_id is not None:
-            version = Expected(version, seen.effect_id)
-        set_read(state, values, "version", version)
-        give_key(state, values)
-    return seen
 
 
 def require_row_counts(connection: Connection, entity: str) -> None:

@@ -142,7 +142,6 @@ class WriteLog:
     def __init__(self, connection: Connection) -> None:
         self._connection = ref(connection)
         self.weakly = ref(self)
-        self.engine: Engine = connection.engine
         self._groups: list[Operations] = []
         self._savepoints: list[int] = []
         self._followed = False
@@ -162,9 +161,11 @@ class WriteLog:
 
     def add(self, group: Operations) -> None:
         """Add *group* to what the transaction has written."""
-        if not self._followed and self.connection.in_nested_transaction():
-            self._followed, self._outside = True, len(self._groups)
-            type(self).attend_savepoints(self.engine)
+        if not self._followed:
+            connection = self.connection
+            if connection.in_nested_transaction():
+                self._followed, self._outside = True, len(self._groups)
+                type(self).attend_savepoints(connection.engine)
         self._groups.append(group)
 
     def begin_savepoint(self) -> None:
