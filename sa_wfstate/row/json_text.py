@@ -218,3 +218,21 @@ def text_getter(coltype: object, name: str) -> Callable[[Any], str]:
             raise PayloadError(name, "", problem) from None
 
     return text_of
+
+
+def textual_refuser(schema: PayloadSchema) -> Callable[[Any], None]:
+    """Return what refuses a state that textual SQL has selected as plain JSON.
+
+    Every other statement selects it as text, marked with its schema version.
+    """
+
+    def refuse(value: Any) -> None:
+        if value is not None:
+            raise MappingError(
+                schema.entity,
+                "its state is selected by textual SQL without its schema version, on "
+                "which its shape depends; give from_statement() the text() without "
+                "columns(), or call the column plain JSON: column('state', JSONB)",
+            )
+
+    return refuse

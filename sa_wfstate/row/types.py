@@ -31,6 +31,7 @@ from .json_text import (
     json_of,
     state_text,
     text_getter,
+    textual_refuser,
 )
 from .unread import Before, Unread
 
@@ -218,6 +219,9 @@ class PydanticJSON(TypeDecorator[T], Generic[T]):
     def result_processor(
         self, dialect: Dialect, coltype: object
     ) -> Callable[[Any], T | None]:
+        schema = self.payload_schema
+        if schema is not None and schema.upcasters and coltype in JSON_OIDS:
+            return textual_refuser(schema)
         load, text_of = self.codec.load, self._text_getter(coltype)
         return lambda value: None if value is None else load(text_of(value))
 

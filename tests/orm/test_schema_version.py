@@ -299,6 +299,21 @@ def test_getter_of_a_state_is_made_once(
     assert calls == ["state"]
 
 
+@pytest.mark.contract
+def test_textual_columns_do_not_tell_the_schema_version(engine: Engine) -> None:
+    """An old state must not be taken for a current one, and then written as that."""
+    names = "workflow_key, version, schema_version, state"
+    columns = Order.workflow_key, Order.version, Order.schema_version, Order.state
+    orders = text(f"SELECT {names} FROM orders").columns(*columns)
+    states = text("SELECT state FROM orders").columns(Order.__table__.c.state)
+    nothing = text("SELECT CAST(NULL AS JSONB) AS state").columns(Order.state)
+    with Session(engine) as session:
+        for query in select(Order).from_statement(orders), states:
+            with pytest.raises(MappingError, match="by textual SQL without its schema"):
+                session.execute(query).all()
+        assert session.scalars(nothing).all() == [None]
+
+
 def test_old_state_beside_a_schema_version_that_is_newer(engine: Engine) -> None:
     """Its text is of the row that it was read from, not of the one read since."""
     with Session(engine) as session:
