@@ -44,7 +44,7 @@ SWEEPS: Final[dict[str, str]] = {
 """Modules whose statements need no key, each with its reason."""
 
 NO_ROWS: Final = re.compile(
-    r"^(SELECT true|SELECT now\(\)|SET LOCAL|SAVEPOINT|RELEASE|ROLLBACK TO"
+    r"^(BEGIN$|SELECT true|SELECT now\(\)|SET LOCAL|SAVEPOINT|RELEASE|ROLLBACK TO"
     r"|SELECT set_config|SELECT current_setting"
     r"|SELECT CAST\(pg_current_xact_id|SELECT pg_xact_status"
     r"|SELECT CASE WHEN EXISTS \(SELECT FROM pg_extension"
@@ -102,6 +102,10 @@ def _clock_in(statement: str) -> str | None:
     return None
 
 
+PASSES_ON: Final = ("/sqlalchemy/", "/sa_wfstate/row/direct.py")
+"""Where statements go through that another module sends."""
+
+
 class Lint:
     """Looks once at each statement that the library sends."""
 
@@ -131,11 +135,14 @@ class Lint:
 def _sender() -> str | None:
     """Return the module of the package that has called SQLAlchemy, if one has."""
     frame = sys._getframe(2)
-    while frame is not None and "/sqlalchemy/" in frame.f_code.co_filename:
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not any(part in name for part in PASSES_ON):
+            break
         frame = frame.f_back  # type: ignore[assignment]
-    if frame is None:
+    else:
         return None
-    path = Path(frame.f_code.co_filename)
+    path = Path(name)
     if not path.is_relative_to(PACKAGE):
         return None
     return path.relative_to(PACKAGE).as_posix()
